@@ -1,0 +1,1 @@
+"""Jobs that turn images into TFDS datasets, which `hamgan.data.ImageDataset` reads."""

@@ -1,0 +1,1 @@
+"""Evaluation: features, metrics, reference statistics, protocol, runner and report."""

@@ -1,0 +1,260 @@
+"""The generator and the projection discriminator of SAGAN with spectral normalisation in both, and a context module.
+
+Zhang et al. 2019 (SAGAN); Miyato and Koyama 2018 (projection); Geng et al. 2021 (the Hamburger at 32x32).
+
+The published nets are those of image size 128. Other sizes keep its width at each resolution: a generator block that
+ends at resolution r has 16 w * 8 / r channels, a discriminator block 16 w * 4 / r, and never fewer than w.
+"""
+
+import keras
+import tensorflow as tf
+
+from hamgan import context as contexts
+from hamgan.normalization import BatchNorm
+from hamgan.spectral import SpectralConv2D, SpectralDense, SpectralDownConv2D, SpectralEmbedding, SpectralUpConv2D
+
+IMAGE_SIZES = (32, 64, 128, 256)
+
+
+def _check_image_size(image_size):
+    if image_size not in IMAGE_SIZES:
+        raise ValueError(f"image_size must be one of {IMAGE_SIZES}, got {image_size}.")
+
+
+def _check_positive(**sizes):
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+
+
+class UpBlock(keras.layers.Layer):
+    """Residual block of the generator, [B, H, W, C] -> [B, 2H, 2W, filters]."""
+
+    def __init__(self, filters, *, num_classes, norm=BatchNorm, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.num_classes = num_classes
+        self.norm = norm
+        policy = dict(dtype=self.dtype_policy)
+        self.norm_1 = norm(num_classes=num_classes, name="norm_1", **policy)
+        self.conv_1 = SpectralUpConv2D(filters, name="conv_1", **policy)
+        self.norm_2 = norm(num_classes=num_classes, name="norm_2", **policy)
+        self.conv_2 = SpectralConv2D(filters, 3, name="conv_2", **policy)
+        self.shortcut = SpectralConv2D(filters, 1, name="shortcut", **policy)
+
+    def build(self, input_shape):
+        size = 2 * input_shape[1]
+        inner = (None, size, size, self.filters)
+        self.norm_1.build(input_shape)
+        self.conv_1.build(input_shape)
+        self.norm_2.build(inner)
+        self.conv_2.build(inner)
+        self.shortcut.build(input_shape)
+
+    def call(self, x, labels, training=False):
+        y = tf.nn.relu(self.norm_1(x, labels, training=training))
+        y = self.conv_1(y, training=training)
+        y = tf.nn.relu(self.norm_2(y, labels, training=training))
+        y = self.conv_2(y, training=training)
+        # A 1x1 convolution commutes with nearest upsampling: the same values for a quarter of the work.
+        shortcut = self.shortcut(x, training=training)
+        return y + tf.repeat(tf.repeat(shortcut, 2, axis=1), 2, axis=2)
+
+    def get_config(self):
+        return {**super().get_config(), "filters": self.filters, "num_classes": self.num_classes, "norm": self.norm}
+
+
+class DownBlock(keras.layers.Layer):
+    """Residual block of the discriminator, [B, H, W, C] -> [B, H/2, W/2, filters] (or [B, H, W, C] without `down`).
+
+    Args:
+      filters: output channels.
+      down: halve the resolution; without it the shortcut is the identity and `filters` must equal C.
+      first: the block sees the image itself: no ReLU before its first convolution.
+    """
+
+    def __init__(self, filters, *, down=True, first=False, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.down = down
+        self.first = first
+        policy = dict(dtype=self.dtype_policy)
+        self.conv_1 = SpectralConv2D(filters, 3, name="conv_1", **policy)
+        if down:
+            self.conv_2 = SpectralDownConv2D(filters, name="conv_2", **policy)
+            self.shortcut = SpectralConv2D(filters, 1, name="shortcut", **policy)
+        else:
+            self.conv_2 = SpectralConv2D(filters, 3, name="conv_2", **policy)
+
+    def build(self, input_shape):
+        if not self.down and input_shape[-1] != self.filters:
+            raise ValueError(
+                f"{self.name}: an identity shortcut needs filters = input channels, got {self.filters} and {input_shape[-1]}."
+            )
+        self.conv_1.build(input_shape)
+        self.conv_2.build((*input_shape[:-1], self.filters))
+        if self.down:
+            self.shortcut.build(input_shape)
+
+    def call(self, x, training=False):
+        y = x if self.first else tf.nn.relu(x)
+        y = tf.nn.relu(self.conv_1(y, training=training))
+        y = self.conv_2(y, training=training)
+        if not self.down:
+            return x + y
+        # Pooling and a 1x1 convolution commute: the same values for a quarter of the work.
+        return y + self.shortcut(tf.nn.avg_pool2d(x, 2, 2, "VALID"), training=training)
+
+    def get_config(self):
+        return {**super().get_config(), "filters": self.filters, "down": self.down, "first": self.first}
+
+
+class Generator(keras.Model):
+    """z [B, latent_dim], labels int [B] -> images [B, image_size, image_size, 3] in [-1, 1].
+
+    Args:
+      image_size: 32, 64, 128 or 256.
+      num_classes: number of classes.
+      width: w, the base number of channels (64 in the paper).
+      latent_dim: length of z.
+      norm: constructor of the batch norm.
+      context: constructor of a context module (`hamgan.context`), None for none.
+      context_resolution: the module follows the block that ends at this resolution.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size=128,
+        num_classes=1000,
+        width=64,
+        latent_dim=128,
+        norm=BatchNorm,
+        context=contexts.Hamburger,
+        context_resolution=32,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        _check_image_size(image_size)
+        _check_positive(num_classes=num_classes, width=width, latent_dim=latent_dim)
+        self.image_size = image_size
+        self.num_classes = num_classes
+        self.width = width
+        self.latent_dim = latent_dim
+        self.context_resolution = context_resolution
+        policy = dict(dtype=self.dtype_policy)
+
+        self.dense = SpectralDense(4 * 4 * 16 * width, name="dense", **policy)
+        self.dense.build((None, latent_dim))
+        shape = (None, 4, 4, 16 * width)
+        self.blocks = []
+        self.context = None
+        self._context_index = None
+        resolutions = [size for size in (8, 16, 32, 64, 128, 256) if size <= image_size]
+        if context is not None and context_resolution not in resolutions:
+            raise ValueError(
+                f"Generator: context_resolution must be one of {resolutions}, where a block of a {image_size}x{image_size} "
+                f"generator ends; got {context_resolution}."
+            )
+        for index, size in enumerate(resolutions):
+            filters = max(16 * width * 8 // size, width)
+            block = UpBlock(filters, num_classes=num_classes, norm=norm, name=f"block_{index + 1}", **policy)
+            block.build(shape)
+            self.blocks.append(block)
+            shape = (None, size, size, block.filters)
+            if context is not None and size == context_resolution:
+                self._context_index = index
+                self.context = context(num_classes=num_classes, name="context", **policy)
+                self.context.build(shape)
+        self.norm = norm(name="norm", **policy)
+        self.norm.build(shape)
+        self.to_rgb = SpectralConv2D(3, 3, name="to_rgb", **policy)
+        self.to_rgb.build(shape)
+        self.built = True
+
+    def call(self, z, labels, training=False, keys=None):
+        """Args: z [B, latent_dim]; labels int [B]; keys int32 [B, 2] for the context module's initial bases."""
+        x = self.dense(z, training=training)
+        x = tf.reshape(x, [-1, 4, 4, 16 * self.width])
+        for index, block in enumerate(self.blocks):
+            x = block(x, labels, training=training)
+            if index == self._context_index:
+                x = self.context(x, labels, training=training, keys=keys)
+        x = tf.nn.relu(self.norm(x, training=training))
+        return tf.tanh(tf.cast(self.to_rgb(x, training=training), tf.float32))
+
+
+class Discriminator(keras.Model):
+    """images [B, image_size, image_size, 3] in [-1, 1], labels int [B] -> logits [B, 1].
+
+    The logit is a linear function of the features h (summed over the image) plus <h, embedding(label)>.
+
+    Args:
+      image_size: 32, 64, 128 or 256.
+      num_classes: number of classes.
+      width: w, the base number of channels (64 in the paper).
+      context: constructor of a context module (`hamgan.context`), None for none.
+      context_resolution: the module follows the block that ends at this resolution; None: 32, or 16 for images of 32,
+        where the first block ends at 16 already.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size=128,
+        num_classes=1000,
+        width=64,
+        context=contexts.Hamburger,
+        context_resolution=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        _check_image_size(image_size)
+        _check_positive(num_classes=num_classes, width=width)
+        self.image_size = image_size
+        self.num_classes = num_classes
+        self.width = width
+        if context_resolution is None:
+            context_resolution = min(32, image_size // 2)
+        self.context_resolution = context_resolution
+        policy = dict(dtype=self.dtype_policy)
+
+        shape = (None, image_size, image_size, 3)
+        self.blocks = []
+        self.context = None
+        self._context_index = None
+        resolutions = [size for size in (128, 64, 32, 16, 8, 4) if size < image_size]
+        if context is not None and context_resolution not in resolutions:
+            raise ValueError(
+                f"Discriminator: context_resolution must be one of {resolutions}, where a block of a "
+                f"{image_size}x{image_size} discriminator ends; got {context_resolution}."
+            )
+        for index, size in enumerate(resolutions):
+            block = DownBlock(max(16 * width * 4 // size, width), first=index == 0, name=f"block_{index + 1}", **policy)
+            block.build(shape)
+            self.blocks.append(block)
+            shape = (None, size, size, block.filters)
+            if context is not None and size == context_resolution:
+                self._context_index = index
+                self.context = context(name="context", **policy)
+                self.context.build(shape)
+        last = DownBlock(16 * width, down=False, name=f"block_{len(resolutions) + 1}", **policy)
+        last.build(shape)
+        self.blocks.append(last)
+        self.dense = SpectralDense(1, name="dense", **policy)
+        self.dense.build((None, 16 * width))
+        self.embedding = SpectralEmbedding(num_classes, 16 * width, name="embedding", **policy)
+        self.embedding.build()
+        self.built = True
+
+    def call(self, images, labels, training=False, keys=None):
+        """Args: images [B, S, S, 3]; labels int [B]; keys int32 [B, 2] for the context module's initial bases."""
+        x = images
+        for index, block in enumerate(self.blocks):
+            x = block(x, training=training)
+            if index == self._context_index:
+                x = self.context(x, training=training, keys=keys)
+        # Sums over the image and the logit are float32: they add 16 w terms per class of similar size.
+        h = tf.reduce_sum(tf.cast(tf.nn.relu(x), tf.float32), axis=[1, 2])  # [B, 16w]
+        projection = tf.reduce_sum(h * tf.cast(self.embedding(labels, training=training), tf.float32), axis=1, keepdims=True)
+        return tf.cast(self.dense(h, training=training), tf.float32) + projection

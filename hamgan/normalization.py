@@ -1,0 +1,85 @@
+"""Batch norm over the global batch, plain and class-conditional (Ioffe and Szegedy 2015; Dumoulin et al. 2017)."""
+
+import keras
+import tensorflow as tf
+
+
+def global_moments(x):
+    """Mean and variance of each channel over the batches of all replicas.
+
+    Args:
+      x: [B, H, W, C] of this replica, float; every replica holds the same B.
+
+    Returns:
+      (mean, variance), each [C] float32, biased (divided by the count). The gradient passes through both.
+    """
+    mean, variance = tf.nn.moments(tf.cast(x, tf.float32), axes=[0, 1, 2])
+    replicas = tf.distribute.get_replica_context()
+    if replicas is None or replicas.num_replicas_in_sync == 1:
+        return mean, variance
+    count = replicas.num_replicas_in_sync
+    # Two sums, not one of squares: E[x^2] - E[x]^2 cancels where the mean is large.
+    global_mean = replicas.all_reduce("sum", mean) / count
+    global_variance = replicas.all_reduce("sum", variance + tf.square(mean - global_mean)) / count
+    return global_mean, global_variance
+
+
+class BatchNorm(keras.layers.Layer):
+    """Batch norm with moments over the global batch, and one scale and offset per class where there are classes.
+
+    [B, H, W, C] -> [B, H, W, C]. Moments are computed in float32 whatever the compute dtype.
+
+    Args:
+      num_classes: rows of gamma and beta, chosen by the label; None: one row for all.
+      momentum: decay of the moving averages, which start at mean 0 and variance 1 (no zero-debias).
+      epsilon: added to the variance.
+      cross_replica: moments over all replicas; False: each replica's own.
+    """
+
+    def __init__(self, *, num_classes=None, momentum=0.999, epsilon=1e-3, cross_replica=True, **kwargs):
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.cross_replica = cross_replica
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        rows = self.num_classes or 1
+        self.gamma = self.add_weight(name="gamma", shape=(rows, channels), initializer="ones", autocast=False)
+        self.beta = self.add_weight(name="beta", shape=(rows, channels), initializer="zeros", autocast=False)
+        # The mean over replicas: the same number on each where moments are global.
+        moving = dict(shape=(channels,), trainable=False, autocast=False, aggregation="mean")
+        self.moving_mean = self.add_weight(name="moving_mean", initializer="zeros", **moving)
+        self.moving_variance = self.add_weight(name="moving_variance", initializer="ones", **moving)
+
+    def call(self, x, labels=None, training=False):
+        if self.num_classes and labels is None:
+            raise ValueError(f"{self.name} has {self.num_classes} classes: labels are needed, got None.")
+        mean, variance = self._moments(x, training)
+        gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
+        if self.num_classes:
+            gamma, beta = tf.gather(gamma, labels), tf.gather(beta, labels)  # [B, C]
+        scale = gamma * tf.math.rsqrt(variance + self.epsilon)  # [B or 1, C]
+        offset = beta - mean * scale
+        return x * tf.cast(scale[:, None, None], x.dtype) + tf.cast(offset[:, None, None], x.dtype)
+
+    def _moments(self, x, training):
+        if not training:
+            return tf.convert_to_tensor(self.moving_mean), tf.convert_to_tensor(self.moving_variance)
+        if self.cross_replica:
+            mean, variance = global_moments(x)
+        else:
+            mean, variance = tf.nn.moments(tf.cast(x, tf.float32), axes=[0, 1, 2])
+        for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moving.assign(self.momentum * moving + (1 - self.momentum) * tf.stop_gradient(value))
+        return mean, variance
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
+            "momentum": self.momentum,
+            "epsilon": self.epsilon,
+            "cross_replica": self.cross_replica,
+        }

@@ -1,0 +1,145 @@
+"""What a run writes down: metrics.jsonl, one JSON object a line, and files that are always whole.
+
+Every record has "kind" ("train", "evaluation", "event"), "step" (int) and "time" (Unix seconds).
+Paths may be remote (`gs://...`), as `tf.io.gfile` knows them.
+"""
+
+import json
+import os
+import time
+
+import numpy as np
+import tensorflow as tf
+
+
+def append(path, record):
+    """Adds one record as one line; a file that isn't there yet is begun.
+
+    A line is written at once and by a single call, so a killed run cuts at most its own last line,
+    and a later append starts a new one behind it. Remote file systems have no append: there the
+    file is read and written anew, which takes one writer at a time, and time in proportion to the
+    file.
+
+    Args:
+      path: the file, e.g. `model_dir/metrics.jsonl`.
+      record: mapping with "kind" (string), "step" (integer) and anything that JSON can hold; NumPy
+        and TensorFlow scalars and arrays are converted. "time" is added if it is missing. JSON has
+        no NaN and no infinity: they are written as null, because losing the record of a diverging
+        run would be worse.
+
+    Raises:
+      ValueError: "kind" or "step" is missing or of another type, or a value has no form in JSON.
+    """
+    path = os.fspath(path)
+    plain = {str(key): _plain(value, name=key) for key, value in record.items()}
+    kind, step = plain.get("kind"), plain.get("step")
+    if not isinstance(kind, str) or not kind:
+        raise ValueError(
+            f'record["kind"] must be a string like "train" or "evaluation", got {kind!r}'
+        )
+    if not isinstance(step, int) or isinstance(step, bool):
+        raise ValueError(f'record["step"] must be an integer, got {step!r}')
+    plain = {"kind": kind, "step": step, "time": plain.pop("time", time.time()), **plain}
+    line = json.dumps(plain, allow_nan=False).encode() + b"\n"
+
+    if "://" in path:
+        before = _read_bytes(path) if tf.io.gfile.exists(path) else b""
+        write_whole(path, before + _line_break(before[-1:]) + line)
+        return
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(path, "a+b", buffering=0) as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            line = _line_break(file.read(1)) + line
+        file.write(line)
+
+
+def read(path, kind=None):
+    """The records of a file, oldest first.
+
+    Lines that were cut, as a killed run leaves them, are passed over.
+
+    Args:
+      path: the file, local or remote.
+      kind: only records of this kind, e.g. "evaluation"; None for all.
+
+    Returns:
+      A list of dictionaries. A number that was NaN or infinite is None.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file holds something else than JSON objects.
+    """
+    path = os.fspath(path)
+    if not tf.io.gfile.exists(path):
+        raise FileNotFoundError(f"There is no file of records {path!r}")
+    records = []
+    for number, line in enumerate(_read_bytes(path).split(b"\n"), start=1):
+        line = line.decode("utf-8", errors="replace").strip()
+        if not line:
+            continue
+        # The beginning of an object is no object, so a cut line is never taken for a record.
+        if not line.startswith("{"):
+            raise ValueError(
+                f"Each line of {path!r} must be a JSON object, but line {number} is {line[:80]!r}"
+            )
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if kind is None or record.get("kind") == kind:
+            records.append(record)
+    return records
+
+
+def write_whole(path, data):
+    """Writes a file under a temporary name and renames it, so that nobody ever reads half of it.
+
+    Args:
+      path: the file, local or remote; missing folders are made, an existing file is replaced.
+      data: bytes.
+    """
+    path = os.fspath(path)
+    folder = os.path.dirname(path)
+    if folder:
+        tf.io.gfile.makedirs(folder)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with tf.io.gfile.GFile(temporary, "wb") as file:
+            file.write(data)
+        tf.io.gfile.rename(temporary, path, overwrite=True)
+    except BaseException:
+        if tf.io.gfile.exists(temporary):
+            tf.io.gfile.remove(temporary)
+        raise
+
+
+def _line_break(last_byte):
+    return b"" if last_byte in (b"", b"\n") else b"\n"
+
+
+def _read_bytes(path):
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return file.read()
+
+
+def _plain(value, *, name):
+    """`value` in the types of JSON; `name` is the key it stands under, for the error."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _plain(part, name=f"{name}.{key}") for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part, name=name) for part in value]
+    # np.asarray fails on a bfloat16 tensor of rank 0.
+    array = np.asarray(value.numpy() if tf.is_tensor(value) else value)
+    if array.dtype.kind in "biuU":
+        return array.tolist()
+    if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
+        # By way of float64, because bfloat16 has no Python number of its own.
+        array = array.astype(np.float64)
+        return np.where(np.isfinite(array), array.astype(object), None).tolist()
+    raise ValueError(
+        f"record[{name!r}] must be a number, a string, or lists and dictionaries of them, "
+        f"got {value!r}"
+    )

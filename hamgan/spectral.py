@@ -1,0 +1,197 @@
+"""Spectrally normalised layers (Miyato et al. 2018), as the published HamGAN and TF-GAN have them.
+
+A weight is divided by an estimate of its largest singular value, sigma = u^T W v, from one power iteration per forward
+pass. The gradient passes through sigma but not through u and v. `keras.layers.SpectralNormalization` is another layer:
+it overwrites the kernel and stops the gradient through sigma.
+"""
+
+import keras
+import tensorflow as tf
+
+
+def power_iteration(matrix, u):
+    """One power iteration.
+
+    Args:
+      matrix: [rows, columns] float32.
+      u: [rows, 1] float32, the current estimate of the first left singular vector.
+
+    Returns:
+      (u, v), [rows, 1] and [columns, 1], of unit length and constant for the gradient.
+    """
+    matrix = tf.stop_gradient(matrix)
+    v = tf.math.l2_normalize(tf.matmul(matrix, u, transpose_a=True))
+    u = tf.math.l2_normalize(tf.matmul(matrix, v))
+    return u, v
+
+
+class SpectralLayer(keras.layers.Layer):
+    """What the layers below share: a kernel, its persistent vector u, and what the kernel is divided by.
+
+    Args:
+      use_bias: add a bias, initially 0.
+      exact: divide by sigma itself. False divides by max(1, sigma), which leaves a kernel of small norm as it is.
+    """
+
+    def __init__(self, *, use_bias=True, exact=False, **kwargs):
+        super().__init__(**kwargs)
+        self.use_bias = use_bias
+        self.exact = exact
+
+    def _add_kernel(self, shape, *, rows):
+        # Neither is autocast: sigma is taken in float32 whatever the compute dtype, since bfloat16 has 8 bits
+        # for sums over thousands of rows.
+        self.kernel = self.add_weight(name="kernel", shape=shape, initializer="glorot_uniform", autocast=False)
+        # Every replica computes the same u from the same kernel, so one of them is enough to store.
+        self.u = self.add_weight(
+            name="u",
+            shape=(rows, 1),
+            initializer=keras.initializers.RandomNormal(stddev=1.0),
+            trainable=False,
+            autocast=False,
+            aggregation="only_first_replica",
+        )
+
+    def _add_bias(self, size):
+        self.bias = self.add_weight(name="bias", shape=(size,), initializer="zeros") if self.use_bias else None
+
+    def _kernel_matrix(self):
+        """The kernel as the matrix [rows, columns] whose norm counts."""
+        return tf.reshape(self.kernel, [-1, self.kernel.shape[-1]])
+
+    def normalizer(self, training):
+        """What the kernel is divided by, a float32 scalar; the new u is stored when `training`.
+
+        Out of training the iteration is computed all the same, from the stored u.
+        """
+        matrix = self._kernel_matrix()
+        u, v = power_iteration(matrix, tf.convert_to_tensor(self.u))
+        if training:
+            self.u.assign(u)
+        sigma = tf.reduce_sum(u * tf.matmul(matrix, v))
+        return sigma if self.exact else tf.maximum(1.0, sigma)
+
+    def normalized_kernel(self, training):
+        """The kernel divided by its norm, in the compute dtype."""
+        return tf.cast(self.kernel / self.normalizer(training), self.compute_dtype)
+
+    def _with_bias(self, x):
+        return x if self.bias is None else tf.nn.bias_add(x, tf.cast(self.bias, x.dtype))
+
+    def get_config(self):
+        return {**super().get_config(), "use_bias": self.use_bias, "exact": self.exact}
+
+
+class SpectralDense(SpectralLayer):
+    """[B, C] -> [B, units]."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+
+    def build(self, input_shape):
+        self._add_kernel((input_shape[-1], self.units), rows=input_shape[-1])
+        self._add_bias(self.units)
+
+    def call(self, x, training=False):
+        return self._with_bias(tf.matmul(x, self.normalized_kernel(training)))
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+class SpectralConv2D(SpectralLayer):
+    """[B, H, W, C] -> [B, H, W, filters], zero padding, stride 1."""
+
+    def __init__(self, filters, kernel_size, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.kernel_size = kernel_size
+
+    def build(self, input_shape):
+        size, channels = self.kernel_size, input_shape[-1]
+        self._add_kernel((size, size, channels, self.filters), rows=size * size * channels)
+        self._add_bias(self.filters)
+
+    def call(self, x, training=False):
+        return self._with_bias(self._convolve(x, self.normalized_kernel(training)))
+
+    def _convolve(self, x, kernel):
+        return tf.nn.conv2d(x, kernel, strides=1, padding="SAME")
+
+    def get_config(self):
+        return {**super().get_config(), "filters": self.filters, "kernel_size": self.kernel_size}
+
+
+def _spread(kernel):
+    """Full convolution of a kernel [3, 3, I, O] with a 2x2 block of ones: [4, 4, I, O]."""
+    padded = tf.pad(kernel, [[1, 1], [1, 1], [0, 0], [0, 0]])
+    rows = padded[1:] + padded[:-1]
+    return rows[:, 1:] + rows[:, :-1]
+
+
+class SpectralUpConv2D(SpectralConv2D):
+    """Nearest upsampling by 2, then a 3x3 convolution: [B, H, W, C] -> [B, 2H, 2W, filters].
+
+    Computed as one transposed 4x4 convolution of stride 2, which is the same sum with 4/9 of the multiplications and
+    without the upsampled tensor in memory.
+    """
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(filters, 3, **kwargs)
+
+    def _convolve(self, x, kernel):
+        # y[o] = sum_d k[d+1] x[(o+d)//2]: input pixel i meets output o = 2i - 1 + t with weight k[2-t] + k[3-t].
+        kernel = tf.transpose(_spread(tf.reverse(kernel, [0, 1])), [0, 1, 3, 2])
+        shape = tf.shape(x)
+        output_shape = [shape[0], 2 * x.shape[1], 2 * x.shape[2], self.filters]
+        return tf.nn.conv2d_transpose(x, kernel, output_shape, strides=2, padding="SAME")
+
+    def get_config(self):
+        config = super().get_config()
+        del config["kernel_size"]
+        return config
+
+
+class SpectralDownConv2D(SpectralConv2D):
+    """A 3x3 convolution, then 2x2 average pooling: [B, H, W, C] -> [B, H/2, W/2, filters].
+
+    Computed as one 4x4 convolution of stride 2: the same sum with 4/9 of the multiplications.
+    """
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(filters, 3, **kwargs)
+
+    def _convolve(self, x, kernel):
+        return tf.nn.conv2d(x, 0.25 * _spread(kernel), strides=2, padding="SAME")
+
+    def get_config(self):
+        config = super().get_config()
+        del config["kernel_size"]
+        return config
+
+
+class SpectralEmbedding(SpectralLayer):
+    """Labels [B] -> [B, dim]. The matrix whose norm counts is the embedding transposed, [dim, classes]."""
+
+    def __init__(self, num_classes, dim, **kwargs):
+        super().__init__(use_bias=False, **kwargs)
+        self.num_classes = num_classes
+        self.dim = dim
+
+    def build(self, input_shape=None):
+        del input_shape
+        self._add_kernel((self.num_classes, self.dim), rows=self.dim)
+
+    def _kernel_matrix(self):
+        return tf.transpose(self.kernel)
+
+    def call(self, labels, training=False):
+        # Rows are taken first and divided after: the whole table is never written again.
+        rows = tf.gather(tf.convert_to_tensor(self.kernel), labels)
+        return tf.cast(rows / self.normalizer(training), self.compute_dtype)
+
+    def get_config(self):
+        config = {**super().get_config(), "num_classes": self.num_classes, "dim": self.dim}
+        del config["use_bias"]
+        return config

@@ -1,0 +1,133 @@
+"""What the scripts share: flags of a run, the gin configuration and its errors, and the run's folder."""
+
+import difflib
+import inspect
+import os
+import sys
+
+import gin
+import tensorflow as tf
+from absl import app, flags, logging
+
+from hamgan import distribution, experiment, records
+
+FLAGS = flags.FLAGS
+CONFIG_NAME = "config.gin"
+
+# Settings that say how long and how often, not what: a run may go on with others.
+_CHANGEABLE = ("loop.Schedule.", "protocol.Protocol.", "Schedule.", "Protocol.")
+
+
+def define_flags():
+    """Defines the flags of a run."""
+    flags.DEFINE_string("model_dir", None, "The run's folder: checkpoints, metrics, samples. Local or gs://.", required=True)
+    flags.DEFINE_string(
+        "data_dir",
+        os.path.join(os.path.expanduser("~"), "tensorflow_datasets"),
+        "Folder of the prepared TFDS data sets. Local or gs://.",
+    )
+    flags.DEFINE_multi_string(
+        "gin_file", [], "Gin file of the experiment, e.g. configs/digits.gin; default: the configuration in model_dir."
+    )
+    flags.DEFINE_multi_string(
+        "gin_param", [], "One more gin binding, e.g. \"trainer.Trainer.batch_size=512\". May be repeated; wins over files."
+    )
+    flags.DEFINE_enum("accelerator", "auto", distribution.ACCELERATORS, "What to compute on.")
+    flags.DEFINE_string("tpu", "local", "With --accelerator=tpu: 'local' on a TPU VM, else the TPU's name.")
+
+
+def run(main):
+    """Runs a script's main function; wrong use ends with one readable message instead of a stack of calls."""
+
+    def guarded(argv):
+        if len(argv) > 1:
+            raise app.UsageError(f"Arguments without a flag name: {argv[1:]}. Write --name=value.")
+        tf.get_logger().setLevel("ERROR")
+        try:
+            main()
+        except (ValueError, FloatingPointError, FileNotFoundError) as error:
+            logging.debug("Where it happened:", exc_info=True)
+            sys.exit(f"\nERROR: {error}")
+
+    app.run(guarded)
+
+
+def load_experiment():
+    """Parses the configuration of the flags and builds the experiment from it.
+
+    Raises:
+      ValueError: no configuration, a file that isn't there, or a name that nothing has.
+    """
+    gin.add_config_file_search_path(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    gin.config.register_file_reader(lambda path: tf.io.gfile.GFile(path, "r"), tf.io.gfile.exists)
+    saved = os.path.join(FLAGS.model_dir, CONFIG_NAME)
+    files = FLAGS.gin_file
+    if not files:
+        if not tf.io.gfile.exists(saved):
+            shipped = sorted(tf.io.gfile.glob("configs/*.gin"))
+            raise ValueError(
+                f"No configuration: {saved} isn't there and no --gin_file was given. "
+                f"Shipped: {', '.join(shipped) or 'see configs/ of the repository'}."
+            )
+        files = [saved]
+    try:
+        gin.parse_config_files_and_bindings(files, FLAGS.gin_param, finalize_config=True)
+    except (ValueError, OSError, SyntaxError, ImportError, AttributeError, TypeError) as error:
+        raise ValueError(f"The configuration can't be read: {error}\n(files: {files}, parameters: {FLAGS.gin_param})") from error
+    _check_names()
+    return gin.get_configurable(experiment.Experiment)()
+
+
+def _check_names():
+    """Refuses parameters that a constructor would only find unknown when it is called, hours later at worst."""
+    for (_, selector), bindings in gin.config._CONFIG.items():
+        if selector == "gin.macro":
+            continue
+        configurable = gin.config._REGISTRY[selector].wrapped
+        known = [
+            p.name
+            for p in inspect.signature(configurable).parameters.values()
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        ]
+        for name in bindings:
+            if name not in [*known, "dtype", "name"]:
+                near = difflib.get_close_matches(name, known, 1)
+                raise ValueError(
+                    f"{selector} has no parameter {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+                    + f" It has: {', '.join(known)}."
+                )
+
+
+def settle_configuration():
+    """Writes the operative configuration into model_dir, or compares it with the one that is there.
+
+    To be called when everything that the run uses has been built once.
+
+    Raises:
+      ValueError: model_dir belongs to a run with other settings; the differences are listed.
+    """
+    path = os.path.join(FLAGS.model_dir, CONFIG_NAME)
+    # One line per binding, however long, so that lines can be compared.
+    text = gin.operative_config_str(max_line_length=10_000)
+    if tf.io.gfile.exists(path):
+        with tf.io.gfile.GFile(path, "r") as file:
+            before = _bindings(file.read())
+        now = _bindings(text)
+        differing = sorted(
+            name
+            for name in before.keys() | now.keys()
+            if before.get(name) != now.get(name) and not name.startswith(_CHANGEABLE)
+        )
+        if differing:
+            raise ValueError(
+                f"{FLAGS.model_dir} belongs to a run with other settings:\n"
+                + "\n".join(f"  {n} = {before.get(n, '(not set)')} there, {now.get(n, '(not set)')} asked for" for n in differing)
+                + "\nChoose another --model_dir, or leave --gin_file out to go on with the settings that are there."
+            )
+    records.write_whole(path, text.encode())
+
+
+def _bindings(text):
+    """{'scope/module.Class.parameter': value} of a configuration with one binding per line."""
+    lines = [line for line in text.splitlines() if " = " in line and not line.startswith("#")]
+    return dict(line.split(" = ", 1) for line in lines)

@@ -1,0 +1,57 @@
+"""Draws samples from a checkpoint: a labelled grid, and on request single files.
+
+    python scripts/sample.py --model_dir=runs/digits
+    python scripts/sample.py --model_dir=runs/digits --classes=3,7 --per_class=8 --seed=1 --output=threes_and_sevens.png
+    python scripts/sample.py --model_dir=runs/digits --per_class=100 --output=samples.npz
+
+Sample i is a function of (seed, i): the same command gives the same images, on any device up to rounding.
+"""
+
+import io
+import os
+
+import cli
+import numpy as np
+from absl import flags
+
+from hamgan import checkpoints, distribution, loop, pictures, records, sampling
+
+FLAGS = flags.FLAGS
+
+
+def main():
+    experiment = cli.load_experiment()
+    path = checkpoints.find(FLAGS.model_dir, FLAGS.checkpoint)
+    strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu)
+    with strategy.scope():
+        generator = experiment.generator()
+    checkpoints.restore(path, checkpoints.network_variables("generator", generator), partial=True)
+
+    classes = FLAGS.classes or loop.grid_classes(generator.num_classes)
+    classes = [int(c) for c in classes]
+    labels = np.repeat(classes, FLAGS.per_class)
+    batch_size = strategy.num_replicas_in_sync * max(1, min(64, len(labels)) // strategy.num_replicas_in_sync)
+    sampler = sampling.Sampler(generator, strategy=strategy, batch_size=batch_size, seed=FLAGS.seed)
+    images, _ = sampler.sample(len(labels), labels)
+
+    output = FLAGS.output or os.path.join(FLAGS.model_dir, "samples.png")
+    if output.endswith(".npz"):
+        buffer = io.BytesIO()
+        np.savez(buffer, images=pictures.to_uint8(images), labels=labels)
+        records.write_whole(output, buffer.getvalue())
+    elif output.endswith(".png"):
+        names = loop.read_class_names(FLAGS.model_dir, generator.num_classes)
+        pictures.save_grid(output, images, columns=FLAGS.per_class, row_labels=[names[c] for c in classes])
+    else:
+        raise ValueError(f"--output must end in .png (a grid) or .npz (arrays), got {output!r}.")
+    print(f"{len(labels)} samples of {path}: {output}")
+
+
+if __name__ == "__main__":
+    cli.define_flags()
+    flags.DEFINE_string("checkpoint", None, "Path or name (ckpt-1000) of a checkpoint; default: the newest.")
+    flags.DEFINE_list("classes", None, "Labels, one row of the grid each; default: up to ten, evenly spread.")
+    flags.DEFINE_integer("per_class", 10, "Samples of each class.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Seed of the noise.")
+    flags.DEFINE_string("output", None, "File to write, .png or .npz, local or gs://; default: samples.png in model_dir.")
+    cli.run(main)

@@ -1,0 +1,566 @@
+"""hamgan.data: preprocessing against NumPy, the order of the stream, and every error."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from PIL import Image
+from sklearn import datasets
+
+from data_prep import digits
+from hamgan import data
+
+# Height and width: portrait, landscape, square; odd and even differences. In (128, 256) and
+# (61, 93) the square begins at a column that is a multiple of 16: a border of JPEG's blocks.
+SIZES = [(97, 61), (61, 97), (64, 64), (375, 500), (130, 77), (128, 256), (61, 93), (50, 51)]
+NUM_NUMBERED = 30
+
+
+class Made(tfds.core.GeneratorBasedBuilder):
+    """A dataset of given features and examples: the code that is gone when the dataset is read."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    url_infos = None  # as in data_prep/digits.py
+
+    def __init__(self, *, features, splits, **kwargs):
+        self._made_features = features
+        self._made_splits = splits
+        super().__init__(**kwargs)
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(self._made_features)
+        )
+
+    def _split_generators(self, dl_manager):
+        return {name: self._generate_examples(rows) for name, rows in self._made_splits.items()}
+
+    def _generate_examples(self, rows):
+        yield from enumerate(rows)
+
+
+def make(folder, features, num_shards=1, **splits):
+    """Writes a dataset and returns its folder."""
+    builder = Made(features=features, splits=splits, data_dir=str(folder))
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(num_shards=num_shards, try_download_gcs=False)
+    )
+    return str(folder)
+
+
+def oracle(image, size):
+    """Central square of uint8 [h, w, c], corner-aligned bilinear to [size, size, 3]; float64."""
+    height, width, _ = image.shape
+    side = min(height, width)
+    top, left = int(np.ceil(0.5 * (height - side))), int(np.ceil(0.5 * (width - side)))
+    square = image[top : top + side, left : left + side].astype(np.float64)
+    position = np.arange(size) * (side - 1) / (size - 1)
+    low = np.floor(position).astype(int)
+    high = np.minimum(low + 1, side - 1)
+    part = position - low
+    rows = square[low] * (1 - part)[:, None, None] + square[high] * part[:, None, None]
+    both = rows[:, low] * (1 - part)[:, None] + rows[:, high] * part[:, None]
+    return np.repeat(both, 3 // image.shape[2], axis=2) * 2 / 255 - 1
+
+
+def picture(height, width, grey=False):
+    """Colourful waves and hard edges: wrong rows, columns or colours show."""
+    rng = np.random.default_rng(height * 1000 + width)
+    y, x = np.mgrid[:height, :width]
+    waves = [128 + 90 * np.sin(x / 5 + y / 11), 128 + 90 * np.cos(y / 4), (x * 7 + y * 3) % 256]
+    image = np.stack(waves, axis=-1) + rng.normal(0, 15, (height, width, 3))
+    image[::9, :, 0] = 255
+    image[:, ::6, 2] = 0
+    image = np.clip(image, 0, 255).astype(np.uint8)
+    return image[..., 1] if grey else image
+
+
+def encode(image, form, **options):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, form, **options)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory):
+    builder, _ = digits.prepare(str(tmp_path_factory.mktemp("tfds")))
+    return str(builder.data_path.parent.parent)
+
+
+@pytest.fixture(scope="session")
+def photos():
+    """Encoded images of every size: JPEG with and without chroma subsampling, grey JPEG, PNG."""
+    files = []
+    for number, (height, width) in enumerate(SIZES):
+        image = picture(height, width)
+        files += [encode(image, "JPEG", quality=92, subsampling=s) for s in (0, 1, 2)]
+        files += [encode(picture(height, width, grey=True), "JPEG", quality=92)]
+        if number < 2:  # TFDS keeps what it is given, whatever the feature's declared format
+            files += [encode(image, "PNG")]
+    return files
+
+
+@pytest.fixture(scope="session")
+def photos_dir(photos, tmp_path_factory):
+    features = {
+        "image": tfds.features.Image(encoding_format="jpeg"),
+        "label": tfds.features.ClassLabel(names=[f"n{number}" for number in range(len(photos))]),
+        "file_name": tfds.features.Text(),
+    }
+    rows = [
+        {"image": photo, "label": label, "file_name": f"{label}.JPEG"}
+        for label, photo in enumerate(photos)
+    ]
+    return make(
+        tmp_path_factory.mktemp("photos"), features, num_shards=3, train=rows, validation=rows[:7]
+    )
+
+
+@pytest.fixture(scope="session")
+def numbered_dir(tmp_path_factory):
+    """Thirty 4x4 images in four files; example i is labelled i and painted in grey i."""
+    features = {
+        "image": tfds.features.Image(shape=(4, 4, 1)),
+        "label": tfds.features.Scalar(np.int64),
+    }
+    rows = [
+        {"image": np.full((4, 4, 1), label, np.uint8), "label": label}
+        for label in range(NUM_NUMBERED)
+    ]
+    return make(
+        tmp_path_factory.mktemp("numbered"), features, num_shards=4, train=rows, test=rows[:10]
+    )
+
+
+def numbered(folder, **options):
+    options = {"num_classes": NUM_NUMBERED, "reference_split": "test", **options}
+    return data.ImageDataset(name="made", image_size=4, data_dir=folder, **options)
+
+
+def labels_of(batches, count):
+    """Labels of `count` batches, checked against the images: [count, batch]."""
+    result = []
+    for batch in itertools.islice(iter(batches), count):
+        grey = np.rint((batch["image"].numpy() + 1) * 127.5)
+        assert np.all(grey == batch["label"].numpy()[:, None, None, None])
+        result.append(batch["label"].numpy())
+    return np.stack(result)
+
+
+# Preprocessing. In float32 a sample's position is off by up to side * 2^-24 * 2 pixels, which at
+# side 1000 and an edge of 255 grey levels is 0.03 of them: 2.4e-4 on the scale of [-1, 1].
+ROUNDING = 3e-4
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("image_size", [32, 128])
+def test_preprocess_equals_numpy(image_size, channels):
+    rng = np.random.default_rng(0)
+    traced = tf.function(
+        lambda image: data.preprocess(image, image_size),
+        input_signature=[tf.TensorSpec([None, None, None], tf.uint8)],
+    )
+    for height, width in [*SIZES, (1, 1), (1, 5), (2, 3), (8, 8), (31, 1000), (1000, 999)]:
+        image = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+        result = traced(image)
+        assert result.dtype == tf.float32 and result.shape == (image_size, image_size, 3)
+        np.testing.assert_allclose(result, oracle(image, image_size), rtol=0, atol=ROUNDING)
+        np.testing.assert_array_equal(data.preprocess(tf.constant(image), image_size), result)
+
+
+def test_preprocess_has_no_black_border():
+    # crop_and_resize takes the last row of some sizes for outside: 498 to 32 is one.
+    for side in range(480, 520):
+        white = np.full((side, side, 1), 255, np.uint8)
+        np.testing.assert_array_equal(data.preprocess(white, 32), np.ones((32, 32, 3)))
+
+
+def test_preprocess_static_shape():
+    signature = tf.TensorSpec([None, None, None], tf.uint8)
+    traced = tf.function(lambda image: data.preprocess(image, 16), input_signature=[signature])
+    assert traced.get_concrete_function().output_shapes == (16, 16, 3)
+
+
+def read_photos(photos, folder, image_size, split="train"):
+    """(encoded file, its image as ImageDataset gives it), for each example of a split."""
+    dataset = data.ImageDataset(
+        name="made", image_size=image_size, num_classes=len(photos), data_dir=folder
+    )
+    for batch in dataset.reference_batches(split=split, batch_size=5):
+        for image, label in zip(batch["image"].numpy(), batch["label"].numpy(), strict=True):
+            yield photos[label], image
+
+
+@pytest.mark.parametrize("image_size", [32, 128])
+def test_encoded_images_equal_fully_decoded(photos, photos_dir, image_size):
+    # Decoded in full by the same decoder: only the float32 rounding of above is left.
+    count = 0
+    for file, image in read_photos(photos, photos_dir, image_size):
+        whole = tf.io.decode_image(file, channels=3).numpy()
+        np.testing.assert_allclose(image, oracle(whole, image_size), rtol=0, atol=ROUNDING)
+        count += 1
+    assert count == len(photos)
+
+
+def test_encoded_images_agree_with_another_decoder(photos, photos_dir):
+    # TensorFlow's default inverse DCT is the fast one, Pillow's the accurate one: that is up to 6
+    # grey levels for single pixels, and well under 1 in the mean.
+    for file, image in read_photos(photos, photos_dir, 64):
+        whole = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
+        difference = np.abs(image - oracle(whole, 64)) * 127.5
+        assert difference.max() < 8 and difference.mean() < 1
+
+
+def test_digits_equal_numpy(digits_dir):
+    source = datasets.load_digits()
+    scaled = np.floor(source.images * 255 / 16 + 0.5).astype(np.uint8)[..., None]
+    label_of = {image.tobytes(): label for image, label in zip(scaled, source.target, strict=True)}
+    common = {"name": "digits", "num_classes": 10, "data_dir": digits_dir}
+    # At their own size they are not resampled: the stored 8x8 can be read off.
+    small = data.ImageDataset(image_size=8, reference_split="test", **common)
+    large = data.ImageDataset(image_size=32, reference_split="test", **common)
+    seen = 0
+    for split in ("train", "test"):
+        pairs = zip(
+            small.reference_batches(split=split, batch_size=100),
+            large.reference_batches(split=split, batch_size=100),
+            strict=True,
+        )
+        for at_8, at_32 in pairs:
+            stored = np.rint((at_8["image"].numpy()[..., :1] + 1) * 127.5).astype(np.uint8)
+            np.testing.assert_array_equal(at_8["label"], [label_of[i.tobytes()] for i in stored])
+            np.testing.assert_array_equal(at_8["label"], at_32["label"])
+            expected = np.stack([oracle(image, 32) for image in stored])
+            np.testing.assert_allclose(at_32["image"], expected, rtol=0, atol=1e-5)
+            seen += len(stored)
+    assert seen == 1797
+
+
+# Order. `cache_bytes` 0 reads records, the default holds these small splits in memory.
+both_paths = pytest.mark.parametrize("options", [{}, {"cache_bytes": 0}], ids=["memory", "records"])
+
+
+@both_paths
+def test_batches_have_static_shapes(numbered_dir, options):
+    spec = numbered(numbered_dir, **options).train_batches(batch_size=7, seed=0).element_spec
+    assert spec == {
+        "image": tf.TensorSpec([7, 4, 4, 3], tf.float32),
+        "label": tf.TensorSpec([7], tf.int32),
+    }
+
+
+@both_paths
+@pytest.mark.parametrize("shuffle_buffer", [5, 10_000])
+def test_every_epoch_holds_every_example_once_in_a_new_order(numbered_dir, options, shuffle_buffer):
+    dataset = numbered(numbered_dir, shuffle_buffer=shuffle_buffer, **options)
+    # 7 doesn't divide 30: batches run over the epochs' borders.
+    stream = labels_of(dataset.train_batches(batch_size=7, seed=3), 30)
+    epochs = stream.reshape(-1)[: 7 * NUM_NUMBERED].reshape(7, NUM_NUMBERED)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(NUM_NUMBERED))
+    assert len({tuple(epoch) for epoch in epochs}) == 7
+    assert tuple(sorted(epochs[0])) != tuple(epochs[0])
+
+
+def test_batch_larger_than_the_split(numbered_dir):
+    stream = labels_of(numbered(numbered_dir).train_batches(batch_size=75, seed=0), 2).reshape(-1)
+    assert np.bincount(stream).tolist() == [5] * NUM_NUMBERED
+
+
+def test_order_depends_on_the_seed_alone(numbered_dir):
+    first = labels_of(numbered(numbered_dir).train_batches(batch_size=8, seed=11), 20)
+    for options in ({}, {"cache_bytes": 0}):
+        for global_seed in (None, 1, 2):
+            if global_seed is not None:
+                tf.keras.utils.set_random_seed(global_seed)
+            dataset = numbered(numbered_dir, **options)
+            again = labels_of(dataset.train_batches(batch_size=8, seed=11), 20)
+            np.testing.assert_array_equal(again, first)
+        other = labels_of(dataset.train_batches(batch_size=8, seed=12), 20)
+        assert np.any(other != first)
+
+
+def test_photos_in_memory_equal_photos_read(photos, photos_dir):
+    common = {"name": "made", "image_size": 16, "num_classes": len(photos), "data_dir": photos_dir}
+    streams = [
+        data.ImageDataset(**common, **options).train_batches(batch_size=4, seed=5)
+        for options in ({}, {"cache_bytes": 0})
+    ]
+    for held, read in itertools.islice(zip(*map(iter, streams), strict=True), 20):
+        for key in ("image", "label"):
+            np.testing.assert_array_equal(held[key], read[key])
+
+
+@both_paths
+@pytest.mark.parametrize("shuffle_buffer", [5, 10_000])
+def test_entering_at_a_batch_continues_the_stream(numbered_dir, options, shuffle_buffer):
+    dataset = numbered(numbered_dir, shuffle_buffer=shuffle_buffer, **options)
+    stream = labels_of(dataset.train_batches(batch_size=4, seed=3), 48)
+    # 15 batches are two epochs: before, within and after, and exactly at the border.
+    for start in (1, 7, 8, 15, 40):
+        entered = dataset.train_batches(batch_size=4, seed=3, start_batch=start)
+        np.testing.assert_array_equal(labels_of(entered, 8), stream[start : start + 8])
+
+
+@both_paths
+def test_entering_far_in_reads_no_earlier_epoch(numbered_dir, options):
+    # A trillion batches: it would never come to an end if it went through them.
+    dataset = numbered(numbered_dir, **options)
+    far = labels_of(dataset.train_batches(batch_size=3, seed=3, start_batch=10**12), 20)
+    assert all(sorted(epoch) == list(range(NUM_NUMBERED)) for epoch in far.reshape(2, -1))
+
+
+def test_skipped_images_are_not_decoded(tmp_path):
+    good, broken = encode(picture(9, 9), "PNG"), b"\x89PNG but no more"
+    features = {"image": tfds.features.Image(), "label": tfds.features.Scalar(np.int64)}
+    rows = [{"image": broken if label == 4 else good, "label": label} for label in range(12)]
+    make(tmp_path, features, train=rows)
+    dataset = data.ImageDataset(
+        name="made",
+        image_size=8,
+        num_classes=12,
+        reference_split="train",
+        data_dir=str(tmp_path),
+        cache_bytes=0,
+    )
+    before = []
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        for batch in dataset.train_batches(batch_size=1, seed=0):
+            before += batch["label"].numpy().tolist()
+    assert len(before) < 12
+    entered = dataset.train_batches(batch_size=1, seed=0, start_batch=len(before) + 1)
+    rest = [int(batch["label"][0]) for batch in entered.take(11 - len(before))]
+    assert sorted(before + rest) == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11]
+
+
+@both_paths
+@pytest.mark.parametrize("num_shards", [2, 3])
+def test_shards_are_rows_of_the_global_batch(numbered_dir, options, num_shards):
+    dataset = numbered(numbered_dir, **options)
+    whole = labels_of(dataset.train_batches(batch_size=4 * num_shards, seed=9), 12)
+    shards = [
+        labels_of(
+            dataset.train_batches(batch_size=4, seed=9, shard_index=index, num_shards=num_shards),
+            12,
+        )
+        for index in range(num_shards)
+    ]
+    # So they are disjoint and lose nothing: `whole` holds every example once an epoch.
+    np.testing.assert_array_equal(np.concatenate(shards, axis=1), whole)
+    entered = dataset.train_batches(
+        batch_size=4, seed=9, start_batch=5, shard_index=1, num_shards=num_shards
+    )
+    np.testing.assert_array_equal(labels_of(entered, 7), shards[1][5:])
+
+
+# Reference.
+
+
+@both_paths
+def test_reference_holds_every_example_once_in_stored_order(numbered_dir, options):
+    dataset = numbered(numbered_dir, **options)
+    builder = tfds.builder_from_directory(f"{numbered_dir}/made/1.0.0")
+    stored = []
+    for file in builder.info.splits["train"].filepaths:
+        for record in tf.data.TFRecordDataset(str(file)):
+            example = tf.train.Example.FromString(record.numpy())
+            stored += example.features.feature["label"].int64_list.value
+    for _ in range(2):
+        batches = list(dataset.reference_batches(split="train", batch_size=8))
+        assert [len(batch["label"]) for batch in batches] == [8, 8, 8, 6]
+        assert np.concatenate([batch["label"] for batch in batches]).tolist() == stored
+        assert batches[0]["image"].shape == (8, 4, 4, 3)
+        assert batches[0]["label"].dtype == tf.int32
+    assert sorted(stored) == list(range(NUM_NUMBERED))
+    default = list(dataset.reference_batches(batch_size=8))
+    assert sorted(np.concatenate([b["label"] for b in default])) == list(range(10))
+
+
+def test_parts_of_a_split(numbered_dir):
+    dataset = numbered(numbered_dir, train_split="train[:70%]", reference_split="train[70%:]")
+    assert dataset.num_examples("train[:70%]") == 21 and dataset.num_examples("train") == 30
+    trained = labels_of(dataset.train_batches(batch_size=21, seed=0), 3)
+    held_out = labels_of(dataset.reference_batches(batch_size=9), 1)
+    assert {tuple(sorted(epoch)) for epoch in trained} == {tuple(sorted(trained[0]))}
+    assert sorted([*trained[0], *held_out[0]]) == list(range(NUM_NUMBERED))
+
+
+# What a dataset is.
+
+
+def test_found_by_folder(numbered_dir):
+    folder = f"{numbered_dir}/made/1.0.0"
+    common = {"num_classes": NUM_NUMBERED, "reference_split": "test"}
+    for where in (
+        {"name": folder},
+        {"name": "made", "data_dir": folder},
+        {"name": "made:1.0.0", "data_dir": numbered_dir},
+    ):
+        assert data.ImageDataset(**where, **common).num_examples("train") == NUM_NUMBERED
+
+
+def test_class_names(digits_dir, numbered_dir):
+    named = data.ImageDataset(
+        name="digits", num_classes=10, reference_split="test", data_dir=digits_dir
+    )
+    assert named.class_names == list("0123456789")
+    assert numbered(numbered_dir).class_names == [str(n) for n in range(NUM_NUMBERED)]
+
+
+def test_features_under_other_names(tmp_path):
+    features = {
+        "photo": tfds.features.Image(shape=(4, 4, 1)),
+        "kind": tfds.features.ClassLabel(names=["cat", "dog"]),
+        "id": tfds.features.Scalar(np.int64),
+        "depth": tfds.features.Tensor(shape=(4, 4), dtype=np.float32),
+    }
+    rows = [
+        {"photo": np.full((4, 4, 1), kind, np.uint8), "kind": kind, "id": 77, "depth": np.eye(4)}
+        for kind in (0, 1, 1)
+    ]
+    for row in rows:
+        row["depth"] = row["depth"].astype(np.float32)
+    make(tmp_path, features, train=rows)
+    dataset = numbered(str(tmp_path), num_classes=2, reference_split="train")
+    assert dataset.class_names == ["cat", "dog"]
+    assert sorted(labels_of(dataset.reference_batches(batch_size=3), 1)[0]) == [0, 1, 1]
+
+
+# Wrong use.
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("digits", "python data_prep/digits.py --data_dir={0}"),
+        ("imagenet2012", "tfds build imagenet2012 --data_dir={0} --manual_dir=<folder with ILSVRC"),
+        ("cifar10", "tfds build cifar10 --data_dir={0}"),
+    ],
+)
+def test_missing_dataset(tmp_path, name, command):
+    with pytest.raises(ValueError) as error:
+        data.ImageDataset(name=name, data_dir=str(tmp_path))
+    assert command.format(tmp_path) in str(error.value)
+    assert str(tmp_path / name) in str(error.value).split("Prepare it with")[0]
+
+
+def test_folder_of_another_dataset(numbered_dir):
+    with pytest.raises(ValueError, match=r"name \('digits'\).* is 'made'"):
+        data.ImageDataset(name="digits", data_dir=f"{numbered_dir}/made/1.0.0")
+
+
+def test_unknown_split(numbered_dir):
+    message = r"split \('{}'\) must be one of made's splits \['test', 'train'\]"
+    dataset = numbered(numbered_dir)
+    for split in ("validation", "validation[:10%]"):
+        with pytest.raises(ValueError, match=message.format(split).replace("[:10%]", r"\[:10%\]")):
+            dataset.num_examples(split)
+        with pytest.raises(ValueError, match="must be one of made's splits"):
+            dataset.reference_batches(split=split, batch_size=2)
+    for option in ("train_split", "reference_split"):
+        with pytest.raises(ValueError, match=message.format("valid")):
+            numbered(numbered_dir, **{option: "valid"})
+
+
+def test_empty_split(numbered_dir):
+    with pytest.raises(ValueError, match=r"split \('train\[:0\]'\) of made must have examples"):
+        numbered(numbered_dir, train_split="train[:0]")
+
+
+@pytest.mark.parametrize("num_classes", [9, 11, 1000])
+def test_number_of_classes(digits_dir, num_classes):
+    message = rf"num_classes \({num_classes}\) .* digits has, which is 10: set num_classes=10"
+    with pytest.raises(ValueError, match=message):
+        data.ImageDataset(
+            name="digits", num_classes=num_classes, reference_split="test", data_dir=digits_dir
+        )
+
+
+@both_paths
+def test_label_outside_the_classes(numbered_dir, options):
+    dataset = numbered(numbered_dir, num_classes=29, **options)
+    for batches in (
+        lambda: dataset.train_batches(batch_size=NUM_NUMBERED, seed=0),
+        lambda: dataset.reference_batches(split="train", batch_size=NUM_NUMBERED),
+    ):
+        with pytest.raises(
+            tf.errors.InvalidArgumentError, match=r"(?s)Label.*29.*num_classes is.*29"
+        ):
+            next(iter(batches()))
+
+
+def test_negative_label(tmp_path):
+    # TFDS marks unlabelled examples with -1 and accepts that as a class label.
+    features = {
+        "image": tfds.features.Image(shape=(4, 4, 1)),
+        "label": tfds.features.ClassLabel(num_classes=2),
+    }
+    make(tmp_path, features, train=[{"image": np.zeros((4, 4, 1), np.uint8), "label": -1}])
+    dataset = numbered(str(tmp_path), num_classes=2, reference_split="train")
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"(?s)Label.*-1.*num_classes is.*2"):
+        list(dataset.reference_batches(batch_size=1))
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"label": tfds.features.ClassLabel(num_classes=2)}, "an 8-bit image named 'image'"),
+        ({"image": tfds.features.Image(shape=(4, 4, 1))}, "a class label named 'label'"),
+    ],
+)
+def test_dataset_without_image_or_label(tmp_path, features, message):
+    row = {"image": np.zeros((4, 4, 1), np.uint8), "label": 0}
+    make(tmp_path, features, train=[{key: row[key] for key in features}])
+    with pytest.raises(ValueError, match=message):
+        numbered(str(tmp_path), reference_split="train")
+
+
+def test_file_that_lost_records(tmp_path):
+    features = {
+        "image": tfds.features.Image(shape=(4, 4, 1)),
+        "label": tfds.features.Scalar(np.int64),
+    }
+    image = np.zeros((4, 4, 1), np.uint8)
+    make(tmp_path, features, train=[{"image": image, "label": label} for label in range(5)])
+    (path,) = (tmp_path / "made" / "1.0.0").glob("*.tfrecord*")
+    records = list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records[:-1]:
+            writer.write(record)
+    dataset = numbered(str(tmp_path), reference_split="train")
+    with pytest.raises(tf.errors.FailedPreconditionError, match="expected to contain 5 elements"):
+        list(dataset.reference_batches(batch_size=1))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("image_size", 0), ("num_classes", 0), ("shuffle_buffer", 0)]
+)
+def test_constructor_arguments(numbered_dir, option, value):
+    arguments = {"name": "made", "data_dir": numbered_dir, option: value}
+    with pytest.raises(ValueError, match=rf"{option} \({value}\) must be at least 1"):
+        data.ImageDataset(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "rule"),
+    [
+        ("batch_size", 0, "at least 1"),
+        ("start_batch", -1, "at least 0"),
+        ("num_shards", 0, "at least 1"),
+        ("shard_index", 1, r"in \[0, num_shards\)"),
+        ("shard_index", -1, r"in \[0, num_shards\)"),
+        ("seed", -1, r"in \[0, 2\*\*63\)"),
+    ],
+)
+def test_stream_arguments(numbered_dir, option, value, rule):
+    arguments = {"batch_size": 4, "seed": 0, option: value}
+    with pytest.raises(ValueError, match=rf"{option} \({value}\) must be {rule}"):
+        numbered(numbered_dir).train_batches(**arguments)
+
+
+def test_reference_batch_size(numbered_dir):
+    with pytest.raises(ValueError, match=r"batch_size \(0\) must be at least 1"):
+        numbered(numbered_dir).reference_batches(batch_size=0)
