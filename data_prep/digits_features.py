@@ -7,7 +7,6 @@ layer before the last, and `logits` [N, 10]. It does nothing when that is alread
 """
 
 import os
-import shutil
 
 import keras
 import tensorflow as tf
@@ -60,14 +59,10 @@ def build(data_dir: str) -> tuple[str, float]:
     test = digits.reference_batches(batch_size=300).map(lambda b: (b["image"], b["label"]))
     _, accuracy = model.evaluate(test, verbose=0)
 
-    network = keras.Model(
-        model.inputs, {name: model.get_layer(name).output for name in ("pool_3", "logits")}
-    )
+    network = keras.Model(model.inputs, {name: model.get_layer(name).output for name in ("pool_3", "logits")})
 
     class Module(tf.Module):
-        @tf.function(
-            input_signature=[tf.TensorSpec([None, _SIZE, _SIZE, 3], tf.float32, name="images")]
-        )
+        @tf.function(input_signature=[tf.TensorSpec([None, _SIZE, _SIZE, 3], tf.float32, name="images")])
         def __call__(self, images):
             return network(images, training=False)
 
@@ -76,8 +71,11 @@ def build(data_dir: str) -> tuple[str, float]:
     folder = folder_of(data_dir)
     # Written aside and renamed: half of a network never has the final name.
     unfinished = folder + ".unfinished"
+    if tf.io.gfile.exists(unfinished):
+        tf.io.gfile.rmtree(unfinished)
+    tf.get_logger().setLevel("ERROR")  # its notes on assets
     tf.saved_model.save(module, unfinished, signatures={"serving_default": module.__call__})
-    os.rename(unfinished, folder)
+    tf.io.gfile.rename(unfinished, folder)
     return folder, accuracy
 
 
@@ -90,16 +88,13 @@ def main(argv):
     del argv
     data_dir = os.path.expanduser(flags.FLAGS.data_dir)
     folder = folder_of(data_dir)
-    if os.path.exists(os.path.join(folder, "saved_model.pb")):
+    if tf.io.gfile.exists(os.path.join(folder, "saved_model.pb")):
         print(f"Already there: {folder}")
         return
-    shutil.rmtree(folder + ".unfinished", ignore_errors=True)
     folder, accuracy = build(data_dir)
     print(f"{folder}: trained on the training split, accuracy on the test split {accuracy:.3f}")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string(
-        "data_dir", "data", "Folder of the prepared digits; the network is put there too."
-    )
+    flags.DEFINE_string("data_dir", "data", "Folder of the prepared digits; the network is put there too.")
     app.run(main)

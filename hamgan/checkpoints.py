@@ -40,7 +40,10 @@ class Checkpoints:
 
 def network_variables(prefix, owner):
     """{name in checkpoints: tf.Variable} of a Keras model or optimizer."""
-    return {f"{prefix}/{variable.path}": variable.value for variable in owner.variables}
+    named = {f"{prefix}/{variable.path}": variable.value for variable in owner.variables}
+    if len(named) != len(owner.variables):
+        raise ValueError(f"{prefix}: two variables have one name among {sorted(v.path for v in owner.variables)}.")
+    return named
 
 
 def _checkpoint(variables):
@@ -104,7 +107,9 @@ def find(model_dir, name=None):
     if name is None:
         path = tf.train.latest_checkpoint(directory)
         if path is None:
-            raise ValueError(f"No checkpoint in {directory}. Train first: python scripts/train.py --model_dir={model_dir} ...")
+            raise ValueError(
+                f"No checkpoint in {directory}. Train first: python scripts/train.py --model_dir={model_dir} ..."
+            )
         return path
     for path in (name, os.path.join(directory, name)):
         if tf.io.gfile.exists(path + ".index"):

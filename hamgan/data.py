@@ -53,11 +53,8 @@ def _central_square(height: tf.Tensor, width: tf.Tensor) -> tuple[tf.Tensor, tf.
 def _resize(square: tf.Tensor, image_size: int) -> tf.Tensor:
     # Samples where tf.image.crop_and_resize does, but clamps at the border: that one takes a
     # coordinate rounded past the last pixel for outside (side 498, size 32: a black row).
-    pixels = tf.raw_ops.ResizeBilinear(
-        images=square[tf.newaxis], size=[image_size, image_size], align_corners=True
-    )[0]
-    # A division, because 255 * (2 / 255) isn't 2 in float32.
-    return tf.broadcast_to(pixels / 127.5 - 1.0, [image_size, image_size, 3])
+    pixels = tf.raw_ops.ResizeBilinear(images=square[tf.newaxis], size=[image_size, image_size], align_corners=True)[0]
+    return tf.broadcast_to(pixels * (2 / 255) - 1, [image_size, image_size, 3])
 
 
 def _decode_jpeg_square(encoded: tf.Tensor) -> tf.Tensor:
@@ -79,9 +76,7 @@ def _decode(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
     return tf.cond(
         tf.io.is_jpeg(encoded),
         lambda: _resize(_decode_jpeg_square(encoded), image_size),
-        lambda: preprocess(
-            tf.io.decode_image(encoded, channels=3, expand_animations=False), image_size
-        ),
+        lambda: preprocess(tf.io.decode_image(encoded, channels=3, expand_animations=False), image_size),
     )
 
 
@@ -140,9 +135,7 @@ class ImageDataset:
         self._info = _open(name, data_dir).info
         image_key, label_key = _find_features(self._info)
         # Only these two, so that no other feature of a dataset is parsed or decoded.
-        self._features = tfds.features.FeaturesDict(
-            {key: self._info.features[key] for key in (image_key, label_key)}
-        )
+        self._features = tfds.features.FeaturesDict({key: self._info.features[key] for key in (image_key, label_key)})
         self._image_key, self._label_key = image_key, label_key
         self.version = str(self._info.version)
         self.class_names = self._class_names()
@@ -194,9 +187,7 @@ class ImageDataset:
         _check_at_least("start_batch", start_batch, 0)
         _check_at_least("num_shards", num_shards, 1)
         if not 0 <= shard_index < num_shards:
-            raise ValueError(
-                f"shard_index ({shard_index}) must be in [0, num_shards) = [0, {num_shards})."
-            )
+            raise ValueError(f"shard_index ({shard_index}) must be in [0, num_shards) = [0, {num_shards}).")
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed ({seed}) must be in [0, 2**63).")
         global_batch = batch_size * num_shards
@@ -265,9 +256,7 @@ class ImageDataset:
             ) from error
         parts = [part for part in parts if part.take]
         if not parts:
-            raise ValueError(
-                f"split ({split!r}) of {self._info.name} must have examples; it has none."
-            )
+            raise ValueError(f"split ({split!r}) of {self._info.name} must have examples; it has none.")
         take = np.array([part.take for part in parts], np.int64)
         return {
             "path": np.array([os.fspath(part.filename) for part in parts]),
@@ -289,9 +278,7 @@ class ImageDataset:
         return list(label.names)
 
     def _read_file(self, file: dict[str, tf.Tensor]) -> tf.data.Dataset:
-        records = file_adapters.ADAPTER_FOR_FORMAT[self._info.file_format].make_tf_data(
-            file["path"]
-        )
+        records = file_adapters.ADAPTER_FOR_FORMAT[self._info.file_format].make_tf_data(file["path"])
         records = records.skip(file["skip"]).take(file["take"])
         # A file that lost records would shift every later position of the stream: say so.
         return records.apply(tf.data.experimental.assert_cardinality(file["take"]))
@@ -319,12 +306,8 @@ class ImageDataset:
             # after a 0, TensorFlow compares the buffer's seed in Python.
             tf.compat.v1.set_random_seed(1)
             key = tf.stack([tf.constant(seed, tf.int64), epoch])
-            file_key, buffer_key = tf.unstack(
-                tf.random.experimental.stateless_split(key, 2, alg=_ALGORITHM)
-            )
-            file_order = tf.random.experimental.stateless_shuffle(
-                tf.range(num_files), seed=file_key, alg=_ALGORITHM
-            )
+            file_key, buffer_key = tf.unstack(tf.random.experimental.stateless_split(key, 2, alg=_ALGORITHM))
+            file_order = tf.random.experimental.stateless_shuffle(tf.range(num_files), seed=file_key, alg=_ALGORITHM)
             shuffled_files = {name: tf.gather(column, file_order) for name, column in files.items()}
             return (
                 tf.data.Dataset.from_tensor_slices(shuffled_files)
@@ -347,9 +330,7 @@ class ImageDataset:
 
     def _parse(self, record: tf.Tensor) -> dict[str, tf.Tensor]:
         """A serialised example -> {'image': float32 [S, S, 3], 'label': int32 []}."""
-        example = self._features.deserialize_example(
-            record, decoders={self._image_key: tfds.decode.SkipDecoding()}
-        )
+        example = self._features.deserialize_example(record, decoders={self._image_key: tfds.decode.SkipDecoding()})
         label = example[self._label_key]
         tf.debugging.Assert(
             (label >= 0) & (label < self.num_classes),
@@ -402,8 +383,7 @@ def _open(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         builder = tfds.builder_from_directory(data_dir)
         if builder.name != name.split("/")[0].split(":")[0]:
             raise ValueError(
-                f"name ({name!r}) must be the dataset's that data_dir holds: {data_dir} is "
-                f"{builder.name!r}."
+                f"name ({name!r}) must be the dataset's that data_dir holds: {data_dir} is {builder.name!r}."
             )
         return builder
     try:
@@ -437,11 +417,7 @@ def _find_features(info: tfds.core.DatasetInfo) -> tuple[str, str]:
     """Keys of the image and of the label feature."""
 
     def is_image(feature):
-        return (
-            isinstance(feature, tfds.features.Image)
-            and feature.np_dtype == np.uint8
-            and len(feature.shape) == 3
-        )
+        return isinstance(feature, tfds.features.Image) and feature.np_dtype == np.uint8 and len(feature.shape) == 3
 
     def is_class(feature):
         return isinstance(feature, tfds.features.ClassLabel)

@@ -23,6 +23,9 @@ def create_strategy(accelerator="auto", tpu="local"):
             accelerator = "tpu"
         else:
             accelerator = "gpu" if tf.config.list_physical_devices("GPU") else "cpu"
+    # TensorFlow 2.20's remapper fails on residual blocks ("fanout ... exist for missing node"): it prints an error and
+    # leaves the graph as it was.
+    tf.config.optimizer.set_experimental_options({"remapping": False})
     if accelerator == "tpu":
         return _tpu_strategy(tpu)
     devices = tf.config.list_logical_devices(accelerator.upper())

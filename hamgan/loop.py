@@ -64,11 +64,11 @@ class Log:
                     tf.summary.scalar(prefix + name, value)
         self._writer.flush()
 
-    def write_picture(self, name, images, step):
-        """Shows an image grid [H, W, 3] uint8 in TensorBoard."""
-        with self._writer.as_default(step=step):
-            tf.summary.image(name, images[None])
-        self._writer.flush()
+    def evaluated_steps(self):
+        """The steps that have an evaluation record already."""
+        if not tf.io.gfile.exists(self._path):
+            return set()
+        return {record["step"] for record in records.read(self._path, kind="evaluation")}
 
 
 def grid_classes(num_classes):
@@ -169,10 +169,13 @@ def train(*, trainer, dataset, schedule, model_dir, evaluator=None, progress=Tru
     )
     status = {}
 
-    def do_what_is_due(path):
-        if step % schedule.sample_every == 0 or step == schedule.num_steps:
+    def is_due(period):
+        return step % period == 0 or step == schedule.num_steps
+
+    def sample_and_evaluate(path):
+        if is_due(schedule.sample_every):
             grid.draw(os.path.join(model_dir, "samples", f"step-{step:08d}.png"), title=f"step {step:,}")
-        if evaluator and (step % schedule.evaluate_every == 0 or step == schedule.num_steps):
+        if evaluator and is_due(schedule.evaluate_every) and step not in log.evaluated_steps():
             record = evaluator.evaluate(checkpoint=path, step=step)
             log.write(record)
             status["FID"] = f"{record['fid']:.2f}"
@@ -181,7 +184,8 @@ def train(*, trainer, dataset, schedule, model_dir, evaluator=None, progress=Tru
     with bar:
         if path is None:
             path = saved.save()
-            do_what_is_due(path)
+        # Of a run that goes on too: it may have ended between a checkpoint and its evaluation.
+        sample_and_evaluate(path)
         batches = trainer.batches(dataset) if step < schedule.num_steps else None
         while step < schedule.num_steps:
             num_steps = schedule.steps_until_due(step)
@@ -210,8 +214,9 @@ def train(*, trainer, dataset, schedule, model_dir, evaluator=None, progress=Tru
             status.update(D=f"{metrics['loss/discriminator']:.3f}", G=f"{metrics['loss/generator']:.3f}")
             bar.set_postfix(status, refresh=False)
             bar.update(num_steps)
-            evaluates = evaluator and step % schedule.evaluate_every == 0
-            if step % schedule.save_every == 0 or step == schedule.num_steps or evaluates:
+            # What is evaluated is saved first: a record names a checkpoint that exists.
+            if is_due(schedule.save_every) or (evaluator and is_due(schedule.evaluate_every)):
                 path = saved.save()
-            do_what_is_due(path)
+            sample_and_evaluate(path)
+    grid.draw(os.path.join(model_dir, "samples.png"))
     return path

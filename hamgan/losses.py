@@ -20,9 +20,7 @@ def hinge_discriminator(real_logits: tf.Tensor, fake_logits: tf.Tensor) -> tf.Te
       ValueError: when the shapes differ.
     """
     # Without the collection: it is TF1's list of losses, which nothing here would ever empty.
-    return tfgan.wasserstein_hinge_discriminator_loss(
-        real_logits, fake_logits, loss_collection=None
-    )
+    return tfgan.wasserstein_hinge_discriminator_loss(real_logits, fake_logits, loss_collection=None)
 
 
 def hinge_generator(fake_logits: tf.Tensor) -> tf.Tensor:

@@ -256,5 +256,7 @@ class Discriminator(keras.Model):
                 x = self.context(x, training=training, keys=keys)
         # Sums over the image and the logit are float32: they add 16 w terms per class of similar size.
         h = tf.reduce_sum(tf.cast(tf.nn.relu(x), tf.float32), axis=[1, 2])  # [B, 16w]
-        projection = tf.reduce_sum(h * tf.cast(self.embedding(labels, training=training), tf.float32), axis=1, keepdims=True)
+        projection = tf.reduce_sum(
+            h * tf.cast(self.embedding(labels, training=training), tf.float32), axis=1, keepdims=True
+        )
         return tf.cast(self.dense(h, training=training), tf.float32) + projection

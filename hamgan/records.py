@@ -34,9 +34,7 @@ def append(path, record):
     plain = {str(key): _plain(value, name=key) for key, value in record.items()}
     kind, step = plain.get("kind"), plain.get("step")
     if not isinstance(kind, str) or not kind:
-        raise ValueError(
-            f'record["kind"] must be a string like "train" or "evaluation", got {kind!r}'
-        )
+        raise ValueError(f'record["kind"] must be a string like "train" or "evaluation", got {kind!r}')
     if not isinstance(step, int) or isinstance(step, bool):
         raise ValueError(f'record["step"] must be an integer, got {step!r}')
     plain = {"kind": kind, "step": step, "time": plain.pop("time", time.time()), **plain}
@@ -80,9 +78,7 @@ def read(path, kind=None):
             continue
         # The beginning of an object is no object, so a cut line is never taken for a record.
         if not line.startswith("{"):
-            raise ValueError(
-                f"Each line of {path!r} must be a JSON object, but line {number} is {line[:80]!r}"
-            )
+            raise ValueError(f"Each line of {path!r} must be a JSON object, but line {number} is {line[:80]!r}")
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
@@ -139,7 +135,4 @@ def _plain(value, *, name):
         # By way of float64, because bfloat16 has no Python number of its own.
         array = array.astype(np.float64)
         return np.where(np.isfinite(array), array.astype(object), None).tolist()
-    raise ValueError(
-        f"record[{name!r}] must be a number, a string, or lists and dictionaries of them, "
-        f"got {value!r}"
-    )
+    raise ValueError(f"record[{name!r}] must be a number, a string, or lists and dictionaries of them, got {value!r}")

@@ -42,7 +42,7 @@ class Sampler:
             num_classes=self.generator.num_classes,
         )
         if labels is not None:
-            drawn = labels[offset : offset + self._replica_batch_size]
+            drawn = tf.slice(labels, [offset], [self._replica_batch_size])
         return self.generator(z, drawn, training=False, keys=keys), drawn
 
     @tf.function

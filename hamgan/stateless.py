@@ -5,9 +5,12 @@ in the global batch). A forward pass can therefore be repeated, and its result d
 nor on the number of replicas. `tf.random.*` with op seeds gives neither, and on TPUs it isn't reproducible at all.
 """
 
+import math
+
 import tensorflow as tf
 
-# Named, because the default differs between devices: the same key must give the same numbers on a CPU and on a TPU.
+# The same key must give the same numbers on a CPU and on a TPU. So the algorithm is named, because the default differs
+# between devices; and only integers are drawn, because XLA makes other floats of the same bits than TensorFlow does.
 _ALGORITHM = "philox"
 
 # Streams under a run's seed. A number once given stays, so that old runs can be repeated.
@@ -32,7 +35,8 @@ def key(seed, *path):
 def fold(parent, *path):
     """The key [2] that is reached from the key `parent` [2] along `path`, as in `key`."""
     for part in path:
-        parent = tf.random.experimental.stateless_fold_in(parent, part, alg=_ALGORITHM)
+        # The key's type and value would follow the type of `part`: a step counter is int64, a Python integer int32.
+        parent = tf.random.experimental.stateless_fold_in(parent, tf.cast(part, tf.int32), alg=_ALGORITHM)
     return parent
 
 
@@ -43,9 +47,25 @@ def fresh_keys(count):
 
 
 def example_keys(parent, indices):
-    """One key per example: [B, 2] int32 from a key [2] and the examples' indices [B]."""
+    """One key per example, `fold(parent, index)`: [B, 2] int32 from a key [2] and the examples' indices [B]."""
     indices = tf.cast(indices, tf.int32)
-    return tf.stack([tf.broadcast_to(parent[0], tf.shape(indices)), parent[1] + indices], axis=1)
+    # A fold puts its number beside a hash of the whole parent, so the hash is the same for every example.
+    parent_hash = fold(parent, 0)[0]
+    return tf.stack([tf.broadcast_to(parent_hash, tf.shape(indices)), indices], axis=1)
+
+
+def _integers(shape, key, limit):
+    return tf.random.stateless_uniform(shape, key, 0, limit, tf.int32, alg=_ALGORITHM)
+
+
+def _uniform(shape, key):
+    return tf.cast(_integers(shape, key, 2**24), tf.float32) * 2**-24  # all that float32 holds: below 1, and exact
+
+
+def _normal(shape, key):
+    # Box and Muller (1958).
+    radius, angle = tf.unstack(_uniform([2, *shape], key))
+    return tf.sqrt(-2 * tf.math.log(1 - radius)) * tf.cos(2 * math.pi * angle)
 
 
 def _per_example(draw, keys, dtype):
@@ -56,19 +76,17 @@ def _per_example(draw, keys, dtype):
 
 def normal(shape, keys):
     """N(0, 1), float32 [B, *shape]; row i is a function of keys[i] alone."""
-    return _per_example(lambda k: tf.random.stateless_normal(shape, k, alg=_ALGORITHM), keys, tf.float32)
+    return _per_example(lambda key: _normal(shape, key), keys, tf.float32)
 
 
 def uniform(shape, keys):
     """U(0, 1), float32 [B, *shape]; row i is a function of keys[i] alone."""
-    return _per_example(lambda k: tf.random.stateless_uniform(shape, k, alg=_ALGORITHM), keys, tf.float32)
+    return _per_example(lambda key: _uniform(shape, key), keys, tf.float32)
 
 
 def labels(num_classes, keys):
     """Uniform class labels in [0, num_classes), int32 [B]; entry i is a function of keys[i] alone."""
-    return _per_example(
-        lambda k: tf.random.stateless_uniform([], k, 0, num_classes, tf.int32, alg=_ALGORITHM), keys, tf.int32
-    )
+    return _per_example(lambda key: _integers([], key, num_classes), keys, tf.int32)
 
 
 def generator_inputs(parent, indices, *, latent_dim, num_classes):

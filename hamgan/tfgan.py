@@ -107,15 +107,9 @@ wasserstein_hinge_discriminator_loss = _tfgan.losses.wargs.wasserstein_hinge_dis
 wasserstein_hinge_generator_loss = _tfgan.losses.wargs.wasserstein_hinge_generator_loss
 
 classifier_score_from_logits = _tfgan.eval.classifier_score_from_logits
-frechet_classifier_distance_from_activations = (
-    _tfgan.eval.frechet_classifier_distance_from_activations
-)
-kernel_classifier_distance_from_activations = (
-    _tfgan.eval.kernel_classifier_distance_from_activations
-)
-kernel_classifier_distance_and_std_from_activations = (
-    _tfgan.eval.kernel_classifier_distance_and_std_from_activations
-)
+frechet_classifier_distance_from_activations = _tfgan.eval.frechet_classifier_distance_from_activations
+kernel_classifier_distance_from_activations = _tfgan.eval.kernel_classifier_distance_from_activations
+kernel_classifier_distance_and_std_from_activations = _tfgan.eval.kernel_classifier_distance_and_std_from_activations
 
 INCEPTION_TFHUB = _tfgan.eval.INCEPTION_TFHUB
 INCEPTION_OUTPUT = _tfgan.eval.INCEPTION_OUTPUT

@@ -57,7 +57,7 @@ class Trainer:
             keras.utils.set_random_seed(seed)
             self.generator = generator()
             self.discriminator = discriminator()
-            adam = dict(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
+            adam = dict(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, name="adam")
             self.generator_optimizer = keras.optimizers.Adam(generator_learning_rate, **adam)
             self.generator_optimizer.build(self.generator.trainable_variables)
             self.discriminator_optimizer = keras.optimizers.Adam(discriminator_learning_rate, **adam)
@@ -126,7 +126,8 @@ class Trainer:
             reals = [next(batches) for _ in range(self.discriminator_steps)]
             of_replicas = self.strategy.run(self._replica_step, args=(reals, tf.identity(self.step)))
             step_metrics = {
-                name: self.strategy.reduce("sum", value, axis=None) / self._replicas for name, value in of_replicas.items()
+                name: self.strategy.reduce("sum", value, axis=None) / self._replicas
+                for name, value in of_replicas.items()
             }
             finite = tf.math.is_finite(step_metrics["loss/discriminator"] + step_metrics["loss/generator"])
             self.step.assign_add(1)

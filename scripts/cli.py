@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import os
+import re
 import sys
 
 import gin
@@ -15,12 +16,14 @@ FLAGS = flags.FLAGS
 CONFIG_NAME = "config.gin"
 
 # Settings that say how long and how often, not what: a run may go on with others.
-_CHANGEABLE = ("loop.Schedule.", "protocol.Protocol.", "Schedule.", "Protocol.")
+_CHANGEABLE = ("loop.Schedule.", "protocol.Protocol.")
 
 
 def define_flags():
     """Defines the flags of a run."""
-    flags.DEFINE_string("model_dir", None, "The run's folder: checkpoints, metrics, samples. Local or gs://.", required=True)
+    flags.DEFINE_string(
+        "model_dir", None, "The run's folder: checkpoints, metrics, samples. Local or gs://.", required=True
+    )
     flags.DEFINE_string(
         "data_dir",
         os.path.join(os.path.expanduser("~"), "tensorflow_datasets"),
@@ -30,7 +33,9 @@ def define_flags():
         "gin_file", [], "Gin file of the experiment, e.g. configs/digits.gin; default: the configuration in model_dir."
     )
     flags.DEFINE_multi_string(
-        "gin_param", [], "One more gin binding, e.g. \"trainer.Trainer.batch_size=512\". May be repeated; wins over files."
+        "gin_param",
+        [],
+        'One more gin binding, e.g. "trainer.Trainer.batch_size=512". May be repeated; wins over files.',
     )
     flags.DEFINE_enum("accelerator", "auto", distribution.ACCELERATORS, "What to compute on.")
     flags.DEFINE_string("tpu", "local", "With --accelerator=tpu: 'local' on a TPU VM, else the TPU's name.")
@@ -42,7 +47,10 @@ def run(main):
     def guarded(argv):
         if len(argv) > 1:
             raise app.UsageError(f"Arguments without a flag name: {argv[1:]}. Write --name=value.")
+        # TensorFlow's notes on saved models and graph passes say nothing to a user.
         tf.get_logger().setLevel("ERROR")
+        if not FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
         try:
             main()
         except (ValueError, FloatingPointError, FileNotFoundError) as error:
@@ -73,7 +81,9 @@ def load_experiment():
     try:
         gin.parse_config_files_and_bindings(files, FLAGS.gin_param, finalize_config=True)
     except (ValueError, OSError, SyntaxError, ImportError, AttributeError, TypeError) as error:
-        raise ValueError(f"The configuration can't be read: {error}\n(files: {files}, parameters: {FLAGS.gin_param})") from error
+        raise ValueError(
+            f"The configuration can't be read: {error}\n(files: {files}, parameters: {FLAGS.gin_param})"
+        ) from error
     _check_names()
     return gin.get_configurable(experiment.Experiment)()
 
@@ -93,7 +103,8 @@ def _check_names():
             if name not in [*known, "dtype", "name"]:
                 near = difflib.get_close_matches(name, known, 1)
                 raise ValueError(
-                    f"{selector} has no parameter {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+                    f"{selector} has no parameter {name!r}"
+                    + (f"; did you mean {near[0]!r}?" if near else "")
                     + f" It has: {', '.join(known)}."
                 )
 
@@ -108,7 +119,7 @@ def settle_configuration():
     """
     path = os.path.join(FLAGS.model_dir, CONFIG_NAME)
     # One line per binding, however long, so that lines can be compared.
-    text = gin.operative_config_str(max_line_length=10_000)
+    text = re.sub("={79,}", "=" * 78, gin.operative_config_str(max_line_length=10_000))
     if tf.io.gfile.exists(path):
         with tf.io.gfile.GFile(path, "r") as file:
             before = _bindings(file.read())
@@ -121,7 +132,10 @@ def settle_configuration():
         if differing:
             raise ValueError(
                 f"{FLAGS.model_dir} belongs to a run with other settings:\n"
-                + "\n".join(f"  {n} = {before.get(n, '(not set)')} there, {now.get(n, '(not set)')} asked for" for n in differing)
+                + "\n".join(
+                    f"  {n} = {before.get(n, '(not set)')} there, {now.get(n, '(not set)')} asked for"
+                    for n in differing
+                )
                 + "\nChoose another --model_dir, or leave --gin_file out to go on with the settings that are there."
             )
     records.write_whole(path, text.encode())

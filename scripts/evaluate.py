@@ -51,6 +51,7 @@ def evaluate(experiment, *, checkpoint=None, watch=False):
             model_dir=FLAGS.model_dir,
             publish=publish,
             final_step=experiment.schedule.num_steps,
+            done=log.evaluated_steps(),
         )
     else:
         checkpoints.restore(path, variables, partial=True)

@@ -53,5 +53,7 @@ if __name__ == "__main__":
     flags.DEFINE_list("classes", None, "Labels, one row of the grid each; default: up to ten, evenly spread.")
     flags.DEFINE_integer("per_class", 10, "Samples of each class.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Seed of the noise.")
-    flags.DEFINE_string("output", None, "File to write, .png or .npz, local or gs://; default: samples.png in model_dir.")
+    flags.DEFINE_string(
+        "output", None, "File to write, .png or .npz, local or gs://; default: samples.png in model_dir."
+    )
     cli.run(main)

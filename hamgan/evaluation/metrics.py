@@ -66,8 +66,7 @@ class Moments:
         scatter = np.array(scatter, np.float64)
         if mean.ndim != 1 or mean.size < 1 or scatter.shape != 2 * mean.shape:
             raise ValueError(
-                "mean must have shape [D] and scatter [D, D], received "
-                f"{list(mean.shape)} and {list(scatter.shape)}."
+                f"mean must have shape [D] and scatter [D, D], received {list(mean.shape)} and {list(scatter.shape)}."
             )
         if count < 0 or int(count) != count:
             raise ValueError(f"count must be a number of vectors, received {count}.")
@@ -94,9 +93,7 @@ class Moments:
     def covariance(self) -> np.ndarray:
         """The unbiased covariance (ddof = 1), float64 [D, D]; ValueError below two vectors."""
         if self.count < 2:
-            raise ValueError(
-                f"A covariance needs at least 2 feature vectors, received {self.count}."
-            )
+            raise ValueError(f"A covariance needs at least 2 feature vectors, received {self.count}.")
         return self.scatter / (self.count - 1)
 
     def update(self, features: np.ndarray) -> None:
@@ -108,8 +105,7 @@ class Moments:
         features = _as_matrix("features", features)
         if features.shape[1] != self.width:
             raise ValueError(
-                f"features must have the width of these moments ({self.width}), received "
-                f"{list(features.shape)}."
+                f"features must have the width of these moments ({self.width}), received {list(features.shape)}."
             )
         for start in range(0, len(features), _CHUNK):
             chunk = features[start : start + _CHUNK].astype(np.float64)
@@ -127,9 +123,7 @@ class Moments:
           ValueError: when `other` has another width.
         """
         if other.width != self.width:
-            raise ValueError(
-                f"Only moments of one width can be merged, received {self.width} and {other.width}."
-            )
+            raise ValueError(f"Only moments of one width can be merged, received {self.width} and {other.width}.")
         if other.count == 0:
             return
         total = self.count + other.count
@@ -169,7 +163,7 @@ def frechet_factor(reference: Moments) -> ReferenceFactor:
     # [D], [D, D]
     w, v = scipy.linalg.eigh(covariance, driver="evd", overwrite_a=True, check_finite=False)
     _refuse_negative(w, scale=w[-1], where="The reference's covariance")
-    return ReferenceFactor(mean=reference.mean.copy(), factor=v * _signed_root(w), trace=trace)
+    return ReferenceFactor(mean=reference.mean, factor=v * _signed_root(w), trace=trace)
 
 
 def frechet_distance(reference: ReferenceFactor, moments: Moments) -> float:
@@ -215,9 +209,7 @@ def frechet_distance_from_features(real: np.ndarray, fake: np.ndarray) -> float:
     real = _as_matrix("real", real)
     fake = _as_matrix("fake", fake)
     _check_widths(real, fake)
-    return frechet_distance(
-        frechet_factor(Moments.from_features(real)), Moments.from_features(fake)
-    )
+    return frechet_distance(frechet_factor(Moments.from_features(real)), Moments.from_features(fake))
 
 
 def inception_score(logits: np.ndarray, *, splits: int = 1) -> float:
@@ -235,15 +227,9 @@ def inception_score(logits: np.ndarray, *, splits: int = 1) -> float:
     logits = _as_matrix("logits", logits)
     num_samples = len(logits)
     if not 1 <= splits <= num_samples:
-        raise ValueError(
-            f"splits must be between 1 and the number of logits rows ({num_samples}), received "
-            f"{splits}."
-        )
+        raise ValueError(f"splits must be between 1 and the number of logits rows ({num_samples}), received {splits}.")
     bounds = [num_samples * i // splits for i in range(splits + 1)]
-    scores = [
-        _inception_score(logits[start:end])
-        for start, end in zip(bounds[:-1], bounds[1:], strict=True)
-    ]
+    scores = [_inception_score(logits[start:end]) for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
     return float(np.mean(scores))
 
 
@@ -261,9 +247,7 @@ def _inception_score(logits):
     return np.exp(negentropy / len(logits) - scipy.special.xlogy(q, q).sum())
 
 
-def kernel_distance(
-    real: np.ndarray, fake: np.ndarray, *, max_block_size: int = 1024
-) -> tuple[float, float]:
+def kernel_distance(real: np.ndarray, fake: np.ndarray, *, max_block_size: int = 1024) -> tuple[float, float]:
     """KID and its standard error, with the kernel (x.y / D + 1)^3.
 
     The samples are cut into consecutive blocks, so both arrays must be in random order: class after
@@ -319,9 +303,7 @@ def _kernel_estimate(x, y):
     k_yy = (y @ y.T / width + 1) ** 3
     k_xy = (x @ y.T / width + 1) ** 3
     return (
-        (k_xx.sum() - np.trace(k_xx)) / (m * (m - 1))
-        + (k_yy.sum() - np.trace(k_yy)) / (n * (n - 1))
-        - 2 * k_xy.mean()
+        (k_xx.sum() - np.trace(k_xx)) / (m * (m - 1)) + (k_yy.sum() - np.trace(k_yy)) / (n * (n - 1)) - 2 * k_xy.mean()
     )
 
 
@@ -358,8 +340,7 @@ def _finite_covariance(name, moments):
 def _check_widths(real, fake):
     if real.shape[1] != fake.shape[1]:
         raise ValueError(
-            "real and fake must have the same number of features, received "
-            f"{list(real.shape)} and {list(fake.shape)}."
+            f"real and fake must have the same number of features, received {list(real.shape)} and {list(fake.shape)}."
         )
 
 

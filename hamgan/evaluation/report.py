@@ -135,8 +135,7 @@ def write_report(model_dir, *, title=None):
         ("How to reproduce this", _commands(model_dir)),
     ]
     body = "\n".join(
-        f"<section>\n{f'<h2>{heading}</h2>' if heading else ''}\n{content}\n</section>"
-        for heading, content in sections
+        f"<section>\n{f'<h2>{heading}</h2>' if heading else ''}\n{content}\n</section>" for heading, content in sections
     )
     page = _PAGE.format(
         title=_escape(title),
@@ -262,8 +261,7 @@ def _table(header, rows, *, numeric=()):
 
     def line(tag, cells):
         return "".join(
-            f"<{tag}{' class=n' if i in numeric else ''}>{_escape(cell)}</{tag}>"
-            for i, cell in enumerate(cells)
+            f"<{tag}{' class=n' if i in numeric else ''}>{_escape(cell)}</{tag}>" for i, cell in enumerate(cells)
         )
 
     head = f"<thead><tr>{line('th', header)}</tr></thead>"
@@ -310,11 +308,7 @@ def _headline(train, evaluations):
             error = f"± {_number(error)}, " if _is_number(error) else ""
             card("KID", _number(last["kid"]), f"{error}{at_last}")
         below = _measured_with(last, best)
-    rates = [
-        r["images_per_second"]
-        for r in train[-_RATE_RECORDS:]
-        if _is_number(r.get("images_per_second"))
-    ]
+    rates = [r["images_per_second"] for r in train[-_RATE_RECORDS:] if _is_number(r.get("images_per_second"))]
     if train:
         card("Steps", _number(train[-1]["step"]), "trained")
     if rates:
@@ -350,9 +344,7 @@ def _samples(model_dir):
         source = _embed(os.path.join(model_dir, name), max_bytes=3_000_000, max_width=1600)
         if source is not None:
             alt = f"{caption} images in a grid"
-            pictures.append(
-                f"<figure>{_img(source, alt)}<figcaption>{caption}</figcaption></figure>"
-            )
+            pictures.append(f"<figure>{_img(source, alt)}<figcaption>{caption}</figcaption></figure>")
         else:
             pictures.append(_missing(f"No readable {name} in this folder."))
     return f'<div class="pair">{"".join(pictures)}</div>'
@@ -361,9 +353,7 @@ def _samples(model_dir):
 def _film(model_dir):
     folder = os.path.join(model_dir, "samples")
     names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
-    steps = sorted(
-        (int(m[1]), m[0]) for m in (re.fullmatch(r"step-(\d+)\.png", name) for name in names) if m
-    )
+    steps = sorted((int(m[1]), m[0]) for m in (re.fullmatch(r"step-(\d+)\.png", name) for name in names) if m)
     frames = []
     for step, name in _evenly(steps, _FILM_FRAMES):
         source = _embed(os.path.join(folder, name), max_bytes=250_000, max_width=1000)
@@ -408,38 +398,26 @@ def _quality(evaluations):
         ("inception_score", "higher is better"),
     ):
         curves = []
-        for colour, (protocol, group) in zip(
-            itertools.cycle(_LINE_COLOURS), groups.items(), strict=False
-        ):
+        for colour, (protocol, group) in zip(itertools.cycle(_LINE_COLOURS), groups.items(), strict=False):
             if points := _points(group, key):
                 curves.append(_Curve(labels[protocol], points, colour, markers=True))
-        charts.append(
-            _chart(f"{_name(key)} ({remark})", curves, may_be_log=key != "inception_score")
-        )
+        charts.append(_chart(f"{_name(key)} ({remark})", curves, may_be_log=key != "inception_score"))
     return _charts(charts) or _missing("The evaluations hold no FID, KID or Inception score.")
 
 
 def _training(train):
     if not train:
         return _missing("No training step has been recorded yet.")
-    keys = list(
-        dict.fromkeys(key for record in train for key in record if key not in _EVERY_RECORD)
-    )
+    keys = list(dict.fromkeys(key for record in train for key in record if key not in _EVERY_RECORD))
     losses = sorted(key for key in keys if key.startswith("loss"))
-    outputs = [
-        key
-        for key in keys
-        if key not in losses and {"real", "fake"} & set(re.split(r"[^a-z]+", key))
-    ]
+    outputs = [key for key in keys if key not in losses and {"real", "fake"} & set(re.split(r"[^a-z]+", key))]
     rest = [key for key in keys if key not in losses and key not in outputs]
 
     def curves(chosen):
         prefix = os.path.commonprefix(chosen) if len(chosen) > 1 else ""
         prefix = prefix[: prefix.rfind("/") + 1]
         return [
-            _Curve(
-                key.removeprefix(prefix).replace("_", " "), _condense(_points(train, key)), colour
-            )
+            _Curve(key.removeprefix(prefix).replace("_", " "), _condense(_points(train, key)), colour)
             for key, colour in zip(chosen, itertools.cycle(_LINE_COLOURS), strict=False)
         ]
 
@@ -460,9 +438,7 @@ def _training(train):
 def _evaluation_tables(evaluations):
     if not evaluations:
         return _missing("No evaluation has been recorded yet.")
-    floats = dict.fromkeys(
-        key for record in evaluations for key, value in record.items() if isinstance(value, float)
-    )
+    floats = dict.fromkeys(key for record in evaluations for key, value in record.items() if isinstance(value, float))
     others = [key for key in floats if key not in _EVERY_RECORD + _METRICS]
     present = [key for key in _METRICS if any(key in record for record in evaluations)]
     # What all evaluations share stands beside the headline numbers already.
@@ -487,9 +463,7 @@ def _events(events):
     for event in events:
         leading = [_text(event[key]) for key in ("event", "name", "message") if key in event]
         details = [
-            f"{key} = {_cell(event, key)}"
-            for key in event
-            if key not in (*_EVERY_RECORD, "event", "name", "message")
+            f"{key} = {_cell(event, key)}" for key in event if key not in (*_EVERY_RECORD, "event", "name", "message")
         ]
         when = _when(event["time"]) if _is_number(event.get("time")) else "–"
         rows.append([_number(event["step"]), when, ": ".join(leading), ", ".join(details)])
@@ -631,8 +605,7 @@ def _chart(title, curves, *, may_be_log=False):
         axes = figure.add_subplot()
         for curve, label in zip(curves, labels, strict=True):
             steps, middle, low, high = (
-                [math.nan if value is None else value for value in column]
-                for column in zip(*curve.points, strict=True)
+                [math.nan if value is None else value for value in column] for column in zip(*curve.points, strict=True)
             )
             if log:
                 low = [max(value, min(values) / 2) for value in low]
@@ -665,9 +638,7 @@ def _chart(title, curves, *, may_be_log=False):
         figure.savefig(buffer, format="svg", transparent=True)
     scale = ", logarithmic" if log else ""
     drawing = _inline(buffer.getvalue(), title)
-    return (
-        f'<figure class="chart"><figcaption>{_escape(title)}{scale}</figcaption>{drawing}</figure>'
-    )
+    return f'<figure class="chart"><figcaption>{_escape(title)}{scale}</figcaption>{drawing}</figure>'
 
 
 def _short(step):
@@ -682,7 +653,7 @@ def _inline(svg, title):
     svg = svg[svg.index("<svg") :]
     head, body = svg.split(">", 1)
     head = re.sub(r'\s(xmlns(:xlink)?|version|width|height)="[^"]*"', "", head)
-    svg = head + ">" + re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    svg = head + ">" + re.sub(r"<(metadata|style).*?</\1>", "", body, flags=re.DOTALL)
     svg = svg.replace("xlink:href=", "href=")
     svg = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", svg)
     # Names must be the page's own: every drawing has a figure_1.
@@ -730,6 +701,7 @@ img { border-radius: .4rem; }
   gap: 1.5rem 1.25rem; }
 .chart figcaption { margin: 0 0 .3rem; color: var(--text); }
 .chart svg { width: 100%; }
+.chart svg * { stroke-linejoin: round; stroke-linecap: butt; }
 .wide { overflow-x: auto; max-height: 30rem; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid var(--rule);

@@ -1,13 +1,13 @@
 """From a checkpoint to a record: exactly N samples, their features, and the scores."""
 
-import os
+import sys
 import time
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from hamgan import checkpoints, distribution, records, sampling
+from hamgan import checkpoints, distribution, sampling
 from hamgan.evaluation import metrics, reference
 
 
@@ -32,15 +32,14 @@ class Evaluator:
         # A batch that every number of replicas divides would need a common multiple; padding costs less thought.
         replicas = strategy.num_replicas_in_sync
         self._batch_size = -(-protocol.batch_size // replicas) * replicas
-        self._sampler = sampling.Sampler(
-            generator, strategy=strategy, batch_size=self._batch_size, seed=protocol.seed
-        )
+        self._sampler = sampling.Sampler(generator, strategy=strategy, batch_size=self._batch_size, seed=protocol.seed)
         with strategy.scope():
             self.network = protocol.features(data_dir=data_dir)
         self._reference = None
 
     def _bar(self, iterable, description, total):
-        return tqdm(iterable, description, total, unit="batch", leave=False, disable=not self._progress)
+        interval = 0.1 if sys.stderr.isatty() else 15
+        return tqdm(iterable, description, total, False, unit="batch", disable=not self._progress, mininterval=interval)
 
     def _features_of(self, images):
         if self.protocol.quantize:
@@ -56,14 +55,21 @@ class Evaluator:
         outputs = self._strategy.run(of_replica, args=(first,))
         return {name: distribution.gather(self._strategy, value) for name, value in outputs.items()}
 
-    @tf.function(reduce_retracing=True)
+    @tf.function
     def _embed_given(self, images):
-        return self._features_of(images)
+        share = self._batch_size // self._strategy.num_replicas_in_sync
+
+        def of_replica(images):
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            return self._features_of(tf.slice(images, [replica * share, 0, 0, 0], [share, *images.shape[1:]]))
+
+        # On the replicas, as for generated images: the same arithmetic on both sides of the distance.
+        outputs = self._strategy.run(of_replica, args=(images,))
+        return {name: distribution.gather(self._strategy, value) for name, value in outputs.items()}
 
     def _embed(self, images):
         # Padded to the full batch: one compiled program serves every batch.
-        padding = self._batch_size - len(images)
-        padded = np.pad(images, [(0, padding), (0, 0), (0, 0), (0, 0)])
+        padded = np.pad(images, [(0, self._batch_size - len(images)), (0, 0), (0, 0), (0, 0)])
         return {name: v.numpy()[: len(images)] for name, v in self._embed_given(tf.constant(padded)).items()}
 
     @property
@@ -139,21 +145,22 @@ def _shuffled(features):
     return features[np.random.default_rng(0).permutation(len(features))]
 
 
-def evaluate_new_checkpoints(evaluator, variables, *, model_dir, publish, final_step, timeout=3600, poll_seconds=10):
+def evaluate_new_checkpoints(
+    evaluator, variables, *, model_dir, publish, final_step, done=(), timeout=3600, poll_seconds=10
+):
     """Scores every checkpoint of a run as it appears, oldest first, until the one of `final_step`.
 
     Args:
       evaluator: the `Evaluator`.
       variables: {name: tf.Variable} of the generator, as `checkpoints.restore` takes them.
       model_dir: the run's folder.
-      publish: function (record), called for each. Steps that already have a record are passed over.
+      publish: function (record), called for each.
       final_step: the step at which training ends.
+      done: steps that have been scored already.
       timeout: seconds without a new checkpoint after which to stop.
       poll_seconds: pause between looks.
     """
-    path = os.path.join(model_dir, "metrics.jsonl")
-    past = records.read(path, kind="evaluation") if tf.io.gfile.exists(path) else []
-    done = {record["step"] for record in past}
+    done = set(done)
     last_news = time.monotonic()
     while not done or max(done) < final_step:
         names = [name for name in checkpoints.available(model_dir) if checkpoints.step_of(name) not in done]

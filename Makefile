@@ -1,0 +1,63 @@
+# make demo   trains, evaluates and draws handwritten digits      make test      lints and runs the tests
+# make clean  removes .venv and what the demo made                make test-all  the slow tests too
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+
+# The first Python that runs and is one TensorFlow has wheels for.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+DATA_DIR ?= data
+MODEL_DIR ?= runs/digits
+# More flags for the demo's training, e.g. TRAIN_FLAGS="--gin_param=loop.Schedule.num_steps=100"
+TRAIN_FLAGS ?=
+# Without TensorFlow's C++ log: on a machine without a GPU it begins with CUDA errors. What matters is raised in Python.
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: demo test test-all lint format clean
+
+demo: .venv/installed
+	$(BIN)/python data_prep/digits.py --data_dir=$(DATA_DIR)
+	$(BIN)/python data_prep/digits_features.py --data_dir=$(DATA_DIR)
+	$(BIN)/python scripts/train.py --gin_file=configs/digits.gin --model_dir=$(MODEL_DIR) --data_dir=$(DATA_DIR) $(TRAIN_FLAGS)
+	$(BIN)/python scripts/sample.py --model_dir=$(MODEL_DIR) --per_class=100 --output=$(MODEL_DIR)/samples.npz
+	$(BIN)/python data_prep/digits_recognition.py --model_dir=$(MODEL_DIR) --data_dir=$(DATA_DIR)
+
+test: .venv/installed-test lint
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: .venv/installed-test lint
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/bin/python:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "Python 3.10, 3.11 or 3.12 is needed (TensorFlow has no wheels for others); found: $$(python3 --version 2>&1)." >&2; \
+		echo "Install one, e.g. apt install python3.11 python3.11-venv, and run: make PYTHON=python3.11 ..." >&2; exit 1; fi
+	@# Debian and Ubuntu ship Python without the part of venv that brings pip.
+	@if ! $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
+		package=$$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'); \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "$(PYTHON) has no ensurepip: installing $$package"; apt-get update -qq && apt-get install -y -qq $$package; \
+		else \
+			echo "$(PYTHON) has no ensurepip. Install it and run make again: sudo apt-get install $$package" >&2; exit 1; fi; fi
+	$(PYTHON) -m venv .venv
+
+.venv/installed: setup.py | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/installed-test: setup.py | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable .[test]
+	touch $@ .venv/installed
+
+clean:
+	rm -rf .venv $(DATA_DIR) $(MODEL_DIR)

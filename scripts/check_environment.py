@@ -1,0 +1,251 @@
+"""Checks that this Python environment can run HamGAN: a line for each check, `ok` or `FAIL` with what to do.
+
+    python scripts/check_environment.py         what `pip install -e .` makes
+    python scripts/check_environment.py --tpu   what requirements-tpu.txt makes, on a TPU VM or on any other machine
+
+The exit status is 1 when a check failed. It imports nothing but Python's own library at first, so that it can speak
+where nothing else is installed.
+"""
+
+import argparse
+import glob
+import importlib
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import warnings
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+REQUIREMENTS = "requirements-tpu.txt"
+REQUIREMENTS_NODEPS = "requirements-tpu-nodeps.txt"
+TENSORFLOW_VERSION = "2.20"
+# All of them unpack into the folder `tensorflow`.
+TENSORFLOW_WHEELS = (
+    "tensorflow",
+    "tensorflow-cpu",
+    "tensorflow-gpu",
+    "tensorflow-intel",
+    "tensorflow-tpu",
+    "tf-nightly",
+    "tf-nightly-cpu",
+    "tf-nightly-tpu",
+)
+MODULES = (
+    "keras",
+    "tf_keras",
+    "tensorflow_hub",
+    "tensorflow_probability",
+    "tensorflow_datasets",
+    "gin",
+    "absl",
+    "importlib_resources",
+    "matplotlib",
+    "PIL",
+    "scipy",
+    "sklearn",
+    "tqdm",
+    "hamgan.tfgan",
+    "hamgan.networks",
+    "hamgan.trainer",
+    "hamgan.loop",
+)
+INSTALL = "python -m pip install -e ."
+INSTALL_TPU = (
+    f"python -m pip install -r {REQUIREMENTS} && "
+    f"python -m pip install --no-deps -r {REQUIREMENTS_NODEPS} && python -m pip install --no-deps -e ."
+)
+# What the child prints after this mark is the answer; libraries print before it.
+_MARK = "devices of this environment: "
+_LIST_DEVICES = f"""
+import json
+import tensorflow as tf
+names = [device.name for device in tf.config.list_logical_devices()]
+print({_MARK!r} + json.dumps([tf.__version__, names, tf.io.gfile.get_registered_schemes()]))
+"""
+
+
+def installed_packages():
+    """{normalised name: version} of the distributions in this environment."""
+    return {
+        _normalised(distribution.metadata["Name"]): distribution.version
+        for distribution in importlib.metadata.distributions()
+        if distribution.metadata["Name"]
+    }
+
+
+def wheel_error(installed, *, tpu):
+    """What is wrong with the TensorFlow wheels among `installed`, or None.
+
+    Args:
+      installed: {normalised name: version}.
+      tpu: whether it must be tensorflow-tpu; otherwise it must be any other, and only one.
+    """
+    found = [name for name in TENSORFLOW_WHEELS if name in installed]
+    if tpu and found == ["tensorflow-tpu"]:
+        return None
+    if not tpu and len(found) == 1 and found != ["tensorflow-tpu"]:
+        return None
+    wanted = "tensorflow-tpu and no other" if tpu else "one for CPUs and GPUs"
+    error = f"the TensorFlow wheel must be {wanted}; installed: {', '.join(found) or 'none'}"
+    if len(found) > 1:
+        error += ". They overwrite each other's files: start from a fresh virtual environment"
+    return error
+
+
+def requirement_errors(requirements, installed):
+    """What `installed` lacks of a list of requirements.
+
+    Args:
+      requirements: lines as pip takes them; comments, empty lines and those for other Pythons are passed over.
+      installed: {normalised name: version}.
+
+    Returns:
+      A list of sentences, empty when all is there.
+    """
+    from packaging.requirements import Requirement
+
+    errors = []
+    for line in requirements:
+        line = line.partition("#")[0].strip()
+        if not line:
+            continue
+        requirement = Requirement(line)
+        # `extra == "test"` and the like are false here: only what every environment needs is asked for.
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        version = installed.get(_normalised(requirement.name))
+        if version is None:
+            errors.append(f"{requirement.name}{requirement.specifier} isn't installed")
+        elif not requirement.specifier.contains(version, prereleases=True):
+            errors.append(f"{requirement.name} must be {requirement.specifier}, but is {version}")
+    return errors
+
+
+def _normalised(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _requirements(tpu):
+    if not tpu:
+        return importlib.metadata.requires("hamgan") or []
+    lines = []
+    for name in (REQUIREMENTS, REQUIREMENTS_NODEPS):
+        with open(os.path.join(REPOSITORY, name), encoding="utf-8") as file:
+            lines += file.read().splitlines()
+    return lines
+
+
+class Report:
+    """Prints one line per check and counts the failures."""
+
+    def __init__(self):
+        self.failures = 0
+
+    def check(self, what, error, remedy):
+        """Prints `what` when `error` is empty, else the error and what to do. Returns whether it was ok."""
+        if not error:
+            print(f"ok    {what}", flush=True)
+            return True
+        self.failures += 1
+        print(f"FAIL  {what}: {' '.join(str(error).split())}. Do: {remedy}", flush=True)
+        return False
+
+
+def _check_devices(report, *, tpu, install):
+    """TensorFlow and its devices, from a child process: an unsuitable libtpu aborts the process that loads it."""
+    try:
+        child = subprocess.run(
+            [sys.executable, "-c", _LIST_DEVICES], capture_output=True, text=True, timeout=600, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return report.check(
+            "import tensorflow",
+            "no answer within 600 seconds",
+            "end other programs that use the TPU (sudo lsof /dev/accel* /dev/vfio/*), or export TPU_SKIP_MDS_QUERY=1 "
+            "when this machine has no TPU",
+        )
+    if child.returncode or _MARK not in child.stdout:
+        lines = child.stderr.strip().splitlines()
+        telling = [line for line in lines if "Error" in line or "not available in this library" in line] or lines
+        how = f"ended by signal {-child.returncode}" if child.returncode < 0 else f"exit status {child.returncode}"
+        return report.check("import tensorflow", f"{how}: {telling[-1] if telling else 'no message'}", install)
+    version, devices, schemes = json.loads(child.stdout.rpartition(_MARK)[2])
+    report.check("import tensorflow", None, install)
+    other = not version.startswith(TENSORFLOW_VERSION + ".")
+    report.check(f"TensorFlow {version}", f"it must be {TENSORFLOW_VERSION}.*" if other else None, install)
+    report.check("gs:// paths", None if "gs" in schemes else f"this TensorFlow knows only {schemes}", install)
+    if not tpu:
+        report.check(f"devices {', '.join(devices)}", None if devices else "there are none", install)
+    elif os.environ.get("TPU_LOAD_LIBRARY") == "0":
+        # On a slice of several hosts the image's TensorFlow server holds the chips; this process only talks to it.
+        print("skip  libtpu: TPU_LOAD_LIBRARY=0", flush=True)
+    else:
+        found = "/device:TPU_SYSTEM:0" in devices
+        report.check(
+            f"libtpu loads, devices {', '.join(devices)}",
+            None if found else "there is no /device:TPU_SYSTEM:0",
+            f"unset TPU_LIBRARY_PATH if it is set; {install}",
+        )
+    return True
+
+
+def check(*, tpu):
+    """Runs all checks and prints their lines.
+
+    Args:
+      tpu: whether this is to be the environment of requirements-tpu.txt.
+
+    Returns:
+      How many failed.
+    """
+    report = Report()
+    install = INSTALL_TPU if tpu else INSTALL
+    python = ".".join(map(str, sys.version_info[:3]))
+    report.check(
+        f"Python {python}",
+        None if (3, 10) <= sys.version_info[:2] <= (3, 12) else "TensorFlow 2.20 on TPUs needs 3.10, 3.11 or 3.12",
+        "make the virtual environment with one of those, e.g. python3.11 -m venv",
+    )
+    installed = installed_packages()
+    report.check("the project is installed", None if "hamgan" in installed else "there is no package hamgan", install)
+    report.check("one TensorFlow wheel", wheel_error(installed, tpu=tpu), f"in a fresh virtual environment: {install}")
+    try:
+        errors = requirement_errors(_requirements(tpu), installed)
+    except ImportError as error:
+        errors = [f"{error} (it is needed to compare versions)"]
+    except OSError as error:
+        errors = [f"{error} (run the script of a complete checkout)"]
+    report.check("versions as required", "; ".join(errors), install)
+    # Without a TPU libtpu would look for Google's metadata server for minutes.
+    if tpu and not glob.glob("/dev/accel*") and not glob.glob("/dev/vfio/[0-9]*"):
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if _check_devices(report, tpu=tpu, install=install):
+        # That libtpu loads is known by now; loading it once more here would only bring its complaints again.
+        os.environ["TPU_LOAD_LIBRARY"] = "0"
+        # tensorflow-hub's import of pkg_resources.
+        warnings.simplefilter("ignore")
+        for name in MODULES:
+            error = None
+            try:
+                importlib.import_module(name)
+            except Exception as exception:  # Whatever a package does at import, the other lines are wanted too.
+                error = f"{type(exception).__name__}: {exception}"
+            report.check(f"import {name}", error, install)
+    return report.failures
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tpu", action="store_true", help="check for the environment of requirements-tpu.txt")
+    failures = check(tpu=parser.parse_args().tpu)
+    if failures:
+        sys.exit(f"{failures} of the checks failed.")
+    print("This environment is complete.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Packaging of HamGAN. `pip install -e .` for use, `pip install -e .[test]` for development."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="hamgan",
+    version="0.1.0",
+    description="Class-conditional GANs with matrix decompositions for global context, on TensorFlow and Cloud TPUs",
+    license="Apache-2.0",
+    packages=find_packages(include=["hamgan", "hamgan.*"]),
+    python_requires=">=3.10,<3.13",
+    install_requires=[
+        # One minor for both: tf-keras, which tensorflow-hub and tensorflow-probability need, is made for exactly one
+        # TensorFlow. 2.20, because it is the newest that tensorflow-tpu has. (requirements-tpu.txt: for TPU VMs.)
+        "tensorflow==2.20.*",
+        "tf-keras==2.20.*",
+        # The newest release; hamgan/tfgan.py makes this one importable.
+        "tensorflow-gan==2.1.0",
+        "tensorflow-hub>=0.16.1",
+        # 0.25 is the last release that was made for TensorFlow 2.18 or newer.
+        "tensorflow-probability>=0.25",
+        "tensorflow-datasets>=4.9.7",
+        # Networks are Keras 3 layers; 3.10 is the first with all that they use on TensorFlow 2.20.
+        "keras>=3.10",
+        "absl-py",
+        # Dynamic registration works with Keras 3 from 0.5.0 on.
+        "gin-config>=0.5.0",
+        # tensorflow-datasets imports it without asking for it.
+        "importlib_resources",
+        "matplotlib",
+        "numpy",
+        "pillow",
+        "scikit-learn",
+        "scipy",
+        "tqdm",
+        # tensorflow-gan imports distutils, which Python 3.12 has only through setuptools.
+        "setuptools<82",
+    ],
+    extras_require={
+        "test": [
+            "pot",
+            "pytest",
+            "pytest-xdist",
+            # One version, so that its formatting is one.
+            "ruff==0.17.*",
+        ],
+    },
+)

@@ -1,0 +1,146 @@
+import pathlib
+
+import cli
+import gin
+import made
+import pytest
+from absl import flags
+
+from hamgan import context, networks
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIGS = sorted(path.name for path in (ROOT / "configs").rglob("*.gin"))
+
+# What makes any configuration small enough for a test.
+SMALL = [
+    "IMAGE_SIZE = 32",
+    "NUM_CLASSES = 3",
+    "WIDTH = 1",
+    "networks.Generator.latent_dim = 8",
+    "trainer.Trainer.batch_size = 4",
+]
+
+cli.define_flags()
+
+
+@pytest.fixture
+def load(tmp_path):
+    """A function that loads the experiment of some flags, as a script does."""
+
+    def load(*arguments, params=()):
+        flags.FLAGS.unparse_flags()
+        for name in ("gin_file", "gin_param"):
+            flags.FLAGS[name].unparse()
+        flags.FLAGS(["script", f"--model_dir={tmp_path}", *arguments, *(f"--gin_param={p}" for p in params)])
+        gin.clear_config()
+        return cli.load_experiment()
+
+    yield load
+    gin.clear_config()
+
+
+def build(experiment):
+    """Builds what a training script builds, over made images."""
+    dataset = made.MadeDataset(count=16)
+    trainer = experiment.trainer(
+        strategy=made.one_device(), generator=experiment.generator, discriminator=experiment.discriminator
+    )
+    return trainer, dataset
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_configuration_parses_builds_and_takes_a_step(load, name):
+    trainer, dataset = build(load(f"--gin_file={ROOT}/configs/{name}", params=SMALL))
+    metrics = trainer.train_steps(trainer.batches(dataset), 1)
+    assert metrics["first_bad_step"] == -1
+
+
+@pytest.mark.parametrize(
+    "name, batch_size, steps", [("hamgan_baby", 256, 2_000_000), ("hamgan_strong", 1024, 1_000_000)]
+)
+def test_published_settings(load, name, batch_size, steps):
+    experiment = load(f"--gin_file=configs/{name}.gin")
+    bound = gin.query_parameter
+    assert bound("trainer.Trainer.batch_size") == batch_size
+    assert experiment.schedule.num_steps == steps
+    assert experiment.protocol.num_samples == 50_000
+    assert bound("trainer.Trainer.discriminator_learning_rate") == 4e-4
+    assert bound("trainer.Trainer.generator_learning_rate") == 1e-4
+    assert (bound("G/context.Hamburger.rank"), bound("D/context.Hamburger.rank")) == (32, 16)
+    assert bound("context.Hamburger.num_steps") == 6
+    assert (bound("%WIDTH"), bound("%IMAGE_SIZE"), bound("%NUM_CLASSES")) == (64, 128, 1000)
+
+
+def test_scopes_give_the_networks_different_hams(load):
+    trainer, _ = build(
+        load(
+            f"--gin_file={ROOT}/configs/digits.gin",
+            params=[*SMALL, "G/context.Hamburger.rank = 5", "D/context.Hamburger.rank = 3"],
+        )
+    )
+    assert (trainer.generator.context.rank, trainer.discriminator.context.rank) == (5, 3)
+    assert isinstance(trainer.generator.context, context.Hamburger)
+    assert isinstance(trainer.generator, networks.Generator)
+
+
+@pytest.mark.parametrize(
+    "param, message",
+    [
+        ("trainer.Trainer.batchsize = 3", "batchsize"),
+        ("context.Hamburger.rnk = 3", "context.Hamburger has no parameter 'rnk'; did you mean 'rank'"),
+        ("networks.Generatr.width = 3", "Generatr"),
+        ("nowhere.Thing.width = 3", "nowhere"),
+        ("trainer.Trainer.batch_size = ", "can't be read"),
+        ("trainer.Trainer.batch_size = @nothing.Here", "nothing"),
+    ],
+)
+def test_unknown_names_are_refused_before_anything_is_built(load, param, message):
+    with pytest.raises(ValueError, match=message):
+        load(f"--gin_file={ROOT}/configs/digits.gin", params=[param])
+
+
+def test_no_configuration_says_which_there_are(load, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"No configuration: .*config.gin isn't there and no --gin_file.*configs/digits.gin"
+    ):
+        load()
+
+
+def test_missing_gin_file_is_named(load):
+    with pytest.raises(ValueError, match="configs/digit.gin"):
+        load("--gin_file=configs/digit.gin")
+
+
+def test_configuration_is_kept_and_rebuilds_the_networks(load, tmp_path):
+    trainer, _ = build(load(f"--gin_file={ROOT}/configs/digits.gin", params=[*SMALL, "G/context.Hamburger.rank = 5"]))
+    cli.settle_configuration()
+    again, _ = build(load())
+    assert again.generator.context.rank == 5
+    assert {n: v.shape for n, v in again.variables().items()} == {n: v.shape for n, v in trainer.variables().items()}
+    cli.settle_configuration()
+
+
+def test_other_settings_in_the_same_folder_are_refused_and_listed(load, tmp_path):
+    build(load(f"--gin_file={ROOT}/configs/digits.gin", params=SMALL))
+    cli.settle_configuration()
+    kept = (tmp_path / "config.gin").read_text()
+    build(
+        load(
+            f"--gin_file={ROOT}/configs/digits.gin",
+            params=[*SMALL, "trainer.Trainer.seed = 7", "G/context.Hamburger.rank = 5"],
+        )
+    )
+    with pytest.raises(ValueError) as error:
+        cli.settle_configuration()
+    assert "trainer.Trainer.seed = 0 there, 7 asked for" in str(error.value)
+    assert "G/context.Hamburger.rank = 8 there, 5 asked for" in str(error.value)
+    assert (tmp_path / "config.gin").read_text() == kept
+
+
+def test_a_run_may_go_on_for_longer(load, tmp_path):
+    build(load(f"--gin_file={ROOT}/configs/digits.gin", params=SMALL))
+    cli.settle_configuration()
+    build(load(params=["loop.Schedule.num_steps = 12345", "protocol.Protocol.num_samples = 77"]))
+    cli.settle_configuration()
+    experiment = load()
+    assert (experiment.schedule.num_steps, experiment.protocol.num_samples) == (12345, 77)

@@ -1,0 +1,185 @@
+"""The scripts as a user runs them, in processes of their own."""
+
+import json
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from data_prep import digits, digits_features
+
+ROOT = pathlib.Path(__file__).parent.parent
+PARAMS = {
+    "WIDTH": 1,
+    "networks.Generator.latent_dim": 8,
+    "trainer.Trainer.batch_size": 8,
+    "loop.Schedule.num_steps": 40,
+    "loop.Schedule.steps_per_loop": 5,
+    "loop.Schedule.save_every": 10,
+    "loop.Schedule.sample_every": 20,
+    "loop.Schedule.evaluate_every": 40,
+    "protocol.Protocol.num_samples": 60,
+    "protocol.Protocol.batch_size": 32,
+}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("data"))
+    digits.prepare(folder)
+    _, accuracy = digits_features.build(folder)
+    assert accuracy > 0.95
+    return folder
+
+
+def command(script, model_dir, data_dir, *arguments, params=()):
+    return [
+        sys.executable,
+        str(ROOT / "scripts" / script),
+        f"--model_dir={model_dir}",
+        f"--data_dir={data_dir}",
+        "--accelerator=cpu",
+        *arguments,
+        *(f"--gin_param={name}={value}" for name, value in dict(params).items()),
+    ]
+
+
+def training(model_dir, data_dir, **kwargs):
+    return command("train.py", model_dir, data_dir, "--gin_file=configs/digits.gin", params={**PARAMS, **kwargs})
+
+
+def run(arguments, *, fails=False):
+    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert (result.returncode != 0) == fails, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def read_checkpoint(path):
+    reader = tf.train.load_checkpoint(str(path))
+    names = [n for n in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in n and "save_counter" not in n]
+    return {name: reader.get_tensor(name) for name in names}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_dir):
+    model_dir = tmp_path_factory.mktemp("run") / "model"
+    return model_dir, run(training(model_dir, data_dir))
+
+
+def test_training_leaves_everything_the_readme_promises(finished):
+    model_dir, output = finished
+    for name in ("samples.png", "real.png", "report.html", "metrics.jsonl", "config.gin", "checkpoints/ckpt-40.index"):
+        assert (model_dir / name).stat().st_size > 0, name
+    assert list(model_dir.glob("events.out.tfevents.*"))
+    assert f"Report: {model_dir}/report.html" in output
+    assert "step/s" in output and "FID=" in output
+    records = [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [r for r in records if r["kind"] == "evaluation"]
+    assert [r["step"] for r in evaluations] == [0, 40]
+    assert evaluations[-1]["num_samples"] == 60
+    assert evaluations[-1]["reference"]["count"] == 1497
+
+
+def test_killed_training_goes_on_and_ends_as_if_nothing_had_happened(finished, data_dir, tmp_path):
+    whole, _ = finished
+    process = subprocess.Popen(
+        training(tmp_path, data_dir), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "checkpoints" / "ckpt-10.index").exists():
+        assert process.poll() is None, "training ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "checkpoints" / "ckpt-40.index").exists()
+    # Without --gin_file: the configuration is the one that the run has kept.
+    output = run(command("train.py", tmp_path, data_dir))
+    assert "Going on from" in output
+    expected, got = (
+        read_checkpoint(whole / "checkpoints" / "ckpt-40"),
+        read_checkpoint(tmp_path / "checkpoints" / "ckpt-40"),
+    )
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
+def test_evaluate_scores_the_checkpoint_that_is_named(finished, data_dir):
+    model_dir, _ = finished
+    output = run(
+        command("evaluate.py", model_dir, data_dir, "--checkpoint=ckpt-20", params={"protocol.Protocol.seed": 5})
+    )
+    record = json.loads((model_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert record["checkpoint"].endswith("ckpt-20") and record["step"] == 20 and record["seed"] == 5
+    assert f"FID {record['fid']:.3f}" in output
+
+
+def test_evaluation_repeats_what_training_measured(finished, data_dir):
+    model_dir, _ = finished
+    in_training = [
+        json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines() if '"fid"' in line
+    ]
+    in_training = next(r for r in in_training if r["step"] == 40)
+    run(command("train.py", model_dir, data_dir, "--mode=evaluate"))
+    record = json.loads((model_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert record["step"] == 40
+    assert record["fid"] == pytest.approx(in_training["fid"], rel=1e-4)
+
+
+def test_sample_draws_the_classes_asked_for(finished, data_dir, tmp_path):
+    model_dir, _ = finished
+    for name in ("a.npz", "b.npz"):
+        run(command("sample.py", model_dir, data_dir, "--classes=3,7", "--per_class=4", f"--output={tmp_path}/{name}"))
+    first, second = np.load(tmp_path / "a.npz"), np.load(tmp_path / "b.npz")
+    np.testing.assert_array_equal(first["labels"], [3] * 4 + [7] * 4)
+    assert first["images"].shape == (8, 32, 32, 3) and first["images"].dtype == np.uint8
+    np.testing.assert_array_equal(first["images"], second["images"])
+    run(command("sample.py", model_dir, data_dir, f"--output={tmp_path}/grid.png"))
+    width, height = Image.open(tmp_path / "grid.png").size
+    assert width > 10 * 32 and height > 10 * 32
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--classes=10"], "Label 10 is outside the classes of this generator, 0 to 9"),
+        (["--checkpoint=ckpt-7"], "No checkpoint ckpt-7; .* holds: ckpt-"),
+        (["--output=grid.gif"], "--output must end in .png"),
+        (["stray"], "Arguments without a flag name"),
+    ],
+)
+def test_wrong_use_of_sample_is_one_readable_message(finished, data_dir, arguments, message):
+    model_dir, _ = finished
+    output = run(command("sample.py", model_dir, data_dir, *arguments), fails=True)
+    assert re.search(message, output)
+    assert "Traceback" not in output
+
+
+def test_missing_dataset_says_which_command_prepares_it(tmp_path):
+    output = run(training(tmp_path / "model", tmp_path / "nothing"), fails=True)
+    assert "data_prep/digits.py --data_dir=" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "model").exists()
+
+
+def test_evaluating_nothing_says_to_train_first(tmp_path, data_dir):
+    output = run(command("evaluate.py", tmp_path, data_dir, "--gin_file=configs/digits.gin"), fails=True)
+    assert "No checkpoint in" in output and "Train first" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "sample.py"])
+def test_help_teaches(script):
+    output = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / script), "--help"], cwd=ROOT, capture_output=True, text=True
+    ).stdout
+    assert f"python scripts/{script} --" in output
+    assert "--model_dir" in output and "--gin_param" in output

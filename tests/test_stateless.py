@@ -1,0 +1,128 @@
+"""Keys, and draws that are functions of their keys alone."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import assert_close, run
+
+from hamgan import stateless
+
+DRAWS = {
+    "normal": lambda keys: stateless.normal([3, 5], keys),
+    "uniform": lambda keys: stateless.uniform([3, 5], keys),
+    "labels": lambda keys: stateless.labels(1000, keys),
+}
+
+
+def inputs(indices, *path):
+    return stateless.generator_inputs(stateless.key(7, *path), indices, latent_dim=6, num_classes=1000)
+
+
+def test_keys_are_functions_of_seed_and_path():
+    paths = [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 0, 0, 0)]
+    keys = {tuple(stateless.key(seed, *path[1:]).numpy()) for seed in range(3) for path in [(seed, *p) for p in paths]}
+    assert len(keys) == 3 * len(paths)
+    np.testing.assert_array_equal(stateless.key(5, 2, 3), stateless.key(5, 2, 3))
+    np.testing.assert_array_equal(stateless.key(5, 2, 3), stateless.fold(stateless.key(5, 2), 3))
+
+
+@pytest.mark.parametrize("dtype", [tf.int32, tf.int64])
+def test_keys_of_tensors_are_those_of_python_integers(dtype):
+    expected = stateless.key(5, 2, 3)
+    assert expected.dtype == tf.int32
+    as_tensors = stateless.key(*(tf.constant(number, dtype) for number in (5, 2, 3)))
+    assert as_tensors.dtype == tf.int32
+    np.testing.assert_array_equal(as_tensors, expected)
+
+
+def test_example_keys_are_folds_of_the_index():
+    parent = stateless.key(5, 2)
+    expected = [stateless.fold(parent, index) for index in (3, 0, 12)]
+    for dtype in (tf.int32, tf.int64):
+        keys = stateless.example_keys(parent, tf.constant([3, 0, 12], dtype))
+        assert keys.dtype == tf.int32
+        np.testing.assert_array_equal(keys, expected)
+
+
+def test_no_two_purposes_steps_or_examples_share_a_key():
+    # Purposes are small integers, and so are indices: their keys must not be sums of the two.
+    keys = [
+        tuple(key)
+        for step in range(4)
+        for purpose in range(4)
+        for key in stateless.example_keys(stateless.key(0, stateless.TRAINING, step, purpose), tf.range(8)).numpy()
+    ]
+    assert len(set(keys)) == 4 * 4 * 8
+
+
+def test_noise_is_not_the_noise_of_another_row_s_bases():
+    z, labels, keys = inputs(tf.range(16), 0)
+    rows = {tuple(row) for row in z.numpy()}
+    assert len(rows) == 16
+    assert not rows & {tuple(row) for row in stateless.normal([6], keys).numpy()}
+    assert labels.numpy().tolist() != stateless.labels(1000, keys).numpy().tolist()
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_row_depends_on_its_own_key_alone(name):
+    draw = DRAWS[name]
+    keys = stateless.example_keys(stateless.key(1), tf.range(9))
+    rows = draw(keys).numpy()
+    assert len({row.tobytes() for row in rows}) == 9
+    order = [4, 0, 8, 4]
+    np.testing.assert_array_equal(draw(tf.gather(keys, order)), rows[order])
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_dynamic_batch_and_every_mode_give_the_same(name):
+    draw = DRAWS[name]
+    keys = stateless.example_keys(stateless.key(1), tf.range(9))
+    expected = draw(keys).numpy()
+    dynamic = tf.function(draw, input_signature=[tf.TensorSpec([None, 2], tf.int32)])
+    np.testing.assert_array_equal(dynamic(keys), expected)
+    np.testing.assert_array_equal(dynamic(keys[:4]), expected[:4])
+    # XLA has its own logarithm and cosine, so its normal numbers differ in the last digits.
+    assert_close(run("xla", draw, keys), expected, 1e-6 if name == "normal" else 0)
+
+
+def test_distributions():
+    keys = stateless.example_keys(stateless.key(2), tf.range(50))
+    count = 50 * 1000
+    normal = stateless.normal([1000], keys).numpy()
+    uniform = stateless.uniform([10, 100], keys).numpy()
+    labels = run("graph", lambda: stateless.labels(4, stateless.example_keys(stateless.key(2), tf.range(4000)))).numpy()
+    assert normal.shape == (50, 1000) and uniform.shape == (50, 10, 100)
+    assert normal.dtype == uniform.dtype == np.float32
+    # Five standard errors: of a mean 1/sqrt(n), of a variance sqrt((kurtosis - 1)/n).
+    assert abs(normal.mean()) < 5 / count**0.5 and abs(normal.var() - 1) < 5 * (2 / count) ** 0.5
+    assert 0 <= uniform.min() and uniform.max() < 1
+    assert abs(uniform.mean() - 1 / 2) < 5 * (1 / 12 / count) ** 0.5
+    assert abs(uniform.var() - 1 / 12) < 5 * (1 / 180 / count) ** 0.5
+    # Normal: a share of 15.87% lies beyond one deviation on each side, and the draws of a row don't hang together.
+    for side in (-normal, normal):
+        assert abs(np.mean(side > 1) - 0.15866) < 5 * (0.15866 * 0.84134 / count) ** 0.5
+    for step in (1, 2, 500):
+        assert abs(np.mean(normal[:, step:] * normal[:, :-step])) < 5 / normal[:, step:].size ** 0.5
+    assert labels.dtype == np.int32 and labels.shape == (4000,)
+    share = np.bincount(labels, minlength=4)
+    assert share.size == 4 and np.all(np.abs(share - 1000) < 5 * (4000 * 3 / 16) ** 0.5)
+
+
+def test_generator_inputs_do_not_depend_on_how_examples_are_batched():
+    whole = inputs(tf.range(8), stateless.EVALUATION)
+    assert [tuple(part.shape) for part in whole] == [(8, 6), (8,), (8, 2)]
+    parts = [inputs(indices, stateless.EVALUATION) for indices in (tf.range(3), tf.range(3, 8))]
+    for all_rows, *rows in zip(whole, *parts, strict=True):
+        np.testing.assert_array_equal(all_rows, np.concatenate(rows))
+
+
+def test_generator_inputs_differ_between_keys():
+    for one, other in zip(inputs(tf.range(8), 0), inputs(tf.range(8), 1), strict=True):
+        assert np.any(one.numpy() != other.numpy())
+
+
+def test_fresh_keys_differ_between_calls_and_rows():
+    keys = np.concatenate([stateless.fresh_keys(5), stateless.fresh_keys(5)])
+    assert keys.dtype == np.int32 and len({tuple(key) for key in keys}) == 10
+    traced = tf.function(lambda: stateless.fresh_keys(5))
+    assert np.any(traced().numpy() != traced().numpy())
