@@ -50,8 +50,8 @@ def main(argv):
     classifier, real_accuracy = fit(digits)
     recognised = classifier.score(pixels(samples["images"]), samples["labels"])
     print(
-        f"Recognised as their label by an SVC trained on the real digits: {recognised:.1%} of {len(samples['labels']):,} "
-        f"samples (real test digits: {real_accuracy:.1%})"
+        "Recognised as their label by an SVC trained on the real digits: "
+        f"{recognised:.1%} of {len(samples['labels']):,} samples (real test digits: {real_accuracy:.1%})"
     )
     checkpoint = checkpoints.find(flag.model_dir)
     records.append(

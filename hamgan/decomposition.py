@@ -10,14 +10,26 @@ Products of size R x R are taken first, so nothing of size N x N or D x N x R is
 Adding one: write such a function, and name it in a gin file (`context.Hamburger.decomposition = @mine.function`). Its
 attribute `draw_bases`, a function of `hamgan.stateless`, gives its initial bases; without it they are N(0, 1).
 
-A `solve` function (`one_step` here) runs the update K times and decides what the gradient sees of it.
+A `solve` function (`one_step` and others below) runs the update K times and decides what the gradient sees of it:
+`(update, x, state, num_steps) -> state`. The state is a tuple of tensors, the bases first.
 """
+
+import functools
 
 import tensorflow as tf
 
 from hamgan import stateless
 
 EPSILON = 1e-6
+
+
+def _check_positive(function, **values):
+    for name, value in values.items():
+        if value <= 0:
+            raise ValueError(f"{function}: {name} must be positive, got {value}.")
+
+
+# How the updates are run and differentiated
 
 
 def one_step(update, x, state, num_steps):
@@ -42,19 +54,114 @@ def one_step(update, x, state, num_steps):
     return state
 
 
+def unrolled(update, x, state, num_steps):
+    """Runs `num_steps` updates, all of them differentiable: backpropagation through time, the paper's counter-example.
+
+    The gradient is exact and reaches the initial state too; its memory and time grow with `num_steps`. Args and returns
+    as in `one_step`.
+    """
+    for _ in range(num_steps):
+        state = update(x, state)
+    return state
+
+
+def last_steps(update, x, state, num_steps, *, count=1):
+    """Runs `num_steps` updates, of which the last `count` are differentiable: truncated backpropagation through time.
+
+    Args:
+      update, x, state, num_steps: as in `one_step`.
+      count: differentiable updates. With `count` >= `num_steps` it is `unrolled`.
+
+    Raises:
+      ValueError: `count` isn't positive (0 would be `one_step`).
+    """
+    _check_positive("last_steps", count=count)
+    if count < num_steps:
+        state = one_step(update, x, state, num_steps - count)
+    return unrolled(update, x, state, min(count, num_steps))
+
+
+def implicit(update, x, state, num_steps, *, adjoint_steps=6):
+    """Runs `num_steps` updates, and differentiates the fixed point that they approach (the paper's Proposition 2).
+
+    At a fixed point z = F(z, x), and a gradient g with respect to z becomes (dF/dx)^T l with l = (dF/dz)^T l + g. This
+    adjoint equation is itself solved by iteration, l = g, (dF/dz)^T l + g, ..., which converges where F contracts.
+    Memory grows with neither number of steps, and the gradient doesn't see the initial state.
+
+    Args:
+      update, x, state, num_steps: as in `one_step`.
+      adjoint_steps: iterations of the adjoint equation, each as dear as the gradient of one update. With m of them the
+        gradient is that of m + 1 differentiable updates at the fixed point.
+
+    Raises:
+      ValueError: `adjoint_steps` is negative.
+    """
+    if adjoint_steps < 0:
+        raise ValueError(f"implicit: adjoint_steps must not be negative, got {adjoint_steps}.")
+    solution = one_step(update, x, state, num_steps)
+
+    @tf.custom_gradient
+    def at_fixed_point(x):
+        def backward(*gradients):
+            # One linearisation of F serves every step; its products with vectors are all that is needed.
+            with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+                tape.watch([x, solution])
+                updated = update(x, solution)
+            pull_back = functools.partial(tape.gradient, updated, unconnected_gradients="zero")
+            adjoint = gradients
+            for _ in range(adjoint_steps):
+                adjoint = [part + g for part, g in zip(pull_back(solution, adjoint), gradients, strict=True)]
+            return pull_back(x, adjoint)
+
+        return solution, backward
+
+    return at_fixed_point(x)
+
+
+def reaches_initial_state(solve, num_steps):
+    """Whether a gradient passes through `solve` to the initial state, so that initial bases can be learned."""
+    initial = tf.ones([])
+    with tf.GradientTape() as tape:
+        tape.watch(initial)
+        (solution,) = solve(lambda x, state: state, tf.ones([]), (initial,), num_steps)
+    return tape.gradient(solution, initial) is not None
+
+
+# What the decompositions share
+
+
+def draw_bases_of(decomposition):
+    """The function of `hamgan.stateless` that draws initial bases for a decomposition, or a `partial` of one."""
+    while isinstance(decomposition, functools.partial) and not hasattr(decomposition, "draw_bases"):
+        decomposition = decomposition.func
+    return getattr(decomposition, "draw_bases", stateless.normal)
+
+
+def normalize_bases(bases):
+    """Bases [..., D, R] with columns of length 1 (columns below 1e-6 are divided by that)."""
+    return tf.math.l2_normalize(bases, axis=-2, epsilon=EPSILON**2)
+
+
 def _reconstruct(bases, coef):
     return tf.matmul(coef, bases, transpose_b=True)  # [B, N, R] [B, R, D] -> [B, N, D]
 
 
+def _gram(factor):
+    return tf.matmul(factor, factor, transpose_a=True)  # [B, R, R]
+
+
+# Non-negative matrix factorisation
+
+
 def _update_nmf_coef(x, bases, coef):
     numerator = tf.matmul(x, bases)  # [B, N, R]
-    denominator = tf.matmul(coef, tf.matmul(bases, bases, transpose_a=True))  # [B, N, R] [B, R, R]
+    denominator = tf.matmul(coef, _gram(bases))  # [B, N, R] [B, R, R]
     return coef * numerator / (denominator + EPSILON)
 
 
 def _update_nmf_bases(x, bases, coef):
     numerator = tf.matmul(x, coef, transpose_a=True)  # [B, D, R]
-    denominator = tf.matmul(bases, tf.matmul(coef, coef, transpose_a=True))  # [B, D, R] [B, R, R]
+    denominator = tf.matmul(bases, _gram(coef))  # [B, D, R] [B, R, R]
     return bases * numerator / (denominator + EPSILON)
 
 
@@ -64,23 +171,106 @@ def _update_nmf(x, state):
     return _update_nmf_bases(x, bases, coef), coef
 
 
-def nmf(x, bases, *, num_steps, solve=one_step):
+def nmf(x, bases, *, num_steps, solve=one_step, temperature=1.0, normalize=False):
     """Non-negative matrix factorisation by multiplicative updates (section 3.2, Lee and Seung 2001).
 
     Args:
       x: [B, N, D] float32; negative entries are set to 0 first.
-      bases: [B, D, R] non-negative initial bases, drawn from U(0, 1) where nothing else is said.
+      bases: [B, D, R] initial bases, drawn from U(0, 1) where nothing else is said. Of negative entries, which learned
+        bases may come to have, the absolute value is taken.
       num_steps: updates before the last one, K.
       solve: how the K updates are run and differentiated, e.g. `one_step`.
+      temperature: of the softmax that gives the initial coefficients.
+      normalize: scale the initial bases to length 1, as the published segmentation code does.
 
     Returns:
       [B, N, D], the product of non-negative factors.
+
+    Raises:
+      ValueError: the temperature isn't positive.
     """
+    _check_positive("nmf", temperature=temperature)
     x = tf.nn.relu(x)
-    coef = tf.nn.softmax(tf.matmul(x, bases), axis=-1)
+    bases = tf.abs(bases)
+    if normalize:
+        bases = normalize_bases(bases)
+    coef = tf.nn.softmax(tf.matmul(x, bases) * (1 / temperature), axis=-1)
     bases, coef = solve(_update_nmf, x, (bases, coef), num_steps)
     coef = _update_nmf_coef(x, bases, coef)
     return _reconstruct(bases, coef)
 
 
 nmf.draw_bases = stateless.uniform
+
+
+# Vector quantisation and concept decomposition: soft k-means by cosine similarity
+
+
+def _update_vq(x, state, *, temperature):
+    (bases,) = state
+    # The length of a row of x scales its logits: a normalised copy of x would be one more tensor of its size.
+    inverse_length = tf.math.rsqrt(tf.maximum(tf.reduce_sum(tf.square(x), axis=-1, keepdims=True), EPSILON**2))
+    coef = tf.nn.softmax(tf.matmul(x, normalize_bases(bases)) * (inverse_length / temperature), axis=-1)  # [B, N, R]
+    total = tf.reduce_sum(coef, axis=1, keepdims=True)  # [B, 1, R]
+    # Dividing the small product, [B, D, R], is dividing coef.
+    return (tf.matmul(x, coef, transpose_a=True) / (EPSILON + total),)
+
+
+def _update_cd(x, state, *, temperature):
+    (bases,) = _update_vq(x, state, temperature=temperature)
+    return (normalize_bases(bases),)
+
+
+def vq(x, bases, *, num_steps, solve=one_step, temperature=0.01):
+    """Vector quantisation: each row of x becomes a soft choice among R centres (section 3.2; Gray and Neuhoff 1998).
+
+    Args:
+      x: [B, N, D] float32.
+      bases: [B, D, R] initial centres, N(0, 1) where nothing else is said; their length doesn't matter.
+      num_steps: updates of the centres, K.
+      solve: how they are run and differentiated, e.g. `one_step`.
+      temperature: of the softmax over centres.
+
+    Returns:
+      [B, N, D]. The gradient of the last choice with respect to x is taken at constant length of the rows.
+
+    Raises:
+      ValueError: the temperature isn't positive.
+    """
+    _check_positive("vq", temperature=temperature)
+    update = functools.partial(_update_vq, temperature=temperature)
+    (bases,) = solve(update, x, (normalize_bases(bases),), num_steps)
+    length = tf.sqrt(tf.reduce_sum(tf.square(tf.stop_gradient(x)), axis=-1, keepdims=True))
+    logits = tf.matmul(x, normalize_bases(bases)) * (1 / temperature / (EPSILON + length))
+    return _reconstruct(bases, tf.nn.softmax(logits, axis=-1))
+
+
+vq.draw_bases = stateless.normal
+
+
+def cd(x, bases, *, num_steps, solve=one_step, temperature=0.01, beta=0.01):
+    """Concept decomposition: spherical k-means, then ridge regression on the concepts (Dhillon and Modha 2001).
+
+    Args:
+      x: [B, N, D] float32.
+      bases: [B, D, R] initial concepts, N(0, 1) where nothing else is said; their length doesn't matter.
+      num_steps: updates of the concepts, K.
+      solve: how they are run and differentiated, e.g. `one_step`.
+      temperature: of the softmax over concepts.
+      beta: weight of the ridge, added to the diagonal of bases^T bases. The published segmentation code has 0.1.
+
+    Returns:
+      [B, N, D] = x bases (bases^T bases + beta I)^-1 bases^T.
+
+    Raises:
+      ValueError: temperature or beta isn't positive.
+    """
+    _check_positive("cd", temperature=temperature, beta=beta)
+    update = functools.partial(_update_cd, temperature=temperature)
+    (bases,) = solve(update, x, (normalize_bases(bases),), num_steps)
+    ridge = _gram(bases) + beta * tf.eye(bases.shape[-1], dtype=bases.dtype)  # [B, R, R], positive definite
+    inverse = tf.linalg.cholesky_solve(tf.linalg.cholesky(ridge), tf.linalg.matrix_transpose(bases))  # [B, R, D]
+    return _reconstruct(bases, tf.matmul(x, inverse, transpose_b=True))
+
+
+cd.draw_bases = stateless.normal

@@ -32,8 +32,8 @@ def create_strategy(accelerator="auto", tpu="local"):
     if not devices:
         raise ValueError(
             f"accelerator={accelerator}: TensorFlow sees no {accelerator.upper()} on this host, only "
-            f"{sorted({d.device_type for d in tf.config.list_logical_devices()})}. Check the driver (nvidia-smi) and that "
-            "TensorFlow was installed with tensorflow[and-cuda], or use --accelerator=cpu."
+            f"{sorted({d.device_type for d in tf.config.list_logical_devices()})}. Check the driver (nvidia-smi) and "
+            "that TensorFlow was installed with tensorflow[and-cuda], or use --accelerator=cpu."
         )
     if len(devices) == 1:
         return tf.distribute.OneDeviceStrategy(devices[0].name)
@@ -48,8 +48,9 @@ def _tpu_strategy(tpu):
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, tf.errors.OpError) as error:
         raise ValueError(
-            f"tpu={tpu!r} can't be reached: {error}\nOn a TPU VM use --tpu=local with the packages of requirements-tpu.txt "
-            "(scripts/check_environment.py --tpu tells what is missing); from elsewhere give the TPU's name."
+            f"tpu={tpu!r} can't be reached: {error}\nOn a TPU VM use --tpu=local with the packages of "
+            "requirements-tpu.txt (scripts/check_environment.py --tpu tells what is missing); from elsewhere give the "
+            "TPU's name."
         ) from error
     return tf.distribute.TPUStrategy(resolver)
 

@@ -89,7 +89,8 @@ class DownBlock(keras.layers.Layer):
     def build(self, input_shape):
         if not self.down and input_shape[-1] != self.filters:
             raise ValueError(
-                f"{self.name}: an identity shortcut needs filters = input channels, got {self.filters} and {input_shape[-1]}."
+                f"{self.name}: an identity shortcut needs filters = input channels, "
+                f"got {self.filters} and {input_shape[-1]}."
             )
         self.conv_1.build(input_shape)
         self.conv_2.build((*input_shape[:-1], self.filters))
@@ -153,8 +154,8 @@ class Generator(keras.Model):
         resolutions = [size for size in (8, 16, 32, 64, 128, 256) if size <= image_size]
         if context is not None and context_resolution not in resolutions:
             raise ValueError(
-                f"Generator: context_resolution must be one of {resolutions}, where a block of a {image_size}x{image_size} "
-                f"generator ends; got {context_resolution}."
+                f"Generator: context_resolution must be one of {resolutions}, where a block of a "
+                f"{image_size}x{image_size} generator ends; got {context_resolution}."
             )
         for index, size in enumerate(resolutions):
             filters = max(16 * width * 8 // size, width)

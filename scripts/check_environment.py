@@ -150,7 +150,7 @@ class Report:
             print(f"ok    {what}", flush=True)
             return True
         self.failures += 1
-        print(f"FAIL  {what}: {' '.join(str(error).split())}. Do: {remedy}", flush=True)
+        print(f"FAIL  {what}: {' '.join(str(error).split()).rstrip('.')}. Do: {remedy}", flush=True)
         return False
 
 

@@ -65,6 +65,7 @@ def main():
 
 if __name__ == "__main__":
     cli.define_flags()
+    flags.adopt_module_key_flags(cli)
     flags.DEFINE_string("checkpoint", None, "Path or name (ckpt-1000) of a checkpoint; default: the newest.")
     flags.DEFINE_bool("watch", False, "Score every checkpoint as it appears, until training is over.")
     cli.run(main)

@@ -20,6 +20,9 @@ FLAGS = flags.FLAGS
 
 
 def main():
+    output = FLAGS.output or os.path.join(FLAGS.model_dir, "samples.png")
+    if not output.endswith((".png", ".npz")):
+        raise ValueError(f"--output must end in .png (a grid) or .npz (arrays), got {output!r}.")
     experiment = cli.load_experiment()
     path = checkpoints.find(FLAGS.model_dir, FLAGS.checkpoint)
     strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu)
@@ -34,21 +37,19 @@ def main():
     sampler = sampling.Sampler(generator, strategy=strategy, batch_size=batch_size, seed=FLAGS.seed)
     images, _ = sampler.sample(len(labels), labels)
 
-    output = FLAGS.output or os.path.join(FLAGS.model_dir, "samples.png")
     if output.endswith(".npz"):
         buffer = io.BytesIO()
         np.savez(buffer, images=pictures.to_uint8(images), labels=labels)
         records.write_whole(output, buffer.getvalue())
-    elif output.endswith(".png"):
+    else:
         names = loop.read_class_names(FLAGS.model_dir, generator.num_classes)
         pictures.save_grid(output, images, columns=FLAGS.per_class, row_labels=[names[c] for c in classes])
-    else:
-        raise ValueError(f"--output must end in .png (a grid) or .npz (arrays), got {output!r}.")
     print(f"{len(labels)} samples of {path}: {output}")
 
 
 if __name__ == "__main__":
     cli.define_flags()
+    flags.adopt_module_key_flags(cli)
     flags.DEFINE_string("checkpoint", None, "Path or name (ckpt-1000) of a checkpoint; default: the newest.")
     flags.DEFINE_list("classes", None, "Labels, one row of the grid each; default: up to ten, evenly spread.")
     flags.DEFINE_integer("per_class", 10, "Samples of each class.", lower_bound=1)

@@ -54,5 +54,6 @@ def train(experiment):
 
 if __name__ == "__main__":
     cli.define_flags()
+    flags.adopt_module_key_flags(cli)
     flags.DEFINE_enum("mode", "train_and_evaluate", MODES, "What to do.")
     cli.run(main)

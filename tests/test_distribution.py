@@ -28,7 +28,7 @@ def test_missing_gpu_is_an_error_that_says_what_there_is():
 
 
 def test_unreachable_tpu_is_an_error_with_a_remedy():
-    with pytest.raises(ValueError, match="tpu='local' can't be reached.*requirements-tpu.txt"):
+    with pytest.raises(ValueError, match="(?s)tpu='local' can't be reached.*requirements-tpu.txt"):
         distribution.create_strategy("tpu")
 
 

@@ -23,9 +23,7 @@ def _features(num_samples, width, *, seed, scale=1.0, shift=0.0):
 
 
 def _moments(mean, covariance, count=100):
-    return Moments.from_arrays(
-        count=count, mean=mean, scatter=np.asarray(covariance, np.float64) * (count - 1)
-    )
+    return Moments.from_arrays(count=count, mean=mean, scatter=np.asarray(covariance, np.float64) * (count - 1))
 
 
 def _frechet(reference, moments):
@@ -68,10 +66,7 @@ def test_moments_of_batches_equal_numpy(monkeypatch):
 def test_merging_in_any_order_equals_all_at_once(order):
     features = _features(400, 12, seed=1, shift=-0.2)
     # One shard of a single vector and one of none: replicas need not be equally full.
-    shards = [
-        Moments.from_features(part)
-        for part in (features[:1], features[1:1], features[1:150], features[150:])
-    ]
+    shards = [Moments.from_features(part) for part in (features[:1], features[1:1], features[1:150], features[150:])]
     merged = Moments(12)
     for index in order:
         merged.merge(shards[index])
@@ -194,16 +189,12 @@ def test_fid_equals_tf_gan_below_its_root_floor():
 def test_fid_of_float32_features_equals_tf_gan_in_float64():
     real = _features(200, 32, seed=0).astype(np.float32)
     fake = _features(150, 32, seed=1, shift=0.1).astype(np.float32)
-    expected = tfgan.frechet_classifier_distance_from_activations(
-        tf.cast(real, tf.float64), tf.cast(fake, tf.float64)
-    )
+    expected = tfgan.frechet_classifier_distance_from_activations(tf.cast(real, tf.float64), tf.cast(fake, tf.float64))
     result = metrics.frechet_distance_from_features(real, fake)
     np.testing.assert_allclose(result, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "num_real, num_fake, width", [(400, 500, 128), (40, 50, 128), (30, 400, 128), (400, 30, 128)]
-)
+@pytest.mark.parametrize("num_real, num_fake, width", [(400, 500, 128), (40, 50, 128), (30, 400, 128), (400, 30, 128)])
 def test_fid_equals_the_singular_values_of_the_features(num_real, num_fake, width):
     real, fake = _features(num_real, width, seed=2), _features(num_fake, width, seed=3, shift=0.1)
     expected = _frechet_from_singular_values(real, fake)
@@ -236,9 +227,7 @@ def test_fid_equals_pot_bures_wasserstein():
 
 def test_fid_of_shifted_unit_gaussians_is_the_squared_shift():
     width = 24
-    result = _frechet(
-        _moments(np.zeros(width), np.eye(width)), _moments(np.ones(width), np.eye(width))
-    )
+    result = _frechet(_moments(np.zeros(width), np.eye(width)), _moments(np.ones(width), np.eye(width)))
     np.testing.assert_allclose(result, width, rtol=1e-12)
 
 
@@ -259,9 +248,7 @@ def test_fid_of_disjoint_subspaces_is_the_sum_of_the_traces():
     # The product is zero up to rounding, which must not pass for a corrupt covariance.
     basis = np.linalg.qr(np.random.default_rng(1).normal(size=(40, 40)))[0]
     variance = np.r_[np.full(20, 1e4), np.zeros(20)]
-    first, second = (
-        _moments(np.zeros(40), (basis * v) @ basis.T) for v in (variance, 1e4 - variance)
-    )
+    first, second = (_moments(np.zeros(40), (basis * v) @ basis.T) for v in (variance, 1e4 - variance))
     np.testing.assert_allclose(_frechet(first, second), 4e5, rtol=1e-6)
 
 
@@ -284,9 +271,7 @@ def test_fid_is_symmetric_and_the_factor_is_reusable():
     # What the moments see later must not reach a factor already made.
     first.update(np.full((5, 32), 100.0))
     assert metrics.frechet_distance(factor, second) == result
-    np.testing.assert_allclose(
-        result, metrics.frechet_distance_from_features(fake, real), rtol=1e-8
-    )
+    np.testing.assert_allclose(result, metrics.frechet_distance_from_features(fake, real), rtol=1e-8)
 
 
 def test_factor_times_its_transpose_is_the_covariance():
@@ -327,9 +312,7 @@ def test_negative_eigenvalue_within_rounding_enters_with_its_sign():
 def test_covariance_accumulated_in_float32_is_refused_when_singular():
     features = _features(40, 128, seed=14).astype(np.float32)
     centred = features - features.mean(axis=0)
-    damaged = Moments.from_arrays(
-        count=40, mean=features.mean(axis=0), scatter=(centred.T @ centred)
-    )
+    damaged = Moments.from_arrays(count=40, mean=features.mean(axis=0), scatter=(centred.T @ centred))
     with pytest.raises(ValueError, match="accumulated in less than float64"):
         metrics.frechet_factor(damaged)
     metrics.frechet_factor(Moments.from_features(features))
@@ -440,9 +423,7 @@ def test_kid_equals_tf_gan(num_real, num_fake, max_block_size):
 
 def test_kid_blocks_are_at_most_1024_by_default():
     real, fake = _features(1100, 4, seed=2), _features(1030, 4, seed=3)
-    expected = tfgan.kernel_classifier_distance_from_activations(
-        tf.constant(real), tf.constant(fake)
-    )
+    expected = tfgan.kernel_classifier_distance_from_activations(tf.constant(real), tf.constant(fake))
     kid, stderr = metrics.kernel_distance(real, fake)
     np.testing.assert_allclose(kid, expected, rtol=1e-9, atol=1e-12)
     assert stderr > 0
@@ -452,14 +433,9 @@ def test_kid_equals_scikit_learn_s_kernel():
     real, fake = _features(40, 16, seed=4), _features(33, 16, seed=5, shift=0.3)
     # gamma=None means 1 / D.
     k_rr, k_ff, k_rf = (
-        polynomial_kernel(x, y, degree=3, gamma=None, coef0=1)
-        for x, y in [(real, real), (fake, fake), (real, fake)]
+        polynomial_kernel(x, y, degree=3, gamma=None, coef0=1) for x, y in [(real, real), (fake, fake), (real, fake)]
     )
-    expected = (
-        k_rr[~np.eye(40, dtype=bool)].mean()
-        + k_ff[~np.eye(33, dtype=bool)].mean()
-        - 2 * k_rf.mean()
-    )
+    expected = k_rr[~np.eye(40, dtype=bool)].mean() + k_ff[~np.eye(33, dtype=bool)].mean() - 2 * k_rf.mean()
     kid, _ = metrics.kernel_distance(real, fake)
     np.testing.assert_allclose(kid, expected, rtol=1e-10)
 

@@ -54,20 +54,20 @@ class FeatureNetwork:
 
 def _resolve(handle):
     """The local folder of a SavedModel or a hub handle."""
-    if tf.io.gfile.exists(os.path.join(handle, "saved_model.pb")):
-        return handle
-    if "://" in handle and not handle.startswith("gs://"):
+    if handle.startswith(("https://", "http://")):
         try:
             return hub.resolve(handle)
         except Exception as error:  # the hub raises whatever its transport raises
             raise ValueError(
-                f"The feature network {handle} can't be fetched: {error}\nThree ways to have it: run where the hub can be "
-                "reached; point TFHUB_CACHE_DIR at a cache that holds it; or download the module elsewhere and name its "
-                "folder with --gin_param=\"features.FeatureNetwork.handle='FOLDER'\"."
+                f"The feature network {handle} can't be fetched: {error}\nThree ways to have it: run where the hub can "
+                "be reached; point TFHUB_CACHE_DIR at a cache that holds it; or download the module elsewhere and name "
+                "its folder with --gin_param=\"features.FeatureNetwork.handle = 'FOLDER'\"."
             ) from error
+    if tf.io.gfile.exists(os.path.join(handle, "saved_model.pb")):
+        return handle
     raise ValueError(
-        f"No SavedModel at {handle!r} (there is no {os.path.join(handle, 'saved_model.pb')}). For the digits it is made "
-        "by: python data_prep/digits_features.py --data_dir=DATA_DIR"
+        f"No SavedModel at {handle!r} (there is no {os.path.join(handle, 'saved_model.pb')}). For the digits it is "
+        "made by: python data_prep/digits_features.py --data_dir=DATA_DIR"
     )
 
 
