@@ -10,7 +10,7 @@ import os
 
 import keras
 import tensorflow as tf
-from absl import app, flags
+from absl import app, flags, logging
 
 from hamgan import data
 
@@ -48,6 +48,7 @@ def build(data_dir: str) -> tuple[str, float]:
         optimizer=keras.optimizers.Adam(1e-3),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
+        jit_compile=False,  # the TPU wheel has no XLA for CPUs
     )
     batch_size = 64
     model.fit(
@@ -86,6 +87,7 @@ def folder_of(data_dir: str) -> str:
 
 def main(argv):
     del argv
+    logging.set_verbosity(logging.WARNING)
     data_dir = os.path.expanduser(flags.FLAGS.data_dir)
     folder = folder_of(data_dir)
     if tf.io.gfile.exists(os.path.join(folder, "saved_model.pb")):

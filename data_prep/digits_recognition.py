@@ -9,7 +9,7 @@ import os
 
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import app, flags, logging
 from sklearn import svm
 
 from hamgan import checkpoints, data, pictures, records
@@ -34,6 +34,7 @@ def fit(digits: data.ImageDataset) -> tuple[svm.SVC, float]:
 
 def main(argv):
     del argv
+    logging.set_verbosity(logging.WARNING)
     flag = flags.FLAGS
     path = os.path.join(flag.model_dir, "samples.npz")
     if not tf.io.gfile.exists(path):

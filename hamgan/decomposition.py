@@ -85,8 +85,9 @@ def implicit(update, x, state, num_steps, *, adjoint_steps=6):
     """Runs `num_steps` updates, and differentiates the fixed point that they approach (the paper's Proposition 2).
 
     At a fixed point z = F(z, x), and a gradient g with respect to z becomes (dF/dx)^T l with l = (dF/dz)^T l + g. This
-    adjoint equation is itself solved by iteration, l = g, (dF/dz)^T l + g, ..., which converges where F contracts.
-    Memory grows with neither number of steps, and the gradient doesn't see the initial state.
+    adjoint equation is itself solved by iteration, l = g, (dF/dz)^T l + g, ..., which converges where F contracts. Far
+    from a fixed point it need not: keep `adjoint_steps` small when `num_steps` is. Memory grows with neither, and the
+    gradient doesn't see the initial state.
 
     Args:
       update, x, state, num_steps: as in `one_step`.
@@ -171,17 +172,19 @@ def _update_nmf(x, state):
     return _update_nmf_bases(x, bases, coef), coef
 
 
-def nmf(x, bases, *, num_steps, solve=one_step, temperature=1.0, normalize=False):
+def nmf(x, bases, *, num_steps, solve=one_step, temperature=1.0, normalize=False, rectify=True):
     """Non-negative matrix factorisation by multiplicative updates (section 3.2, Lee and Seung 2001).
 
     Args:
-      x: [B, N, D] float32; negative entries are set to 0 first.
+      x: [B, N, D] float32; negative entries are set to 0 first, where `rectify`.
       bases: [B, D, R] initial bases, drawn from U(0, 1) where nothing else is said. Of negative entries, which learned
         bases may come to have, the absolute value is taken.
       num_steps: updates before the last one, K.
       solve: how the K updates are run and differentiated, e.g. `one_step`.
       temperature: of the softmax that gives the initial coefficients.
       normalize: scale the initial bases to length 1, as the published segmentation code does.
+      rectify: False for x that isn't negative, the output of a ReLU as in the published segmentation code: there the
+        gradient of zeros is stopped by that ReLU, not here.
 
     Returns:
       [B, N, D], the product of non-negative factors.
@@ -190,7 +193,7 @@ def nmf(x, bases, *, num_steps, solve=one_step, temperature=1.0, normalize=False
       ValueError: the temperature isn't positive.
     """
     _check_positive("nmf", temperature=temperature)
-    x = tf.nn.relu(x)
+    x = tf.nn.relu(x) if rectify else x
     bases = tf.abs(bases)
     if normalize:
         bases = normalize_bases(bases)
