@@ -82,35 +82,35 @@ def test_quantize_rounds_to_eight_bits(network):
 
 
 def test_reference_is_kept_and_checked(network, tmp_path):
-    first = make_evaluator(network, data_dir=str(tmp_path)).reference
+    first = make_evaluator(network, data_dir=str(tmp_path)).reference()
     (path,) = (tmp_path / "reference_features").iterdir()
     stamp = path.stat().st_mtime_ns
-    second = make_evaluator(network, data_dir=str(tmp_path)).reference
+    second = make_evaluator(network, data_dir=str(tmp_path)).reference()
     np.testing.assert_array_equal(first.features, second.features)
     assert path.stat().st_mtime_ns == stamp
-    make_evaluator(network, data_dir=str(tmp_path), quantize=False).reference
+    make_evaluator(network, data_dir=str(tmp_path), quantize=False).reference()
     assert len(list((tmp_path / "reference_features").iterdir())) == 2
 
 
 def test_reference_of_other_settings_is_refused_by_field(network, tmp_path):
     made_for = make_evaluator(network, data_dir=str(tmp_path))
-    made_for.reference
+    made_for.reference()
     (path,) = (tmp_path / "reference_features").iterdir()
-    fingerprint = {**made_for.reference.fingerprint, "split": "validation"}
+    fingerprint = {**made_for.reference().fingerprint, "split": "validation"}
     with pytest.raises(ValueError, match="split is 'train' there, 'validation' here"):
         reference._read(str(path), fingerprint)
 
 
 def test_reference_count_takes_the_first_images(network):
     evaluator = make_evaluator(network, reference_count=20)
-    assert evaluator.reference.features.shape == (20, 12)
-    whole = make_evaluator(network).reference.features
-    np.testing.assert_allclose(evaluator.reference.features, whole[:20], atol=1e-6)
+    assert evaluator.reference().features.shape == (20, 12)
+    whole = make_evaluator(network).reference().features
+    np.testing.assert_allclose(evaluator.reference().features, whole[:20], atol=1e-6)
 
 
 def test_more_reference_images_than_there_are_is_refused(network):
     with pytest.raises(ValueError, match="reference_count is 65, but split 'train' of made has 64 images"):
-        make_evaluator(network, reference_count=65).reference
+        make_evaluator(network, reference_count=65).reference()
 
 
 @pytest.mark.parametrize("name", ["num_samples", "reference_count"])

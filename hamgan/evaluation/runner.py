@@ -72,7 +72,6 @@ class Evaluator:
         padded = np.pad(images, [(0, self._batch_size - len(images)), (0, 0), (0, 0), (0, 0)])
         return {name: v.numpy()[: len(images)] for name, v in self._embed_given(tf.constant(padded)).items()}
 
-    @property
     def reference(self):
         """The real images' features; built at the first use."""
         if self._reference is None:
@@ -109,7 +108,7 @@ class Evaluator:
         Raises:
           ValueError: features that aren't finite.
         """
-        real = self.reference
+        real = self.reference()
         start = time.monotonic()
         generated = self.generated_outputs()
         for name, values in generated.items():
