@@ -1,5 +1,6 @@
 # make demo   trains, evaluates and draws handwritten digits      make test      lints and runs the tests
-# make clean  removes .venv and what the demo made                make test-all  the slow tests too
+# make compare  five context modules on the digits, three seeds each   make test-all  the slow tests too
+# make clean  removes .venv and what the demo made
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
@@ -15,7 +16,7 @@ TRAIN_FLAGS ?=
 # Without TensorFlow's C++ log: on a machine without a GPU it begins with CUDA errors. What matters is raised in Python.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo compare test test-all lint format clean
 
 demo: .venv/installed
 	$(BIN)/python data_prep/digits.py --data_dir=$(DATA_DIR)
@@ -23,6 +24,12 @@ demo: .venv/installed
 	$(BIN)/python scripts/train.py --gin_file=configs/digits.gin --model_dir=$(MODEL_DIR) --data_dir=$(DATA_DIR) $(TRAIN_FLAGS)
 	$(BIN)/python scripts/sample.py --model_dir=$(MODEL_DIR) --per_class=100 --output=$(MODEL_DIR)/samples.npz
 	$(BIN)/python data_prep/digits_recognition.py --model_dir=$(MODEL_DIR) --data_dir=$(DATA_DIR)
+
+compare: .venv/installed
+	$(BIN)/python data_prep/digits.py --data_dir=$(DATA_DIR)
+	$(BIN)/python data_prep/digits_features.py --data_dir=$(DATA_DIR)
+	$(BIN)/python scripts/compare.py --data_dir=$(DATA_DIR) --output_dir=runs/compare \
+		--gin_param="loop.Schedule.num_steps = 400" --gin_param="loop.Schedule.evaluate_every = 100"
 
 test: .venv/installed-test lint
 	$(BIN)/python -m pytest -n 2 -m "not slow"

@@ -33,8 +33,9 @@ setup(
         "scikit-learn",
         "scipy",
         "tqdm",
-        # tensorflow-gan imports distutils, which Python 3.12 has only through setuptools.
-        "setuptools<82",
+        # tensorflow-gan imports distutils, which Python 3.12 has only through setuptools; tensorflow-hub imports
+        # pkg_resources, about which 81 warns and which newer ones drop.
+        "setuptools<81",
     ],
     extras_require={
         "test": [
