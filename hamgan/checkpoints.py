@@ -53,7 +53,7 @@ def _checkpoint(variables):
 def _contents(path):
     """{name: shape} of what a checkpoint holds."""
     try:
-        shapes = tf.train.load_checkpoint(path).get_variable_to_shape_map()
+        shapes = tf.compat.v1.train.NewCheckpointReader(path).get_variable_to_shape_map()
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} can't be read as a checkpoint: {error}") from error
     return {

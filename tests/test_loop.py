@@ -7,6 +7,7 @@ import tensorflow as tf
 from PIL import Image
 
 from hamgan import checkpoints, loop, records
+from hamgan.evaluation import report
 from hamgan.loop import Schedule
 
 
@@ -149,3 +150,14 @@ def test_class_names_are_kept_with_the_run(tmp_path):
 def test_grid_shows_ten_classes_spread_over_all():
     assert loop.grid_classes(3).tolist() == [0, 1, 2]
     assert loop.grid_classes(1000).tolist() == [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
+
+
+def test_remote_folder_does_as_well_as_a_local_one():
+    # ram:// is a file system that only tf.io.gfile knows, as gs:// is.
+    model_dir = "ram://hamgan-test/run"
+    run(model_dir, num_steps=2, save_every=2)
+    assert run(model_dir, num_steps=4, save_every=2) == f"{model_dir}/checkpoints/ckpt-4"
+    assert checkpoints.available(model_dir) == ["ckpt-0", "ckpt-2", "ckpt-4"]
+    assert [r["step"] for r in records.read(f"{model_dir}/metrics.jsonl", kind="train")] == [2, 3, 4]
+    assert tf.io.gfile.exists(f"{model_dir}/samples.png")
+    assert report.write_report(model_dir) == f"{model_dir}/report.html"

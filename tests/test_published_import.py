@@ -1,0 +1,530 @@
+"""Import of published checkpoints: the recorded one, and made ones of every kind against NumPy."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import cli
+import gin
+import import_checkpoint
+import numpy as np
+import numpy_reference as reference
+import pytest
+import tensorflow as tf
+from absl import flags
+from helpers import assert_close
+
+from data_prep import digits
+from hamgan import checkpoints, context, decomposition, networks, published
+
+ROOT = pathlib.Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "published_v1_nmf"
+MASKS = ROOT / "tests" / "golden" / "ylg_masks_32x32.npz"
+STEP = 30
+
+
+# Checkpoints as the published code writes them, from its names as the recorded checkpoint shows them.
+
+SCOPES = {"generator": "Generator/generator", "discriminator": "Discriminator/discriminator"}
+
+
+class Made:
+    """Variables of a published checkpoint under both names.
+
+    `variables` is {published name: (our name, published array)}; arrays are such that every one of them matters.
+    """
+
+    def __init__(self, *, widths=(1, 1), num_classes=3, modules=("v1", "v1"), ham_channels=(4, 4), adam=False, seed=0):
+        self.rng = np.random.default_rng(seed)
+        self.widths, self.num_classes, self.modules = widths, num_classes, modules
+        self.variables = {}
+        self._trained = []
+        self._generator(widths[0], modules[0], ham_channels[0])
+        self._discriminator(widths[1], modules[1], ham_channels[1])
+        self.variables["global_step"] = ("step", np.int64(STEP))
+        if adam:
+            self._adam()
+
+    def _add(self, kind, name, ours, value, trained=True):
+        self.variables[f"{SCOPES[kind]}/{name}"] = (f"{kind}/{ours}", np.float32(value))
+        if trained:
+            self._trained.append((f"{SCOPES[kind]}/{name}", kind, ours))
+
+    def _spectral(self, kind, scope, ours, shape, *, leaf="kernel", bias=True):
+        # A Gaussian m x n matrix has a norm of about sqrt(m) + sqrt(n): some norms here are below 1, some above.
+        rows = int(np.prod(shape[:-1]))
+        norm = (np.sqrt(rows) + np.sqrt(shape[-1])) / self.rng.uniform(0.7, 1.5)
+        self._add(kind, f"{scope}/{leaf}", f"{ours}/kernel", self.rng.normal(size=shape) / norm)
+        if bias:
+            self._add(kind, f"{scope}/bias", f"{ours}/bias", 0.3 * self.rng.normal(size=shape[-1]))
+        full = f"{SCOPES[kind]}/{scope}/{leaf}"
+        inner = f"{scope}/{full}"
+        if leaf == "embedding_map":
+            inner, rows = scope, shape[1]
+        u = self.rng.normal(size=[rows, 1])
+        name = f"{inner}/spectral_normalize/spectral_norm/spectral_norm_u"
+        self._add(kind, name, f"{ours}/u", u / np.linalg.norm(u), trained=False)
+
+    def _norm(self, scope, ours, rows, channels):
+        for name in ("gamma", "beta"):
+            value = (name == "gamma") + 0.3 * self.rng.normal(size=[rows, 1, 1, channels])
+            self._add("generator", f"{scope}/{name}", f"{ours}/{name}", value)
+        mean, variance = 0.3 * self.rng.normal(size=channels), self.rng.uniform(0.5, 1.5, channels)
+        self._add("generator", f"{scope}/moving_mean", f"{ours}/moving_mean", mean, trained=False)
+        self._add("generator", f"{scope}/moving_variance", f"{ours}/moving_variance", variance, trained=False)
+
+    def _module(self, kind, module, channels, ham_channels):
+        ops = f"{kind[0]}_ops"
+
+        def conv(name, ours, inputs, outputs):
+            self._spectral(
+                kind, f"{ops}/{name}", f"context/{ours}", [1, 1, inputs, outputs], leaf="weights", bias=False
+            )
+
+        if module is None:
+            return
+        if module == "attention":
+            for name in ("theta", "phi"):
+                conv(f"sn_conv_{name}", name, channels, channels // 8)
+            conv("sn_conv_g", "g", channels, channels // 2)
+            conv("sn_conv_attn", "attn", channels // 2, channels)
+        else:
+            conv("sn_lower_bread", "lower_bread", channels, ham_channels)
+            if module == "v2":
+                conv("sn_cheese", "cheese", ham_channels, channels)
+            conv("sn_upper_bread", "upper_bread", channels if module == "v2" else ham_channels, channels)
+            if kind == "generator":
+                name = "cheese_bn" if module == "v2" else "upper_bread_bn"
+                self._norm(f"{ops}/{name}", "context/norm", self.num_classes, channels)
+        self._add(kind, f"{ops}/sigma_ratio", "context/gate", 0.7 if kind == "generator" else -0.4)
+
+    def _generator(self, width, module, ham_channels):
+        add = functools.partial(self._spectral, "generator")
+        add("g_snh0/dense", "dense", [128, 256 * width])
+        channels = [16 * width, 16 * width, 8 * width, 4 * width, 2 * width, width]
+        for number in range(1, 6):
+            inputs, outputs = channels[number - 1 : number + 1]
+            block = f"g_block{number}"
+            self._norm(f"{block}/cbn_0", f"block_{number}/norm_1", self.num_classes, inputs)
+            self._norm(f"{block}/cbn_1", f"block_{number}/norm_2", self.num_classes, outputs)
+            add(f"{block}/snconv1/snconv1", f"block_{number}/conv_1", [3, 3, inputs, outputs])
+            add(f"{block}/snconv2/snconv2", f"block_{number}/conv_2", [3, 3, outputs, outputs])
+            add(f"{block}/snconv3/snconv3", f"block_{number}/shortcut", [1, 1, inputs, outputs])
+        self._module("generator", module, 4 * width, ham_channels)
+        self._norm("g_bn", "norm", 1, width)
+        add("g_snconv_last/g_snconv_last", "to_rgb", [3, 3, width, 3])
+
+    def _discriminator(self, width, module, ham_channels):
+        add = functools.partial(self._spectral, "discriminator")
+        channels = [3, width, 2 * width, 4 * width, 8 * width, 16 * width, 16 * width]
+        for number in range(1, 7):
+            inputs, outputs = channels[number - 1 : number + 1]
+            block = "d_optimized_block1" if number == 1 else f"d_block{number}"
+            add(f"{block}/sn_conv1/sn_conv1", f"block_{number}/conv_1", [3, 3, inputs, outputs])
+            add(f"{block}/sn_conv2/sn_conv2", f"block_{number}/conv_2", [3, 3, outputs, outputs])
+            if number < 6:
+                add(f"{block}/sn_conv3/sn_conv3", f"block_{number}/shortcut", [1, 1, inputs, outputs])
+        self._module("discriminator", module, 2 * width, ham_channels)
+        add("d_sn_linear/dense", "dense", [16 * width, 1])
+        add("d_embedding", "embedding", [self.num_classes, 16 * width], leaf="embedding_map", bias=False)
+
+    def _adam(self):
+        for name, kind, ours in self._trained:
+            shape = self.variables[name][1].shape
+            for slot, our_slot in (("Adam", "momentum"), ("Adam_1", "velocity")):
+                value = np.float32(self.rng.uniform(0, 0.1, shape))
+                our_name = f"{kind}_optimizer/adam/{ours.replace('/', '_')}_{our_slot}"
+                self.variables[f"{name}/{slot}"] = (our_name, value)
+        for suffix, kind in (("", "generator"), ("_1", "discriminator")):
+            self.variables[f"beta1_power{suffix}"] = (None, np.float32(0))
+            # TF1 multiplies once more than there were updates.
+            power = np.float32(0.999) ** (STEP + 1)
+            self.variables[f"beta2_power{suffix}"] = (f"{kind}_optimizer/adam/iteration", np.float32(power))
+
+    def expected(self):
+        """{our name: array in our shape} of everything but the iterations."""
+        named = {ours: array for ours, array in self.variables.values() if ours and not ours.endswith("iteration")}
+        return {name: array[:, 0, 0] if "gamma" in name or "beta" in name else array for name, array in named.items()}
+
+    def weights(self, kind):
+        """{name within the network: array in our shape}."""
+        return {name[len(kind) + 1 :]: v for name, v in self.expected().items() if name.startswith(kind + "/")}
+
+
+def save(path, arrays):
+    """Writes {name: array} as TF1's Saver does."""
+    names, values = zip(*arrays.items(), strict=True)
+    tf.raw_ops.SaveV2(
+        prefix=str(path),
+        tensor_names=names,
+        shape_and_slices=[""] * len(names),
+        tensors=[tf.constant(v) for v in values],
+    )
+    return str(path)
+
+
+def save_made(folder, made, **changes):
+    """Writes a made checkpoint; `changes` are {published name: array, or None to leave it out}."""
+    arrays = {name: array for name, (_, array) in made.variables.items()} | changes
+    return save(folder / f"model.ckpt-{STEP}", {name: array for name, array in arrays.items() if array is not None})
+
+
+def test_made_names_and_shapes_are_the_published_ones():
+    made = Made(widths=(4, 4), num_classes=5, ham_channels=(16, 8), adam=True)
+    info = json.loads((GOLDEN / "info.json").read_text())["variables"]
+    assert {name: list(array.shape) for name, (_, array) in made.variables.items()} == {
+        name.removesuffix(":0"): shape for name, (shape, _) in info.items()
+    }
+
+
+# Running the script
+
+
+@pytest.fixture(scope="module")
+def script_flags():
+    """The script's flags, which other tests in this process must not find required or defined."""
+    before = set(flags.FLAGS)
+    import_checkpoint.define_flags()
+    yield flags.FLAGS
+    for name in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, name)
+
+
+@pytest.fixture
+def run(script_flags, tmp_path, capsys):
+    """A function that imports a checkpoint into tmp_path / 'run' in this process; returns what was printed."""
+
+    def run(checkpoint, *arguments, model_dir=tmp_path / "run"):
+        script_flags.unparse_flags()
+        for name in script_flags:
+            script_flags[name].unparse()
+        script_flags(
+            ["script", f"--checkpoint={checkpoint}", f"--model_dir={model_dir}", "--accelerator=cpu"]
+            + ["--gin_param=trainer.Trainer.batch_size = 2", f"--data_dir={tmp_path}", *arguments]
+        )
+        gin.clear_config()
+        import_checkpoint.main()
+        return capsys.readouterr().out
+
+    yield run
+    for name in script_flags:
+        script_flags[name].unparse()
+    gin.clear_config()
+
+
+def command(script, *arguments):
+    return [sys.executable, str(ROOT / "scripts" / script), "--accelerator=cpu", *map(str, arguments)]
+
+
+def call(*arguments, fails=False):
+    result = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert (result.returncode != 0) == fails, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def read(model_dir, name):
+    """A variable of the run's only checkpoint, by our name."""
+    (path,) = (model_dir / "checkpoints").glob("ckpt-*.index")
+    key = name.replace(".", "..").replace("/", ".S") + "/.ATTRIBUTES/VARIABLE_VALUE"
+    return tf.train.load_checkpoint(str(path.with_suffix(""))).get_tensor(key)
+
+
+def assert_holds(model_dir, expected):
+    for name, array in expected.items():
+        np.testing.assert_array_equal(read(model_dir, name), array, err_msg=name)
+
+
+# The recorded checkpoint
+
+
+def golden_copy(folder, **more):
+    """The recorded checkpoint with more variables."""
+    checkpoint = published.Checkpoint(str(GOLDEN / "model.ckpt-30"))
+    return save(folder / "model.ckpt-30", {name: checkpoint.value(name) for name in checkpoint.shapes} | more)
+
+
+def test_script_reproduces_the_recorded_checkpoint(tmp_path):
+    arguments = [f"--checkpoint={GOLDEN}/model.ckpt-30", "--rank=4,2", f"--verify={GOLDEN}/golden.npz"]
+    output = call("import_checkpoint.py", f"--model_dir={tmp_path}/run", "--tolerance=2e-5", *arguments)
+    errors = dict(line.split()[:2] for line in output.splitlines() if " within " in line)
+    assert errors.keys() == {"images", "logits", "z_grad", "img_grad"}
+    assert all(0 < float(error) < 2e-2 for error in errors.values())
+    assert (
+        "Generator/generator/g_block1/cbn_0/gamma [5, 1, 1, 64] -> generator/block_1/norm_1/gamma: as [5, 64]" in output
+    )
+    assert "Discriminator/discriminator/d_ops/sigma_ratio [] -> discriminator/context/gate" in output
+    assert "generator: width 4, 5 classes, Hamburger" in output
+    assert "ckpt-30" in output
+
+    output = call("import_checkpoint.py", f"--model_dir={tmp_path}/run", *arguments, fails=True)
+    assert "has checkpoints already (ckpt-30)" in output and "Traceback" not in output
+
+
+def test_wrong_record_is_a_failure_and_leaves_nothing(tmp_path):
+    with np.load(GOLDEN / "golden.npz") as arrays:
+        arrays = dict(arrays)
+    arrays["images"] = arrays["images"] + np.float32(1e-3)
+    arrays["img_grad"] = arrays["img_grad"] * np.float32(1.03)
+    np.savez(tmp_path / "other.npz", **arrays)
+    output = call(
+        "import_checkpoint.py",
+        f"--checkpoint={GOLDEN}/model.ckpt-30.index",
+        f"--model_dir={tmp_path}/run",
+        "--rank=4,2",
+        f"--verify={tmp_path}/other.npz",
+        fails=True,
+    )
+    assert "ERROR: The networks don't reproduce" in output and "Traceback" not in output
+    assert [line.split()[0] for line in output.splitlines() if " ABOVE " in line] == ["images", "img_grad"]
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+
+
+def test_adam_of_the_recorded_names_goes_on(run, tmp_path):
+    info = json.loads((GOLDEN / "info.json").read_text())["variables"]
+    rng = np.random.default_rng(0)
+    slots = {
+        name.removesuffix(":0"): rng.uniform(0, 0.1, shape).astype(np.float32)
+        for name, (shape, _) in info.items()
+        if name.removesuffix(":0").endswith(("/Adam", "/Adam_1"))
+    }
+    powers = dict(beta1_power=0.0, beta1_power_1=0.0, beta2_power=0.96946084, beta2_power_1=0.96946084)
+    powers = {name: np.float32(value) for name, value in powers.items()}
+    output = run(golden_copy(tmp_path, **slots, **powers), "--rank=4,2")
+    assert "fresh" not in output
+    for kind in SCOPES:
+        assert read(tmp_path / "run", f"{kind}_optimizer/adam/iteration") == 30
+    name = "Generator/generator/g_block2/cbn_1/gamma"
+    got = read(tmp_path / "run", "generator_optimizer/adam/block_2_norm_2_gamma_velocity")
+    np.testing.assert_array_equal(got, slots[name + "/Adam_1"][:, 0, 0])
+    name = "Discriminator/discriminator/d_optimized_block1/sn_conv3/sn_conv3/kernel"
+    got = read(tmp_path / "run", "discriminator_optimizer/adam/block_1_shortcut_kernel_momentum")
+    np.testing.assert_array_equal(got, slots[name + "/Adam"])
+    assert read(tmp_path / "run", "step") == 30
+    # Without them, Adam starts anew, and the report says so.
+    output = run(GOLDEN / "model.ckpt-30", "--rank=4,2", model_dir=tmp_path / "without")
+    assert "(nothing) -> generator_optimizer/adam/iteration: fresh: the checkpoint has no Adam state" in output
+    assert read(tmp_path / "without", "generator_optimizer/adam/iteration") == 0
+    assert read(tmp_path / "without", "step") == 30
+
+
+# Made checkpoints of every kind, against the networks of numpy_reference.py with a module from here
+
+
+def numpy_ham(ham, x, bases, num_steps):
+    """x [D, N], bases [D, R] as drawn."""
+    if ham == "nmf":
+        return reference.nmf(x[None], bases[None], num_steps)[0]
+
+    def unit(matrix):
+        return matrix / np.linalg.norm(matrix, axis=0)
+
+    bases = unit(bases)
+    for _ in range(num_steps):
+        coef = reference.softmax(100 * unit(x).T @ bases)
+        bases = unit(x @ (coef / (1e-6 + coef.sum(axis=0))))
+    return bases @ np.linalg.inv(bases.T @ bases + 0.01 * np.eye(bases.shape[1])) @ bases.T @ x
+
+
+def numpy_hamburger(weights, x, bases, labels=None, *, ham, num_steps, **_):
+    """V1, or V2 where there is a cheese; bases [B, S, D, R]."""
+    conv = functools.partial(reference.sn_conv, exact=True)
+    matrices = conv(reference.under(weights, "lower_bread"), x).reshape(len(x), -1, bases.shape[1] * bases.shape[2])
+    for b, s in np.ndindex(bases.shape[:2]):
+        channels = slice(s * bases.shape[2], (s + 1) * bases.shape[2])
+        matrices[b, :, channels] = numpy_ham(ham, matrices[b, :, channels].T, bases[b, s], num_steps).T
+    y = matrices.reshape(*x.shape[:3], -1)
+    is_v2 = "cheese/kernel" in weights
+    y = conv(reference.under(weights, "cheese" if is_v2 else "upper_bread"), y)
+    if "norm/gamma" in weights:
+        y = reference.batch_norm(reference.under(weights, "norm"), y, labels)
+    if is_v2:
+        y = conv(reference.under(weights, "upper_bread"), reference.relu(y))
+    return x + weights["gate"] * y
+
+
+def numpy_attention(weights, x, bases, labels=None, *, masks, **_):
+    """SAGAN's, or YLG's with the masks of its heads [heads, N, M]."""
+    batch, height, width, channels = x.shape
+    heads = 1 if masks is None else len(masks)
+
+    def conv(name, x):
+        return reference.sn_conv(reference.under(weights, name), x, exact=True)
+
+    def pooled(x):
+        return x.reshape(batch, height // 2, 2, width // 2, 2, -1).max(axis=(2, 4)).reshape(batch, -1, x.shape[-1])
+
+    theta = conv("theta", x).reshape(batch, height * width, -1)
+    phi, g = pooled(conv("phi", x)), pooled(conv("g", x))
+    y = np.zeros([batch, height * width, g.shape[2]])
+    for head in range(heads):
+        dims = slice(head * theta.shape[2] // heads, (head + 1) * theta.shape[2] // heads)
+        values = slice(head * g.shape[2] // heads, (head + 1) * g.shape[2] // heads)
+        scores = theta[..., dims] @ phi[..., dims].transpose(0, 2, 1)
+        if masks is not None:
+            scores = scores + (1 - masks[head]) * -1000.0
+        y[..., head::heads] = reference.softmax(scores) @ g[..., values]
+    return x + weights["gate"] * conv("attn", y.reshape(batch, height, width, -1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """A made checkpoint and its settings, (generator's, discriminator's) each."""
+
+    modules: tuple
+    widths: tuple = (1, 1)
+    num_classes: int = 3
+    ham_channels: tuple = (4, 2)
+    ham: tuple = ("nmf", "nmf")
+    rank: tuple = (2, 1)
+    sections: tuple = (1, 1)
+    steps: tuple = (6, 6)
+    masks: str | None = None
+    batch: int = 2
+    adam: bool = False
+
+    def made(self):
+        return Made(
+            widths=self.widths,
+            num_classes=self.num_classes,
+            modules=self.modules,
+            ham_channels=self.ham_channels,
+            adam=self.adam,
+        )
+
+    def flags(self):
+        return [f"--{name}={','.join(map(str, getattr(self, name)))}" for name in ("ham", "rank", "sections", "steps")]
+
+    def bases(self, index, rng):
+        """[B * S, d, R], None for a network without a Hamburger."""
+        if self.modules[index] not in ("v1", "v2"):
+            return None
+        sections = self.sections[index]
+        draw = rng.uniform if self.ham[index] == "nmf" else rng.normal
+        dim = self.ham_channels[index] // sections
+        return np.float32(draw(size=[self.batch * sections, dim, self.rank[index]]))
+
+    def constructor(self, index):
+        module = self.modules[index]
+        if module is None:
+            return None
+        if module == "attention":
+            return context.SparseAttention if self.masks else context.SelfAttention
+        return functools.partial(
+            context.HamburgerV2 if module == "v2" else context.Hamburger,
+            dim=self.ham_channels[index] // self.sections[index],
+            rank=self.rank[index],
+            sections=self.sections[index],
+            num_steps=self.steps[index],
+            decomposition=getattr(decomposition, self.ham[index]),
+        )
+
+    def numpy_module(self, index):
+        if self.modules[index] == "attention":
+            masks = None
+            if self.masks:
+                with np.load(MASKS) as arrays:
+                    masks = np.float64(arrays["masks"])
+            return functools.partial(numpy_attention, masks=masks)
+        return functools.partial(numpy_hamburger, ham=self.ham[index])
+
+    def record(self, made, monkeypatch):
+        """What `--verify` takes: images and logits from NumPy; gradients from our networks, put together here.
+
+        (That gradients are the published ones is tested with the recorded checkpoint.)
+        """
+        rng = np.random.default_rng(1)
+        labels = np.arange(self.batch) * 2 % self.num_classes
+        arrays = {"z": np.float32(rng.normal(size=[self.batch, 128])), "labels": labels}
+        arrays["real_images"] = np.float32(rng.uniform(-1, 1, [self.batch, 128, 128, 3]))
+        given = {}
+        for index, name in enumerate(("g_bases", "d_bases")):
+            bases = self.bases(index, rng)
+            if bases is not None:
+                arrays[name] = bases
+                given[name] = bases.reshape(self.batch, self.sections[index], *bases.shape[1:])
+        numpy_inputs = {
+            "generator": (arrays["z"], given.get("g_bases")),
+            "discriminator": (arrays["real_images"], given.get("d_bases")),
+        }
+        for index, (kind, (inputs, bases)) in enumerate(numpy_inputs.items()):
+            if self.modules[index] == "attention":
+                bases = ()  # anything that says that there is a module
+            monkeypatch.setattr(reference, "hamburger", self.numpy_module(index))
+            outputs = getattr(reference, kind)(
+                {name: np.float64(array) for name, array in made.weights(kind).items()},
+                np.float64(inputs),
+                labels,
+                bases,
+                num_steps=self.steps[index],
+            )
+            arrays["images" if kind == "generator" else "logits"] = outputs
+        arrays["z_grad"], arrays["img_grad"] = self._gradients(made, arrays, given)
+        return arrays
+
+    def _gradients(self, made, arrays, given):
+        sizes = dict(image_size=128, num_classes=self.num_classes)
+        built = {
+            "generator": networks.Generator(**sizes, width=self.widths[0], context=self.constructor(0)),
+            "discriminator": networks.Discriminator(**sizes, width=self.widths[1], context=self.constructor(1)),
+        }
+        for kind, network in built.items():
+            weights = made.weights(kind)
+            assert weights.keys() == {variable.path for variable in network.variables}
+            for variable in network.variables:
+                variable.assign(weights[variable.path])
+            if f"{kind[0]}_bases" in given:
+                network.context.initial_bases = functools.partial(_constant, given[f"{kind[0]}_bases"])
+        z, images = tf.constant(arrays["z"]), tf.constant(arrays["real_images"])
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            total = tf.reduce_sum(built["generator"](z, arrays["labels"]) * images)
+        z_grad = tape.gradient(total, z)
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            logits = built["discriminator"](images, arrays["labels"])
+        return z_grad.numpy(), tape.gradient(logits, images).numpy()
+
+
+def _constant(bases, keys):
+    del keys
+    return tf.constant(bases)
+
+
+CASES = {
+    "NMF, sections": Case(modules=("v1", "v1"), ham_channels=(8, 6), sections=(2, 3), steps=(6, 3), batch=3),
+    "V2, NMF, wide discriminator": Case(modules=("v2", "v2"), widths=(1, 2), num_classes=7, ham_channels=(6, 4)),
+    "V2, CD, sections": Case(
+        modules=("v2", "v2"),
+        widths=(2, 1),
+        ham_channels=(12, 8),
+        ham=("cd", "cd"),
+        sections=(2, 2),
+        rank=(3, 2),
+        batch=1,
+    ),
+    "CD and NMF": Case(modules=("v1", "v2"), ham=("cd", "nmf"), ham_channels=(6, 6), rank=(2, 3), adam=True),
+    "none": Case(modules=(None, None), num_classes=2),
+    "none and NMF": Case(modules=(None, "v1"), rank=(9, 1)),
+    "SAGAN": Case(modules=("attention", "attention"), widths=(2, 4), adam=True),
+    "YLG": Case(modules=("attention", "attention"), widths=(16, 32), num_classes=2, masks="ylg", batch=1),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_kind_is_imported_and_verified(name, run, tmp_path, monkeypatch):
+    case = CASES[name]
+    made = case.made()
+    np.savez(tmp_path / "record.npz", **case.record(made, monkeypatch))
+    output = run(save_made(tmp_path, made), *case.flags(), f"--verify={tmp_path}/record.npz")
+    assert output.count(" within ") == 4
+    assert_holds(tmp_path / "run", made.expected())
+    kinds = ("generator", "discriminator") if case.adam else ()
+    assert [read(tmp_path / "run", f"{kind}_optimizer/adam/iteration") for kind in kinds] == [STEP] * len(kinds)
+    # As a fresh process would build them from the configuration that was written.
+    text = (tmp_path / "run" / "config.gin").read_text()
+    assert f"NUM_CLASSES = {case.num_classes}\n" in text
+    assert f"WIDTH = {case.widths[0]}\n" in text
