@@ -54,6 +54,8 @@ _STEP_COPY = re.compile(r"dummy_global_step_(generator|discriminator)")
 # What float32 holds in full precision; TF1's powers of beta end in 0.
 _SMALLEST = float(np.finfo(np.float32).tiny)
 _MAX_LINES = 40
+# TensorFlow's reader has a Python error for each kind of damage: IndexError for a file that ends too early.
+_READ_ERRORS = (tf.errors.OpError, ValueError, RuntimeError, LookupError, OSError, NotImplementedError)
 
 
 class Checkpoint:
@@ -75,7 +77,7 @@ class Checkpoint:
         try:
             self._reader = tf.train.load_checkpoint(self.path)
             self.shapes = dict(self._reader.get_variable_to_shape_map())
-        except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        except _READ_ERRORS as error:
             raise ValueError(
                 f"{self.path} can't be read as a checkpoint: {error}\nGive the prefix: that of model.ckpt-1000.index "
                 "and model.ckpt-1000.data-00000-of-00001 is model.ckpt-1000."
@@ -89,7 +91,7 @@ class Checkpoint:
         """
         try:
             return np.asarray(self._reader.get_tensor(name))
-        except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        except _READ_ERRORS as error:
             raise ValueError(
                 f"{name} can't be read from {self.path}; is a file of it missing or cut short? {error}"
             ) from error

@@ -117,7 +117,7 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("configs", DEFAULT, "Gin files, or names of files in configs/.")
+    flags.DEFINE_list("configs", list(DEFAULT), "Gin files, or names of files in configs/.")
     flags.DEFINE_integer("seeds", 3, "Runs of each configuration, with the seeds 0, 1, ...", lower_bound=1)
     flags.DEFINE_string("output_dir", "runs/compare", "Folder of the runs and of the comparison.")
     flags.DEFINE_string("data_dir", "data", "Folder of the prepared TFDS data sets.")

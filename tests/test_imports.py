@@ -14,7 +14,7 @@ LAYERS = [
     {"decomposition", "losses", "data", "pictures"},
     {"context"},
     {"networks"},
-    {"checkpoints"},
+    {"checkpoints", "published", "inspection"},
     {"trainer", "sampling"},
     {"evaluation"},
     {"loop"},
