@@ -316,8 +316,7 @@ def main():
 
 
 def define_flags():
-    """Defines the flags of an import."""
-    cli.define_flags()
+    """Defines the flags of an import, beside those of a run."""
     flags.DEFINE_string("checkpoint", None, "Prefix of the TF1 checkpoint, e.g. model.ckpt-1000000.", required=True)
     flags.DEFINE_list("ham", ["nmf"], f"Decomposition of a Hamburger: {' or '.join(HAMS)}. One value or a pair.")
     flags.DEFINE_list("rank", ["32", "16"], "r of a Hamburger. One value or a pair.")
@@ -335,6 +334,7 @@ def define_flags():
 
 
 if __name__ == "__main__":
+    cli.define_flags()
     define_flags()
     flags.adopt_module_key_flags(cli)
     cli.run(main)

@@ -109,7 +109,8 @@ def two_replicas():
     """A strategy of two replicas on the logical CPUs that conftest.py makes."""
     devices = [device.name for device in tf.config.list_logical_devices("CPU")]
     assert len(devices) == 2
-    return tf.distribute.MirroredStrategy(devices)
+    # Without collective operations: TensorFlow mixes up those of two strategies in one process, if their shapes differ.
+    return tf.distribute.MirroredStrategy(devices, tf.distribute.ReductionToOneDevice())
 
 
 def per_replica(strategy, *arrays):

@@ -56,11 +56,6 @@ def one_device():
     return tf.distribute.OneDeviceStrategy("/cpu:0")
 
 
-def two_devices():
-    # Not the default reduction: TensorFlow confuses the collectives of two strategies in one process.
-    return tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"], cross_device_ops=tf.distribute.ReductionToOneDevice())
-
-
 def open_gates(trainer):
     """Sets the gates away from 0, so that the ham takes part."""
     trainer.generator.context.gate.assign(0.7)

@@ -16,6 +16,7 @@ from helpers import (
     build,
     joined,
     per_replica,
+    two_replicas,
     weights,
 )
 
@@ -523,10 +524,7 @@ def test_warm_start_in_all_modes_of_execution(name):
 
 @pytest.mark.parametrize("module", [Hamburger, HamburgerV2Plus])
 def test_warm_start_on_two_replicas_equals_one_device_on_the_joined_batch(module):
-    # Without collective operations: TensorFlow mixes up those of two strategies in one process, if their shapes differ.
-    devices = tf.config.list_logical_devices("CPU")
-    assert len(devices) == 2
-    strategy = tf.distribute.MirroredStrategy([d.name for d in devices], tf.distribute.ReductionToOneDevice())
+    strategy = two_replicas()
     x, alone = array(4, *SHAPE[1:]), warm(module)
     with strategy.scope():
         layer = warm(module)

@@ -1,4 +1,4 @@
-import made
+import helpers
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -39,7 +39,7 @@ def test_division_of_batches():
 
 
 def test_gather_joins_replicas_in_order():
-    strategy = made.two_devices()
+    strategy = helpers.two_replicas()
 
     @tf.function
     def gathered():

@@ -188,6 +188,8 @@ def test_made_names_and_shapes_are_the_published_ones():
 def script_flags():
     """The script's flags, which other tests in this process must not find required or defined."""
     before = set(flags.FLAGS)
+    if "model_dir" not in before:
+        cli.define_flags()
     import_checkpoint.define_flags()
     yield flags.FLAGS
     for name in set(flags.FLAGS) - before:

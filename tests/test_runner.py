@@ -1,6 +1,7 @@
 import functools
 import math
 
+import helpers
 import made
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_scores_are_tf_gans(network):
 def test_exactly_n_samples_whatever_the_batch_size_and_replicas(network):
     expected = make_evaluator(network).generated_outputs()
     assert expected["pool_3"].shape == (50, 12)
-    for strategy, batch_size in ((made.one_device(), 64), (made.two_devices(), 7)):
+    for strategy, batch_size in ((made.one_device(), 64), (helpers.two_replicas(), 7)):
         got = make_evaluator(network, strategy=strategy, batch_size=batch_size).generated_outputs()
         for name, value in expected.items():
             # Rounding to 8 bits can move a pixel by a whole level.

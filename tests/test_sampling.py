@@ -1,3 +1,4 @@
+import helpers
 import keras
 import made
 import numpy as np
@@ -17,7 +18,7 @@ def make_sampler(strategy, batch_size, seed=5):
 def test_samples_depend_on_neither_batch_size_nor_replicas():
     images, labels = make_sampler(made.one_device(), 7).sample(20)
     assert images.shape == (20, 32, 32, 3) and labels.shape == (20,)
-    for strategy, batch_size in ((made.one_device(), 64), (made.two_devices(), 6)):
+    for strategy, batch_size in ((made.one_device(), 64), (helpers.two_replicas(), 6)):
         other_images, other_labels = make_sampler(strategy, batch_size).sample(20)
         np.testing.assert_array_equal(other_labels, labels)
         np.testing.assert_allclose(other_images, images, atol=1e-5)

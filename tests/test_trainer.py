@@ -1,3 +1,4 @@
+import helpers
 import made
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def test_two_and_two_steps_through_a_checkpoint_equal_four(tmp_path):
 def test_two_replicas_equal_one_device_on_the_joined_batch():
     dataset = made.MadeDataset()
     results = {}
-    for name, strategy in (("one", made.one_device()), ("two", made.two_devices())):
+    for name, strategy in (("one", made.one_device()), ("two", helpers.two_replicas())):
         # Large learning rates, plain momentum-free steps: what differs in gradients shows in the weights.
         trainer = made.small_trainer(
             strategy, epsilon=1.0, generator_learning_rate=1.0, discriminator_learning_rate=1.0
@@ -71,7 +72,7 @@ def test_two_replicas_equal_one_device_on_the_joined_batch():
 
 def test_two_replicas_see_what_one_device_sees():
     dataset = made.MadeDataset()
-    trainer = made.small_trainer(made.two_devices())
+    trainer = made.small_trainer(helpers.two_replicas())
     batch = next(trainer.batches(dataset))
     joined = np.concatenate([part.numpy() for part in trainer.strategy.experimental_local_results(batch["image"])])
     np.testing.assert_array_equal(joined, dataset.images[:8])
@@ -167,7 +168,7 @@ def test_batch_that_does_not_divide_is_refused(batch_size):
     with pytest.raises(
         ValueError, match=rf"Batch size \({batch_size}\) must be divisible by the number of replicas \(2\)"
     ):
-        made.small_trainer(made.two_devices(), batch_size=batch_size)
+        made.small_trainer(helpers.two_replicas(), batch_size=batch_size)
 
 
 def test_no_discriminator_steps_is_refused():
