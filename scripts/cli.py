@@ -3,7 +3,6 @@
 import difflib
 import inspect
 import os
-import re
 import sys
 
 import gin
@@ -14,6 +13,17 @@ from hamgan import distribution, experiment, records
 
 FLAGS = flags.FLAGS
 CONFIG_NAME = "config.gin"
+
+# What a --gin_param may name, whether the gin file speaks of it or not.
+_PARAM_HEADER = (
+    "from __gin__ import dynamic_registration",
+    *(
+        f"from hamgan import {module}"
+        for module in "context data decomposition experiment loop losses networks normalization trainer".split()
+    ),
+    "from hamgan.evaluation import features",
+    "from hamgan.evaluation import protocol",
+)
 
 # Settings that say how long and how often, not what: a run may go on with others.
 _CHANGEABLE = ("loop.Schedule.", "protocol.Protocol.")
@@ -79,8 +89,8 @@ def load_experiment():
             )
         files = [saved]
     try:
-        gin.parse_config_files_and_bindings(files, FLAGS.gin_param, finalize_config=True)
-    except (ValueError, OSError, SyntaxError, ImportError, AttributeError, TypeError) as error:
+        gin.parse_config_files_and_bindings(files, [*_PARAM_HEADER, *FLAGS.gin_param], finalize_config=True)
+    except (ValueError, OSError, SyntaxError, ImportError, AttributeError, NameError, TypeError) as error:
         raise ValueError(
             f"The configuration can't be read: {error}\n(files: {files}, parameters: {FLAGS.gin_param})"
         ) from error
@@ -110,25 +120,21 @@ def _check_names():
 
 
 def settle_configuration():
-    """Writes the operative configuration into model_dir, or compares it with the one that is there.
+    """Writes the configuration into model_dir, or compares it with the one that is there.
 
-    To be called when everything that the run uses has been built once.
+    It holds every binding, whether this command uses it or not, and the defaults of all that has been built by now.
 
     Raises:
       ValueError: model_dir belongs to a run with other settings; the differences are listed.
     """
     path = os.path.join(FLAGS.model_dir, CONFIG_NAME)
     # One line per binding, however long, so that lines can be compared.
-    text = re.sub("={79,}", "=" * 78, gin.operative_config_str(max_line_length=10_000))
+    texts = gin.operative_config_str(max_line_length=10_000), gin.config_str(max_line_length=10_000)
+    now = _bindings("\n".join(texts))
     if tf.io.gfile.exists(path):
         with tf.io.gfile.GFile(path, "r") as file:
             before = _bindings(file.read())
-        now = _bindings(text)
-        differing = sorted(
-            name
-            for name in before.keys() | now.keys()
-            if before.get(name) != now.get(name) and not name.startswith(_CHANGEABLE)
-        )
+        differing = [name for name in sorted(before.keys() | now.keys()) if _differs(name, before, now)]
         if differing:
             raise ValueError(
                 f"{FLAGS.model_dir} belongs to a run with other settings:\n"
@@ -138,10 +144,29 @@ def settle_configuration():
                 )
                 + "\nChoose another --model_dir, or leave --gin_file out to go on with the settings that are there."
             )
-    records.write_whole(path, text.encode())
+    imports = {line for text in texts for line in text.splitlines() if line.startswith(("from ", "import "))}
+    # Dynamic registration comes before what it is to register, macros before their use.
+    imports = sorted(imports, key=lambda line: ("__gin__" not in line, line))
+    lines = [f"{name} = {value}" for name, value in sorted(now.items(), key=lambda item: ("." in item[0], item))]
+    records.write_whole(path, "\n".join([*imports, "", *lines, ""]).encode())
 
 
 def _bindings(text):
     """{'scope/module.Class.parameter': value} of a configuration with one binding per line."""
     lines = [line for line in text.splitlines() if " = " in line and not line.startswith("#")]
     return dict(line.split(" = ", 1) for line in lines)
+
+
+def _differs(name, before, now):
+    """Whether a setting is another one; one that is only on one side is compared with its default."""
+    if name.startswith(_CHANGEABLE):
+        return False
+    if name in before and name in now:
+        return before[name] != now[name]
+    value = before.get(name, now.get(name))
+    selector, _, parameter = name.rpartition(".")
+    configurable = gin.config._REGISTRY.get_match(selector.split("/")[-1]) if selector else None
+    if configurable is None:  # a macro, or a setting of a part that only one side has
+        return True
+    default = inspect.signature(configurable.wrapped).parameters[parameter].default
+    return repr(default) != value

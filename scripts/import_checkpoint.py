@@ -191,18 +191,6 @@ def load_arrays(path):
         raise ValueError(f"--verify: {path} can't be read as an .npz file: {error}") from error
 
 
-def count_as_used(constructor):
-    """Puts a constructor's settings into gin's operative configuration without doing its work.
-
-    What training uses must be in the configuration, though the import needs neither images nor the feature network.
-    """
-    try:
-        # Gin notes the settings, then makes the call, which ends at its first unknown name.
-        constructor(data_dir=None, **{"only noted": None})
-    except TypeError:
-        pass
-
-
 def class_names(experiment):
     """The data set's names of the classes, None where it isn't prepared or isn't of these classes; and a note."""
     try:
@@ -299,8 +287,6 @@ def main():
 
     names, note = class_names(experiment)
     print(f"class names: {note}")
-    count_as_used(experiment.dataset)
-    count_as_used(experiment.protocol.features)
     path, files = write(trainer, experiment, names)
     if arrays is not None:
         try:

@@ -144,3 +144,33 @@ def test_a_run_may_go_on_for_longer(load, tmp_path):
     cli.settle_configuration()
     experiment = load()
     assert (experiment.schedule.num_steps, experiment.protocol.num_samples) == (12345, 77)
+
+
+def test_settings_that_a_command_does_not_use_are_kept_all_the_same(load, tmp_path):
+    # Building calls neither the feature network nor, before the first step, the decomposition.
+    params = [*SMALL, "features.FeatureNetwork.size = 75", "decomposition.cd.beta = 0.5"]
+    params.append("context.Hamburger.decomposition = @decomposition.cd")
+    build(load(f"--gin_file={ROOT}/configs/digits.gin", params=params))
+    cli.settle_configuration()
+    experiment = load()
+    assert gin.query_parameter("features.FeatureNetwork.size") == 75
+    assert gin.query_parameter("decomposition.cd.beta") == 0.5
+    trainer, _ = build(experiment)
+    assert trainer.generator.context.decomposition.__name__ == "cd"
+    cli.settle_configuration()
+
+
+def test_defaults_that_only_one_command_has_noted_are_no_difference(load, tmp_path):
+    build(load(f"--gin_file={ROOT}/configs/digits.gin", params=SMALL))
+    cli.settle_configuration()
+    assert "features.FeatureNetwork.data_dir" not in (tmp_path / "config.gin").read_text()
+    experiment = load(f"--gin_file={ROOT}/configs/digits.gin", params=SMALL)
+    build(experiment)
+    with pytest.raises(ValueError, match="No SavedModel"):
+        experiment.protocol.features()  # now its defaults are noted too
+    cli.settle_configuration()
+    build(load(f"--gin_file={ROOT}/configs/digits.gin", params=[*SMALL, "trainer.Trainer.epsilon = 1e-8"]))
+    cli.settle_configuration()
+    build(load(f"--gin_file={ROOT}/configs/digits.gin", params=[*SMALL, "features.FeatureNetwork.size = 75"]))
+    with pytest.raises(ValueError, match="features.FeatureNetwork.size = 32 there, 75 asked for"):
+        cli.settle_configuration()

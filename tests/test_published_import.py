@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import json
 import pathlib
 import re
@@ -19,7 +20,7 @@ from absl import flags
 from helpers import assert_close
 
 from data_prep import digits
-from hamgan import checkpoints, context, decomposition, networks, published, trainer
+from hamgan import checkpoints, context, data, decomposition, networks, published, trainer
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "published_v1_nmf"
@@ -535,7 +536,7 @@ SLOW = ["YLG in both"]
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES])
-def test_every_kind_is_imported_and_verified(name, run, written, tmp_path, monkeypatch):
+def test_every_kind_is_imported_and_verified(name, run, script_flags, written, tmp_path, monkeypatch):
     case = CASES[name]
     made = case.made()
     np.savez(tmp_path / "record.npz", **case.record(made, monkeypatch))
@@ -544,10 +545,36 @@ def test_every_kind_is_imported_and_verified(name, run, written, tmp_path, monke
     assert_holds(written, made.expected())
     kinds = ("generator", "discriminator") if case.adam else ()
     assert [read(written, f"{kind}_optimizer/adam/iteration") for kind in kinds] == [STEP] * len(kinds)
-    # As a fresh process would build them from the configuration that was written.
+    # The configuration that was written builds the same, and is what a run writes that goes on from it.
     text = (tmp_path / "run" / "config.gin").read_text()
-    assert f"NUM_CLASSES = {case.num_classes}\n" in text
-    assert f"WIDTH = {case.widths[0]}\n" in text
+    going_on = go_on(script_flags)
+    assert {name: array.shape for name, array in made.expected().items()}.items() <= {
+        name: tuple(variable.shape) for name, variable in going_on.variables().items()
+    }.items()
+    for index, network in enumerate((going_on.generator, going_on.discriminator)):
+        if case.modules[index] in ("v1", "v2"):
+            module, ham = network.context, getattr(decomposition, case.ham[index])
+            assert (module.rank, module.sections, module.num_steps) == (
+                case.rank[index],
+                case.sections[index],
+                case.steps[index],
+            )
+            assert inspect.unwrap(module.decomposition) is ham
+    assert (tmp_path / "run" / "config.gin").read_text() == text
+
+
+def go_on(script_flags):
+    """The trainer that scripts/train.py builds in the folder of the last import, from the configuration there."""
+    script_flags.gin_file, script_flags.gin_param = [], []
+    gin.clear_config()
+    experiment = cli.load_experiment()
+    going_on = experiment.trainer(
+        strategy=tf.distribute.OneDeviceStrategy("/cpu:0"),
+        generator=experiment.generator,
+        discriminator=experiment.discriminator,
+    )
+    cli.settle_configuration()
+    return going_on
 
 
 def test_attention_without_a_record_is_that_of_the_flag(run, tmp_path):
@@ -591,20 +618,10 @@ def imported_digits(run, tmp_path):
 
 
 def test_training_goes_on_from_an_import(imported_digits, script_flags, tmp_path):
-    config = (tmp_path / "run" / "config.gin").read_text()
-    script_flags.gin_file, script_flags.gin_param = [], []
-    gin.clear_config()
-    # What scripts/train.py does.
-    experiment = cli.load_experiment()
-    dataset = experiment.dataset(data_dir=str(tmp_path))
-    going_on = experiment.trainer(
-        strategy=tf.distribute.OneDeviceStrategy("/cpu:0"),
-        generator=experiment.generator,
-        discriminator=experiment.discriminator,
+    going_on = go_on(script_flags)
+    dataset = data.ImageDataset(
+        name="digits", image_size=128, num_classes=10, reference_split="test", data_dir=tmp_path
     )
-    experiment.protocol.features(data_dir=str(tmp_path))
-    cli.settle_configuration()
-    assert (tmp_path / "run" / "config.gin").read_text() == config
     checkpoints.Checkpoints(str(tmp_path / "run" / "checkpoints"), going_on.variables()).restore_latest()
     metrics = going_on.train_steps(going_on.batches(dataset), 1)
     assert metrics["first_bad_step"] == -1
