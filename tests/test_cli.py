@@ -15,7 +15,7 @@ CONFIGS = sorted(path.name for path in (ROOT / "configs").rglob("*.gin"))
 SMALL = [
     "IMAGE_SIZE = 32",
     "NUM_CLASSES = 3",
-    "WIDTH = 1",
+    "WIDTH = 2",
     "networks.Generator.latent_dim = 8",
     "trainer.Trainer.batch_size = 4",
 ]
@@ -50,7 +50,9 @@ def build(experiment):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_configuration_parses_builds_and_takes_a_step(load, name):
-    trainer, dataset = build(load(f"--gin_file={ROOT}/configs/{name}", params=SMALL))
+    # Eight heads don't divide the channels of so narrow a net.
+    heads = ["context.SparseAttention.dim = 8", "context.SparseAttention.value_dim = 8"] if name == "ylg.gin" else []
+    trainer, dataset = build(load(f"--gin_file={ROOT}/configs/{name}", params=[*SMALL, *heads]))
     metrics = trainer.train_steps(trainer.batches(dataset), 1)
     assert metrics["first_bad_step"] == -1
 
