@@ -22,17 +22,7 @@ from absl import flags
 
 def main():
     flag = flags.FLAGS
-    folder, written = packing.pack(
-        sources.Tree(flag.image_dir),
-        data_dir=flag.data_dir,
-        decode=sources.decode_photo,
-        size=flag.size,
-        name=flag.name,
-        shard_bytes=flag.shard_mb * 10**6,
-        num_workers=flag.num_workers,
-        skip_bad=flag.skip_bad,
-    )
-    print(packing.describe(folder, written))
+    packing.pack_by_flags(sources.Tree(flag.image_dir), data_dir=flag.data_dir, decode=sources.decode_photo)
 
 
 if __name__ == "__main__":

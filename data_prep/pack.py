@@ -27,17 +27,7 @@ def main():
         source = sources.Prepared(flag.dataset, flag.data_dir, flag.splits)
     else:
         source = sources.Tree(flag.image_dir)
-    folder, written = packing.pack(
-        source,
-        data_dir=flag.output_dir or flag.data_dir,
-        decode=sources.decode_as_stored,
-        size=flag.size,
-        name=flag.name,
-        shard_bytes=flag.shard_mb * 10**6,
-        num_workers=flag.num_workers,
-        skip_bad=flag.skip_bad,
-    )
-    print(packing.describe(folder, written))
+    packing.pack_by_flags(source, data_dir=flag.output_dir or flag.data_dir, decode=sources.decode_as_stored)
 
 
 if __name__ == "__main__":

@@ -219,6 +219,21 @@ def pack(
     return folder, True
 
 
+def pack_by_flags(source: sources.Tree | sources.Prepared, **kwargs):
+    """`pack` with the flags of `define_flags`, and a line on what came of it."""
+    flag = flags.FLAGS
+    folder, written = pack(
+        source,
+        size=flag.size,
+        name=flag.name,
+        shard_bytes=flag.shard_mb * 10**6,
+        num_workers=flag.num_workers,
+        skip_bad=flag.skip_bad,
+        **kwargs,
+    )
+    print(describe(folder, written))
+
+
 def define_flags():
     """Defines the flags of a job that packs."""
     flags.DEFINE_string("name", None, "Name of the new dataset. Default: <name of the source>_<size>.")

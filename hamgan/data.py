@@ -361,9 +361,7 @@ class ImageDataset:
         """
         _check_at_least("batch_size", batch_size, 1)
 
-        files = self._files_of(split)
-        files = tf.data.Dataset.from_tensor_slices({**files, "needed": np.full(len(files["path"]), True)})
-        batches = files.flat_map(self._read_file).batch(batch_size)
+        batches = self._stored_files(split).flat_map(self._read_file).batch(batch_size)
         return _with_options(batches.map(lambda batch: self.parse_labels(batch["record"])))
 
     def _files_of(self, split: str) -> dict[str, np.ndarray]:
@@ -506,10 +504,13 @@ class ImageDataset:
 
         return tf.data.Dataset.counter(first_epoch).flat_map(epoch_stream)
 
-    def _in_stored_order(self, split: str, batch_size: int) -> tf.data.Dataset:
+    def _stored_files(self, split: str) -> tf.data.Dataset:
+        """A split's files in stored order, all of them needed, as `_read_file` takes them."""
         files = self._files_of(split)
-        files = tf.data.Dataset.from_tensor_slices({**files, "needed": np.full(len(files["path"]), True)})
-        elements = files.flat_map(_numbers if self.reads_anywhere(split) else self._read_file)
+        return tf.data.Dataset.from_tensor_slices({**files, "needed": np.full(len(files["path"]), True)})
+
+    def _in_stored_order(self, split: str, batch_size: int) -> tf.data.Dataset:
+        elements = self._stored_files(split).flat_map(_numbers if self.reads_anywhere(split) else self._read_file)
         return self._load(split, elements.batch(batch_size), batch_size, drop_remainder=False)
 
     def _load(self, split: str, batches: tf.data.Dataset, batch_size: int, *, drop_remainder: bool) -> tf.data.Dataset:
