@@ -11,8 +11,12 @@ memory, or TensorFlow's global seed. A stream can therefore be entered at any ba
 resumed run goes on with the data it would have seen.
 """
 
+import atexit
 import functools
 import os
+import threading
+import time
+import typing
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -32,6 +36,9 @@ _FLIPS = 2
 
 # TFRecord: the length as uint64 and its checksum, the record, its checksum.
 _BEFORE_RECORD, _AROUND_RECORD = 12, 16
+
+# Seconds without a read, after which none is waited for.
+_QUIET = 0.05
 
 # The last two bytes of a whole JPEG and of a whole PNG.
 _ENDINGS = (b"\xff\xd9", b"`\x82")
@@ -107,8 +114,67 @@ def _flipped(images: tf.Tensor, flip: tf.Tensor) -> tf.Tensor:
     return tf.where(flip[..., tf.newaxis, tf.newaxis, tf.newaxis], tf.reverse(images, axis=[-2]), images)
 
 
-class _RecordReader:
-    """Reads single records of local TFRecord files; of nothing else more than the lengths of records.
+class _Reads:
+    """Reads under way, in TensorFlow's threads; none is left when Python exits.
+
+    Python ends a thread of others' that asks for its lock once it exits, and TensorFlow, which drops the iterators
+    that are left, would wait for that thread for ever.
+    """
+
+    def __init__(self):
+        self._threads: set[int] = set()
+        self._last = 0.0
+        self._exits = False
+        atexit.register(self._exit)
+
+    def __enter__(self):
+        if self._exits:
+            raise StopIteration  # to TensorFlow, the end of the data, which it has no message for
+        self._last = time.monotonic()
+        self._threads.add(threading.get_ident())
+
+    def __exit__(self, *_):
+        self._threads.discard(threading.get_ident())
+        self._last = time.monotonic()
+
+    def _exit(self):
+        self._exits = True
+        if not self._last:
+            return
+        # Pipelines run on until their buffers are full; of errors, that is soon.
+        time.sleep(_QUIET)
+        while self._threads or time.monotonic() - self._last < _QUIET:
+            time.sleep(_QUIET / 10)
+
+
+_READS = _Reads()
+
+
+class _Place(typing.NamedTuple):
+    """Where a record is: `size` bytes of the file `path`, from the byte `start` on."""
+
+    path: str
+    start: int
+    size: int
+
+    def read(self) -> bytes:
+        return self._access(os.pread, self.size)
+
+    def read_into(self, buffers: list[bytearray | np.ndarray]) -> None:
+        """Fills buffers, one after the other."""
+        self._access(os.preadv, buffers)
+
+    def _access(self, read, what):
+        # Opened anew each time: a dataset has more files than a process may hold open.
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            return read(handle, what, self.start)
+        finally:
+            os.close(handle)
+
+
+class _RecordFinder:
+    """Finds single records of local TFRecord files; reads nothing but the lengths of records.
 
     Args:
       files: columns as `ImageDataset._list_files` gives them.
@@ -118,9 +184,9 @@ class _RecordReader:
         self._files = files
         self._starts: dict[int, np.ndarray] = {}
 
-    def read(self, numbers: np.ndarray) -> Iterator[bytes]:
-        """Records by their numbers in the split."""
-        return (self._read(file, index) for file, index in self._find(numbers))
+    def find(self, numbers: np.ndarray) -> Iterator[_Place]:
+        """Where records are, by their numbers in the split."""
+        return (self._place(file, index) for file, index in self._find(numbers))
 
     def name(self, number: int) -> str:
         """Where a record is, for people."""
@@ -133,14 +199,9 @@ class _RecordReader:
         indices = numbers - self._files["first"][files] + self._files["skip"][files]
         return zip(files.tolist(), indices.tolist(), strict=True)
 
-    def _read(self, file, index):
-        start, end = self._starts_of(file)[index : index + 2]
-        # Opened anew each time: a dataset has more files than a process may hold open.
-        handle = os.open(self._files["path"][file], os.O_RDONLY)
-        try:
-            return os.pread(handle, end - start - _AROUND_RECORD, start + _BEFORE_RECORD)
-        finally:
-            os.close(handle)
+    def _place(self, file, index):
+        start, end = self._starts_of(file)[index : index + 2].tolist()
+        return _Place(self._files["path"][file], start + _BEFORE_RECORD, end - start - _AROUND_RECORD)
 
     def _starts_of(self, file):
         """Where the records of a file start, and where the last one ends; found when first asked for."""
@@ -164,6 +225,42 @@ class _RecordReader:
                 os.close(handle)
             self._starts[file] = starts
         return self._starts[file]
+
+
+class _SquareReader:
+    """Reads packed squares from their records straight to where they are wanted.
+
+    Records that are the same before and behind their pixels parse the same. Those of one dataset come in few such
+    kinds, two a class at most, so one of each kind is parsed, and of the others nothing but pixels is copied.
+
+    Args:
+      max_kinds: records of more kinds aren't read so: they hold more than pixels and labels.
+    """
+
+    def __init__(self, max_kinds: int):
+        self._max_kinds = max_kinds
+        self._labels: dict[tuple[bytes, bytes], int] = {}
+        self._before: dict[int, int] = {}  # by the size of a record, how many bytes of it come before the pixels
+
+    def read(self, place: _Place, square: np.ndarray) -> int | None:
+        """Reads a square, and gives its label; None: it is of a new kind, and what `square` now holds isn't right."""
+        num_before = self._before.get(place.size)
+        if num_before is None:
+            return None
+        before, behind = bytearray(num_before), bytearray(place.size - num_before - square.nbytes)
+        place.read_into([before, square, behind])
+        return self._labels.get((bytes(before), bytes(behind)))
+
+    def learn(self, record: bytes, pixels: bytes, label: int) -> None:
+        """Takes note of a record's kind."""
+        if len(self._labels) >= self._max_kinds:
+            self._before.clear()
+            return
+        num_before = record.find(pixels)
+        # Pixels that all equal the byte before them are found too early; a later record will show the place.
+        if record.rfind(pixels) == num_before:
+            self._labels[record[:num_before], record[num_before + len(pixels) :]] = label
+            self._before[len(record)] = num_before
 
 
 def _file_of(files: dict[str, np.ndarray], numbers: np.ndarray) -> np.ndarray:
@@ -254,7 +351,8 @@ class ImageDataset:
         self._files = {split: self._list_files(split) for split in (train_split, reference_split)}
         self.reads_anywhere(train_split)
         self._memory: dict[str, dict[str, tf.Tensor]] = {}
-        self._readers: dict[str, _RecordReader] = {}
+        self._finders: dict[str, _RecordFinder] = {}
+        self._squares = _SquareReader(max_kinds=4 * num_classes)
 
     def num_examples(self, split: str) -> int:
         """How many examples a split holds.
@@ -427,10 +525,10 @@ class ImageDataset:
             )
         return possible if self.random_access is None else self.random_access
 
-    def _reader(self, split: str) -> "_RecordReader":
-        if split not in self._readers:
-            self._readers[split] = _RecordReader(self._files_of(split))
-        return self._readers[split]
+    def _finder(self, split: str) -> _RecordFinder:
+        if split not in self._finders:
+            self._finders[split] = _RecordFinder(self._files_of(split))
+        return self._finders[split]
 
     def _read_file(self, file: dict[str, tf.Tensor]) -> tf.data.Dataset:
         """{'number', 'record'} of a file's records; the record is empty where the file isn't needed."""
@@ -515,21 +613,22 @@ class ImageDataset:
 
     def _load(self, split: str, batches: tf.data.Dataset, batch_size: int, *, drop_remainder: bool) -> tf.data.Dataset:
         """Batches of {'number', perhaps 'record' and 'flip'} -> batches of {'image', 'label'}."""
-        read = functools.partial(self._read, self._reader(split))
+        read = functools.partial(self._read, self._finder(split))
         examples = batches.map(read, num_parallel_calls=tf.data.AUTOTUNE)
         if self._packed_side:
             return examples.map(self._finish, num_parallel_calls=tf.data.AUTOTUNE)
         examples = examples.unbatch().map(self._finish, num_parallel_calls=tf.data.AUTOTUNE)
         return examples.batch(batch_size, drop_remainder=drop_remainder)
 
-    def _read(self, reader: _RecordReader, elements: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def _read(self, finder: _RecordFinder, elements: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Elements [B] -> {'image': squares uint8 [B, side, side, 3], flipped, or files [B] with 'flip'; 'label'}."""
         side = self._packed_side
         arguments = {"numbers": "number", "records": "record", "flips": "flip"}
         given = {argument: elements[name] for argument, name in arguments.items() if name in elements}
 
         def read(*values):
-            return self._read_records(reader, **dict(zip(given, values, strict=True)))
+            with _READS:
+                return self._read_records(finder, **dict(zip(given, values, strict=True)))
 
         image, label = tf.numpy_function(read, [*given.values()], (tf.uint8 if side else tf.string, tf.int32))
         shape = elements["number"].shape
@@ -539,7 +638,7 @@ class ImageDataset:
 
     def _read_records(
         self,
-        reader: _RecordReader,
+        finder: _RecordFinder,
         numbers: np.ndarray,
         records: np.ndarray | None = None,
         flips: np.ndarray | None = None,
@@ -553,29 +652,39 @@ class ImageDataset:
         labels = np.empty([len(numbers)], np.int32)
         # One after the other, so that a record is in the processor's cache when it is copied: faster than
         # TensorFlow's operations on whole batches.
-        for row, record in enumerate(reader.read(numbers) if records is None else records):
-            features = tf.train.Example.FromString(record).features.feature
-            (image,) = features[self._image_key].bytes_list.value
-            (label,) = features[self._label_key].int64_list.value
-            if not 0 <= label < self.num_classes:
-                raise ValueError(
-                    f"Label {label} of {reader.name(numbers[row])} must be in [0, num_classes), and num_classes is "
-                    f"{self.num_classes}."
-                )
+        for row, source in enumerate(finder.find(numbers) if records is None else records):
+            label = self._squares.read(source, images[row]) if side and records is None else None
+            if label is None:
+                record = source.read() if records is None else source
+                image, label = self._parse(record, finder, numbers[row])
+                if side:
+                    images[row] = np.frombuffer(image, np.uint8).reshape(side, side, 3)
+                    self._squares.learn(record, image, label)
+                else:
+                    images[row] = image
             labels[row] = label
-            if side and len(image) == images[row].nbytes:
-                square = np.frombuffer(image, np.uint8).reshape(side, side, 3)
-                images[row] = square[:, ::-1] if flips is not None and flips[row] else square
-            elif side:
-                raise ValueError(
-                    f"The image in {reader.name(numbers[row])} must have {images[row].nbytes} bytes, got {len(image)}."
-                )
-            else:
-                # Looked at only when it doesn't end as it should: some images have something behind their end.
-                if not image.endswith(_ENDINGS):
-                    _check_decodable(image, reader, numbers[row])
-                images[row] = image
+            if side and flips is not None and flips[row]:
+                _mirror(images[row])
         return images, labels
+
+    def _parse(self, record: bytes, finder: _RecordFinder, number: int) -> tuple[bytes, int]:
+        """The image as it is stored, and the label, of a record; both are checked."""
+        features = tf.train.Example.FromString(record).features.feature
+        (image,) = features[self._image_key].bytes_list.value
+        (label,) = features[self._label_key].int64_list.value
+        if not 0 <= label < self.num_classes:
+            raise ValueError(
+                f"Label {label} of {finder.name(number)} must be in [0, num_classes), and num_classes is "
+                f"{self.num_classes}."
+            )
+        if self._packed_side:
+            num_bytes = 3 * self._packed_side**2
+            if len(image) != num_bytes:
+                raise ValueError(f"The image in {finder.name(number)} must have {num_bytes} bytes, got {len(image)}.")
+        # Looked at only when it doesn't end as it should: some images have something behind their end.
+        elif not image.endswith(_ENDINGS):
+            _check_decodable(image, finder, number)
+        return image, label
 
     def _finish(self, examples: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """A batch of stored squares, or one file, -> {'image': float32 [..., S, S, 3], 'label'}."""
@@ -620,12 +729,19 @@ def _pick(memory: dict[str, tf.Tensor], elements: dict[str, tf.Tensor]) -> dict[
     return examples
 
 
-def _check_decodable(encoded: bytes, reader: _RecordReader, number: int) -> None:
+def _mirror(square: np.ndarray) -> None:
+    """Mirrors [h, w, 3] left to right, in place."""
+    before = square.copy()
+    for channel in range(3):  # four times as fast as all at once, which NumPy copies three bytes at a time
+        square[..., channel] = before[:, ::-1, channel]
+
+
+def _check_decodable(encoded: bytes, finder: _RecordFinder, number: int) -> None:
     try:
         tf.io.decode_image(encoded, channels=3, expand_animations=False)
     except tf.errors.InvalidArgumentError as error:
         raise ValueError(
-            f"The image in {reader.name(number)} can't be decoded ({len(encoded)} bytes): "
+            f"The image in {finder.name(number)} can't be decoded ({len(encoded)} bytes): "
             f"{error.message.splitlines()[0]}. Prepare the dataset again from whole images."
         ) from None
 

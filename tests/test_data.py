@@ -3,6 +3,8 @@
 import io
 import itertools
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -525,6 +527,34 @@ def test_packed_squares_equal_photos_within_a_grey_level(photos, photos_dir, pac
             np.testing.assert_allclose(levels, (expected["image"].numpy() + 1) * 127.5, rtol=0, atol=0.501)
 
 
+@pytest.mark.parametrize("name_of", [None, "{:03}", "{:0300}"], ids=["no name", "short name", "long name"])
+def test_squares_are_read_as_they_are_stored(name_of, tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, [200, 4, 4, 3], np.uint8)
+    labels = rng.integers(0, 10, len(images))
+    features = {"image": packed_feature(4), "label": tfds.features.ClassLabel(num_classes=10)}
+    rows = [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
+    if name_of:
+        features["name"] = tfds.features.Text()
+        rows = [{**row, "name": name_of.format(number)} for number, row in enumerate(rows)]
+    make(tmp_path, features, num_shards=3, train=rows)
+    dataset = data.ImageDataset(
+        name="made",
+        data_dir=tmp_path,
+        num_classes=10,
+        image_size=4,
+        reference_split="train",
+        **RECORDS,
+    )
+
+    wanted = sorted((int(label), image.tobytes()) for image, label in zip(images, labels, strict=True))
+    for _ in range(3):  # the first time, records are parsed; later, most of them are only copied
+        (batch,) = dataset.reference_batches(batch_size=len(images))
+        pixels = np.rint((batch["image"].numpy() + 1) * 127.5).astype(np.uint8)
+        pairs = zip(pixels, batch["label"].numpy(), strict=True)
+        assert sorted((int(label), image.tobytes()) for image, label in pairs) == wanted
+
+
 def test_larger_packed_squares_are_resized_exactly(photos, packed_dir):
     common = dict(name="made", num_classes=len(photos), data_dir=packed_dir, **RECORDS)
     whole, smaller = (
@@ -533,6 +563,41 @@ def test_larger_packed_squares_are_resized_exactly(photos, packed_dir):
     for square, image in zip(whole["image"].numpy(), smaller["image"].numpy(), strict=True):
         square = np.rint((square + 1) * 127.5).astype(np.uint8)
         np.testing.assert_allclose(image, data.preprocess(square, 7), rtol=0, atol=1e-6)
+
+
+def test_flat_square_does_not_shift_others(tmp_path):
+    flat, noise = b"\x30" * 48, bytes(range(47)) + b"\x30"
+    before, behind = b"before \x30", b"behind"
+    (tmp_path / "file").write_bytes(before + noise + behind)
+    place = data._Place(str(tmp_path / "file"), 0, len(before + noise + behind))
+    square = np.empty([4, 4, 3], np.uint8)
+    squares = data._SquareReader(max_kinds=2)
+    squares.learn(before + flat + behind, flat, 3)
+    assert squares.read(place, square) is None
+    squares.learn(before + noise + behind, noise, 3)
+    assert squares.read(place, square) == 3 and square.tobytes() == noise
+
+
+def test_python_exits_while_something_is_read(photos, packed_dir):
+    code = f"""
+import functools, os, time
+from hamgan import data
+
+def slow(read, *args):
+    time.sleep(0.02)
+    return read(*args)
+
+os.pread, os.preadv = functools.partial(slow, os.pread), functools.partial(slow, os.preadv)
+dataset = data.ImageDataset(
+    name="made", num_classes={len(photos)}, image_size=16, cache_bytes=0, data_dir={str(packed_dir)!r}
+)
+batches = iter(dataset.train_batches(batch_size=8, seed=0))
+next(batches)
+"""
+    # `batches` is still there, and at work, when Python exits.
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "Error" not in done.stderr
 
 
 def test_square_of_another_size_is_named(photos, packed_dir, tmp_path):
