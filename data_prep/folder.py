@@ -8,6 +8,8 @@ Classes are the folders' names in alphabetical order, as many as there are. Trai
 
     --gin_param="data.ImageDataset.name = 'photos_128'" --gin_param="NUM_CLASSES = ..." --gin_param="IMAGE_SIZE = 128"
 
+and, where there is no photos/val, --gin_param="data.ImageDataset.reference_split = 'train'".
+
 Whatever Pillow reads is an image, if its suffix says so: JPEG (CMYK too), PNG, WebP, BMP, GIF, TIFF; grey, colour or
 16 bits. EXIF rotation is applied, transparent pixels are put on white.
 
@@ -29,4 +31,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("image_dir", None, "Folder of the images, local or gs://.", required=True)
     flags.DEFINE_string("data_dir", "data", "Folder of TFDS datasets to write into, local or gs://.")
     packing.define_flags()
+    flags.adopt_module_key_flags(packing)
     packing.run(main)

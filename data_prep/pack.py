@@ -37,4 +37,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("output_dir", None, "Folder of TFDS datasets to write into. Default: --data_dir.")
     flags.DEFINE_list("splits", [], "With --dataset: splits to pack, with commas between. Default: all.")
     packing.define_flags()
+    flags.adopt_module_key_flags(packing)
     packing.run(main)

@@ -314,7 +314,18 @@ def _find_note(job: _Job, *, skip_bad: bool | None) -> dict[str, Any] | None:
         return None
     if note["digest"] != job.digest or (note["bad"] and not skip_bad) or not tf.io.gfile.exists(job.path):
         return None
-    return note
+    return None if note["bad"] and _any_repaired(job, {name for name, _ in note["bad"]}) else note
+
+
+def _any_repaired(job: _Job, bad: set[str]) -> bool:
+    for example in job.part.examples:
+        if example.name in bad:
+            try:
+                job.encode(example)
+            except Exception:  # as in _write_records
+                continue
+            return True
+    return False
 
 
 def _announce(name: str, folder: str, jobs: Sequence[_Job], todo: Sequence[_Job]):

@@ -159,7 +159,11 @@ class Tree:
     def _list(self, folder: str) -> tuple[list[str], list[str]]:
         """Names of the images and of the folders in a folder, sorted."""
         images, folders = [], []
-        for name in sorted(tf.io.gfile.listdir(folder)):
+        try:
+            names = sorted(tf.io.gfile.listdir(folder))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{folder} holds a name that isn't UTF-8, {error.object!r}: rename it.") from error
+        for name in names:
             path = os.path.join(folder, name)
             if name.startswith("."):
                 continue
@@ -205,6 +209,8 @@ class Prepared:
         if unknown:
             raise ValueError(f"splits ({unknown}) must be among {info.name}'s, which are {sorted(info.splits)}.")
         self.num_examples = {split: info.splits[split].num_examples for split in splits or info.splits}
+        if set(self.num_examples) != set(info.splits):
+            self.identity += f"[{','.join(self.num_examples)}]"
         label = info.features[self._label_key]
         if not isinstance(label, tfds.features.ClassLabel):
             raise ValueError(

@@ -181,6 +181,10 @@ def test_labels_of_a_part_of_a_split(whole):
         message = images.labels(dataset, scans, training=training).message
         counts.append([int(number) for number in re.findall(r"(\d+)(?:,|$)", message)])
     assert sum(counts[0]) == 12 and np.sum(counts, axis=0).tolist() == [8, 10, 12]
+    # Two pieces, both of which have records of the same file.
+    dataset = open_made(whole, train_split="train[:10%]+train[20%:]")
+    message = images.labels(dataset, scans, training=True).message
+    assert sum(int(number) for number in re.findall(r"(\d+)(?:,|$)", message)) == 27
 
 
 def test_truncated_file(damaged, tmp_path):

@@ -330,6 +330,16 @@ def test_repaired_files_are_read_again(damaged, tmp_path):
     assert "bad_files.txt" not in contents(dataset_folder)
 
 
+def test_repaired_files_are_not_left_out(damaged, tmp_path):
+    with pytest.raises(ValueError, match="4 files"):
+        pack_tree(damaged, tmp_path / "data")
+    (tmp_path / "tree" / "cat" / "cut.jpg").write_bytes(PNG)
+    dataset_folder, _ = pack_tree(damaged, tmp_path / "data", skip_bad=True)
+    assert len(read(dataset_folder)[1]) == 16
+    listed = contents(dataset_folder)["bad_files.txt"].decode().splitlines()
+    assert {line.split(": ")[0] for line in listed} == BAD - {"cat/cut.jpg"}
+
+
 def test_nothing_but_bad_files(tmp_path):
     tree = write_tree(tmp_path / "tree", {"a.png": b"", "b.png": b""})
     with pytest.raises(ValueError, match="'train' of made_8 must have images; all of its files are bad"):
@@ -534,6 +544,12 @@ def test_truncated_jpeg_of_a_dataset_is_named(photos_dir, tmp_path):
         pack_photos(photos_dir, tmp_path, ["damaged"])
     packed, _ = pack_photos(photos_dir, tmp_path, ["damaged"], skip_bad=True)
     assert len(read(packed, "damaged")[1]) == 8
+
+
+def test_other_splits_are_another_dataset(photos_dir, tmp_path):
+    pack_photos(photos_dir, tmp_path, ["train"])
+    with pytest.raises(ValueError, match=r"(?s)prepared from .*\[train\].*choose another"):
+        pack_photos(photos_dir, tmp_path, ["train", "validation"])
 
 
 def test_split_without_labels(photos_dir, tmp_path):

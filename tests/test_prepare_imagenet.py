@@ -305,10 +305,13 @@ def test_folder_of_the_wrong_level(tmp_path):
 def test_unreadable_images_are_named(tmp_path):
     tree = write_folders(tmp_path / "tree")
     (tmp_path / "tree/train/n01440764/n01440764_7.JPEG").write_bytes(b"")
+    whole = (tmp_path / "tree/train/n01440764/n01440764_18.JPEG").read_bytes()
+    (tmp_path / "tree/train/n01440764/n01440764_18.JPEG").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "tree/val" / VALIDATION[2]).unlink()
     (tmp_path / "tree/val" / VALIDATION[2]).symlink_to("gone.JPEG")
-    with pytest.raises(ValueError, match="2 files can't be used") as error:
+    with pytest.raises(ValueError, match="3 files can't be used") as error:
         prepare(tmp_path / "data", image_dir=tree)
+    assert "n01440764_18.JPEG: InvalidArgumentError" in str(error.value)
     assert "n01440764_7.JPEG: ValueError: not a JPEG" in str(error.value)
     assert f"{VALIDATION[2]}: NotFoundError" in str(error.value)
     assert "--skip_bad" not in str(error.value)  # ImageNet is complete, or it isn't ImageNet
@@ -327,7 +330,7 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's account of a process's memory")
 def test_memory_does_not_grow_with_the_archive(tmp_path):
-    jpeg = b"\xff\xd8" + bytes(10**6)
+    jpeg = b"\xff\xd8" + bytes(10**6) + b"\xff\xd9"
     peaks = []
     for count in (10, 500):
         images = tar_of({f"n01440764_{number}.JPEG": jpeg for number in range(count)})

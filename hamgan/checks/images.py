@@ -170,7 +170,8 @@ def labels(dataset, scans, *, training, quick=False):
     split = dataset.train_split if training else dataset.reference_split
     if not training and split == dataset.train_split:
         return skip(f"{split} too: see the training labels")
-    parts = [(scans[path].labels, part) for path, part in _parts(dataset, split).items() if path in scans]
+    instructions = dataset.info.splits[split].file_instructions  # a file may have several
+    parts = [(scans[path].labels, part) for part in instructions if (path := os.fspath(part.filename)) in scans]
     found = np.concatenate([np.zeros(0, np.int64), *(all_[part.skip :][: part.take] for all_, part in parts)])
     names, num_classes = dataset.class_names, dataset.num_classes
     if not len(found):
