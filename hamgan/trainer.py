@@ -161,13 +161,15 @@ class Trainer:
 
         def of_host(host):
             host_replicas = self._replicas // host.num_input_pipelines
-            return dataset.train_batches(
-                batch_size=self._replica_batch_size,
+            # A host's rows of every global batch, then those of its replicas: they are numbered host after host.
+            batches = dataset.train_batches(
+                batch_size=self._replica_batch_size * host_replicas,
                 seed=seed,
-                start_batch=step * self.discriminator_steps * host_replicas,
+                start_batch=step * self.discriminator_steps,
                 shard_index=host.input_pipeline_id,
                 num_shards=host.num_input_pipelines,
             )
+            return batches.rebatch(self._replica_batch_size, drop_remainder=True)
 
         return iter(self.strategy.distribute_datasets_from_function(of_host))
 

@@ -78,6 +78,36 @@ def test_two_replicas_see_what_one_device_sees():
     np.testing.assert_array_equal(joined, dataset.images[:8])
 
 
+class Hosts:
+    """A strategy's iterator over the batches of several hosts, that of one host after the other."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def distribute_datasets_from_function(self, function):
+        for host in range(self.count):
+            context = tf.distribute.InputContext(self.count, host, num_replicas_in_sync=4)
+            yield from function(context).take(4 // self.count * 2)
+
+
+@pytest.mark.parametrize("discriminator_steps", [1, 2])
+def test_replicas_of_several_hosts_see_their_rows_of_the_global_batch(discriminator_steps):
+    dataset = made.MadeDataset()
+    trainer = made.small_trainer(discriminator_steps=discriminator_steps)
+    trainer.step.assign(3)
+    trainer._replicas, trainer._replica_batch_size = 4, 2
+    seen = {}
+    for count in (1, 2, 4):
+        trainer.strategy = Hosts(count)
+        images = np.stack([batch["image"].numpy() for batch in trainer.batches(dataset)])
+        # Two global batches: [hosts, batches, replicas of a host] -> [batches, replicas].
+        seen[count] = images.reshape(count, 2, 4 // count, *images.shape[1:]).swapaxes(0, 1).reshape(2, 4, -1)
+        np.testing.assert_array_equal(seen[count], seen[1])
+    start = 3 * discriminator_steps * 8
+    rows = np.arange(start, start + 16) % len(dataset.images)
+    np.testing.assert_array_equal(seen[1].reshape(16, -1), dataset.images[rows].reshape(16, -1))
+
+
 def test_each_discriminator_step_has_real_images_of_its_own():
     dataset = made.MadeDataset()
     trainer = made.small_trainer(discriminator_steps=2)
@@ -163,11 +193,16 @@ def test_one_step_is_the_one_written_out_by_hand():
         np.testing.assert_allclose(got[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("batch_size", [7, 0])
-def test_batch_that_does_not_divide_is_refused(batch_size):
-    with pytest.raises(
-        ValueError, match=rf"Batch size \({batch_size}\) must be divisible by the number of replicas \(2\)"
-    ):
+@pytest.mark.parametrize(
+    "batch_size, message",
+    [
+        (7, r"Batch size \(7\) must be divisible by the number of replicas \(2\); 6 and 8 are"),
+        (0, "Batch size must be a positive integer, got 0"),
+        ("8", "Batch size must be a positive integer, got '8'"),
+    ],
+)
+def test_batch_that_does_not_divide_is_refused(batch_size, message):
+    with pytest.raises(ValueError, match=message):
         made.small_trainer(helpers.two_replicas(), batch_size=batch_size)
 
 
