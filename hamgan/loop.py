@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -77,8 +79,10 @@ class Schedule:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name in ("keep_best", "max_rollbacks", "collapse_loss") else 1
-            if field.name != "on_collapse" and value is not None and value < least:
-                raise ValueError(f"Schedule: {field.name} must be at least {least}, got {value}.")
+            if field.name == "on_collapse" or (value is None and field.name in ("max_to_keep", "collapse_factor")):
+                continue
+            if not isinstance(value, int | float) or value < least:
+                raise ValueError(f"Schedule: {field.name} must be at least {least}, got {value!r}.")
 
     def steps_until_due(self, step, ends=()):
         """How many steps the next host call takes, so that it ends where something is due, or at a step of `ends`."""
@@ -132,19 +136,31 @@ class Log:
         """The steps that have an evaluation record already."""
         return {record["step"] for record in self._evaluations()}
 
+    def _fids_of_protocols(self):
+        """[{step: FID}], one for each protocol, that of the newest record last."""
+        protocols = {}
+        for record in self._evaluations():
+            if record.get("fid") is not None:
+                protocol = json.dumps([record.get(key) for key in _PROTOCOL], sort_keys=True)
+                fids = protocols.pop(protocol, {})
+                protocols[protocol] = {**fids, record["step"]: min(record["fid"], fids.get(record["step"], np.inf))}
+        return list(protocols.values())
+
     def fids(self):
         """{step: FID} of all that can be compared with the newest one: of the same protocol."""
-        scored = [record for record in self._evaluations() if record.get("fid") is not None]
-        lowest = {}
-        for record in scored:
-            if all(record.get(key) == scored[-1].get(key) for key in _PROTOCOL):
-                lowest[record["step"]] = min(record["fid"], lowest.get(record["step"], np.inf))
-        return lowest
+        return next(reversed(self._fids_of_protocols()), {})
 
     def best_steps(self, count):
-        """The `count` steps with the lowest FIDs."""
-        fids = self.fids()
-        return sorted(fids, key=fids.get)[:count]
+        """The `count` steps with the lowest of `fids`."""
+        return _lowest(self.fids(), count)
+
+    def steps_to_keep(self, count):
+        """The `count` best steps of every protocol that the run was evaluated under."""
+        return {step for fids in self._fids_of_protocols() for step in _lowest(fids, count)}
+
+
+def _lowest(fids, count):
+    return sorted(fids, key=fids.get)[:count]
 
 
 # What two records must share for their FIDs to be compared.
@@ -286,7 +302,14 @@ class _Interrupted(Exception):
     pass
 
 
-def train(*, trainer, dataset, schedule, model_dir, evaluator=None, progress=True, profile=None):
+class Ended(NamedTuple):
+    """How `train` ended."""
+
+    checkpoint: str
+    stopped: bool
+
+
+def train(*, trainer, dataset, schedule, model_dir, evaluator=None, grid_generator=None, progress=True, profile=None):
     """Trains until `schedule.num_steps`, from the newest checkpoint in `model_dir` if there is one.
 
     SIGTERM or Ctrl-C ends it early: after the host call that is running, or at once during an evaluation, it saves and
@@ -298,11 +321,13 @@ def train(*, trainer, dataset, schedule, model_dir, evaluator=None, progress=Tru
       schedule: a `Schedule`.
       model_dir: the run's folder.
       evaluator: a `hamgan.evaluation.runner.Evaluator` of the trainer's generator; None: no evaluation.
+      grid_generator: whose samples the grids show; None: the trainer's generator.
       progress: draw a progress bar.
       profile: (start, stop), steps between which a TensorFlow profile is written into model_dir; None: no profile.
 
     Returns:
-      The path of the last checkpoint, whose name tells where training ended.
+      Ended(checkpoint: the path of the last one, whose name tells where training ended; stopped: whether a signal
+      ended it).
 
     Raises:
       FloatingPointError: something wasn't finite more than `schedule.max_rollbacks` times; the message names what and
@@ -317,6 +342,7 @@ def train(*, trainer, dataset, schedule, model_dir, evaluator=None, progress=Tru
             schedule=schedule,
             model_dir=model_dir,
             evaluator=evaluator,
+            grid_generator=grid_generator,
             progress=progress,
             profile=profile,
             interruption=interruption,
@@ -326,13 +352,15 @@ def train(*, trainer, dataset, schedule, model_dir, evaluator=None, progress=Tru
                 run.train()
             finally:
                 run.end_profile()
-    return run.path
+    return Ended(run.path, run.stopped)
 
 
 class _Run:
     """The state of `train`."""
 
-    def __init__(self, *, trainer, dataset, schedule, model_dir, evaluator, progress, profile, interruption):
+    def __init__(
+        self, *, trainer, dataset, schedule, model_dir, evaluator, grid_generator, progress, profile, interruption
+    ):
         self.trainer = trainer
         self.dataset = dataset
         self.schedule = schedule
@@ -347,17 +375,20 @@ class _Run:
             os.path.join(model_dir, "checkpoints"),
             self.variables,
             max_to_keep=schedule.max_to_keep,
-            best=lambda: self.log.best_steps(schedule.keep_best),
+            best=lambda: self.log.steps_to_keep(schedule.keep_best),
             seed=trainer.seed,
             writes=self.writes,
             report=lambda message: self.announce("checkpoint trouble", message=message),
         )
-        self.grid = SampleGrid(trainer.generator, strategy=trainer.strategy, class_names=dataset.class_names)
+        self.grid = SampleGrid(
+            grid_generator or trainer.generator, strategy=trainer.strategy, class_names=dataset.class_names
+        )
         self.batches = None
         self.clock = None  # (step, time) from which the time that is left is estimated
         self.saturated_calls = 0
         self.profiling = False
         self.status = {}
+        self.stopped = False
         self.step = 0
         self.follow_restored(self.saved.restore_latest())
         self.bar = tqdm(
@@ -380,11 +411,7 @@ class _Run:
             self.announce("resumed", checkpoint=self.path, message=f"Going on from {self.path}")
         # Of a run that goes on too: it may have ended between a checkpoint and its evaluation.
         self.sample_and_evaluate()
-        while self.step < self.schedule.num_steps:
-            if self.is_to_stop():
-                self.save(must=True)
-                self.announce("stopped", message=f"by {self.interruption.signal or 'another host'}, saved {self.path}")
-                return
+        while not self.is_to_stop() and self.step < self.schedule.num_steps:
             if self.train_until_something_is_due():
                 # What is evaluated is saved first: a record names a checkpoint that exists.
                 if self.is_due(self.schedule.save_every) or (
@@ -392,6 +419,11 @@ class _Run:
                 ):
                     self.save(must=self.step == self.schedule.num_steps)
                 self.sample_and_evaluate()
+        if self.is_to_stop():
+            self.save(must=True)
+            self.announce("stopped", message=f"by {self.interruption.signal or 'another host'}, saved {self.path}")
+            self.stopped = True
+            return
         self.draw_grid("samples.png")
 
     def is_due(self, period):
@@ -496,6 +528,7 @@ class _Run:
             self.evaluator
             and self.is_due(self.schedule.evaluate_every)
             and self.of_chief(int(self.saved_step == self.step and self.step not in self.log.evaluated_steps()))
+            and not self.is_to_stop()
         ):
             # Several hosts can't leave each other alone in the middle of an evaluation.
             alone = distribution.num_hosts(self.trainer.strategy) == 1

@@ -54,15 +54,17 @@ def train(experiment, profile):
     trainer = experiment.trainer(
         strategy=strategy, generator=experiment.generator, discriminator=experiment.discriminator
     )
+    generator = evaluated_generator(trainer, experiment.protocol)
     evaluator = None
     if FLAGS.mode == "train_and_evaluate":
         evaluator = runner.Evaluator(
-            generator=evaluated_generator(trainer, experiment.protocol),
+            generator=generator,
             strategy=strategy,
             dataset=dataset,
             protocol=experiment.protocol,
             data_dir=FLAGS.data_dir,
-            work_dir=os.path.join(FLAGS.model_dir, "evaluation"),
+            # Of hosts that sample together, none can go on with what it finds, or delete what others look for.
+            work_dir=os.path.join(FLAGS.model_dir, "evaluation") if distribution.num_hosts(strategy) == 1 else None,
         )
     if FLAGS.dry_run:
         dry_run(trainer, dataset, experiment.schedule)
@@ -71,21 +73,22 @@ def train(experiment, profile):
         cli.settle_configuration()
     else:
         cli.resolved_configuration()  # the same errors on every host
-    checkpoint = loop.train(
+    checkpoint, stopped = loop.train(
         trainer=trainer,
         dataset=dataset,
         schedule=experiment.schedule,
         model_dir=FLAGS.model_dir,
         evaluator=evaluator,
+        grid_generator=generator,
         profile=profile,
     )
     print(f"Checkpoint: {checkpoint}")
-    step = checkpoints.step_of(checkpoint)
-    if step < experiment.schedule.num_steps:
+    if stopped:
         print("Stopped before its end. The same command goes on from there.")
-    elif distribution.is_chief(strategy):
-        if evaluator:
-            evaluator.compare_with_training(FLAGS.model_dir, step=step)
+        return
+    if evaluator:
+        evaluator.compare_with_training(FLAGS.model_dir, step=checkpoints.step_of(checkpoint))
+    if distribution.is_chief(strategy):
         print(f"Report: {report.write_report(FLAGS.model_dir)}")
 
 

@@ -87,7 +87,8 @@ def schedule(**kwargs):
 
 
 def run(model_dir, *, evaluator=None, trainer=None, dataset=None, profile=None, progress=False, **kwargs):
-    return loop.train(
+    """The last checkpoint; that of a run that a signal ended has an event that says so."""
+    ended = loop.train(
         trainer=trainer or made.small_trainer(),
         dataset=dataset or made.MadeDataset(),
         schedule=schedule(**kwargs),
@@ -96,10 +97,13 @@ def run(model_dir, *, evaluator=None, trainer=None, dataset=None, profile=None, 
         progress=progress,
         profile=profile,
     )
+    assert ended.stopped == ("stopped" in [event["event"] for event in events(model_dir)][-1:])
+    return ended.checkpoint
 
 
 def events(model_dir):
-    return records.read(model_dir / "metrics.jsonl", kind="event")
+    path = f"{model_dir}/metrics.jsonl"
+    return records.read(path, kind="event") if tf.io.gfile.exists(path) else []
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +231,8 @@ def test_schedule_refuses_what_makes_no_sense():
         Schedule(steps_per_loop=0)
     with pytest.raises(ValueError, match="max_rollbacks must be at least 0, got -1"):
         Schedule(max_rollbacks=-1)
+    with pytest.raises(ValueError, match="evaluate_every must be at least 1, got None"):
+        Schedule(evaluate_every=None)
 
 
 def test_host_calls_end_where_something_is_due():
@@ -294,6 +300,20 @@ def test_signal_breaks_an_evaluation_off(tmp_path):
     assert [e["event"] for e in events(tmp_path)] == ["stopped"]
 
 
+@pytest.mark.parametrize("step", [4, 6])
+def test_signal_before_an_evaluation_leaves_it_to_the_next_run(tmp_path, step):
+    def interrupt(pupil, metrics):
+        if pupil.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    evaluator = CountingEvaluator()
+    assert run(tmp_path, trainer=Pupil(interrupt), evaluator=evaluator).endswith(f"ckpt-{step}")
+    assert [e["event"] for e in events(tmp_path)] == ["stopped"]
+    assert [at for _, at in evaluator.calls] == [at for at in (0, 4) if at < step]
+    run(tmp_path, trainer=Pupil(), evaluator=evaluator)
+    assert [at for _, at in evaluator.calls] == [0, 4, 6]
+
+
 @pytest.fixture
 def disk():
     """Its `fill` makes every file end at 100 bytes, as on a full disk, until `free` is called or the test ends."""
@@ -350,6 +370,17 @@ def test_best_checkpoint_stays(tmp_path):
     evaluator = ActingEvaluator(fids={0: 9.0, 2: 3.0, 4: 5.0, 6: 4.0})
     run(tmp_path, trainer=Pupil(), evaluator=evaluator, evaluate_every=2, max_to_keep=1, keep_best=1)
     assert checkpoints.available(str(tmp_path)) == ["ckpt-2", "ckpt-6"]
+
+
+def test_best_checkpoint_stays_when_another_protocol_is_used_in_between(tmp_path):
+    def by_another_protocol():
+        records.append(f"{tmp_path}/metrics.jsonl", {"kind": "evaluation", "step": 4, "fid": 1.0, "protocol": "other"})
+
+    evaluator = ActingEvaluator({6: by_another_protocol}, fids={0: 9.0, 2: 3.0, 4: 5.0, 6: 4.0, 8: 6.0})
+    run(tmp_path, trainer=Pupil(), evaluator=evaluator, num_steps=8, evaluate_every=2, max_to_keep=1, keep_best=1)
+    assert checkpoints.available(str(tmp_path)) == ["ckpt-2", "ckpt-8"]
+    log = loop.Log(str(tmp_path))
+    assert log.best_steps(1) == [2] and log.steps_to_keep(1) == {2, 4}
 
 
 def test_only_fids_of_one_protocol_are_compared(tmp_path):

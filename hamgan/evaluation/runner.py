@@ -24,6 +24,8 @@ from hamgan.evaluation.protocol import describe, in_words
 class Embedder:
     """Features of images under a protocol, on all replicas of a strategy.
 
+    With several hosts, each embeds real images alone: one may have kept what another has to compute.
+
     Args:
       strategy: the strategy.
       protocol: a `Protocol`.
@@ -33,7 +35,7 @@ class Embedder:
 
     def __init__(self, *, strategy, protocol, data_dir=None, progress=True):
         self.protocol = protocol
-        self.strategy = strategy
+        self._strategy = strategy if distribution.num_hosts(strategy) == 1 else tf.distribute.get_strategy()
         self._progress = progress
         # A batch that every number of replicas divides would need a common multiple; padding costs less thought.
         replicas = strategy.num_replicas_in_sync
@@ -56,15 +58,15 @@ class Embedder:
 
     @tf.function
     def _of_batch(self, images):
-        share = self.batch_size // self.strategy.num_replicas_in_sync
+        share = self.batch_size // self._strategy.num_replicas_in_sync
 
         def of_replica(images):
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
             return self.outputs(tf.slice(images, [replica * share, 0, 0, 0], [share, *images.shape[1:]]))
 
         # On the replicas, as for generated images: the same arithmetic on both sides of the distance.
-        outputs = self.strategy.run(of_replica, args=(images,))
-        return {name: distribution.gather(self.strategy, value) for name, value in outputs.items()}
+        outputs = self._strategy.run(of_replica, args=(images,))
+        return {name: distribution.gather(self._strategy, value) for name, value in outputs.items()}
 
     def __call__(self, images):
         """{'pool_3': [n, D], 'logits': [n, C]} NumPy arrays of at most `batch_size` images [n, S, S, 3]."""
@@ -270,6 +272,8 @@ class Evaluator:
     def compare_with_training(self, model_dir, *, step, num_samples=1000, num_training=50_000):
         """Looks for the training images nearest to samples of the generator as it is, and keeps what it finds.
 
+        With several hosts all must call it; one of them writes.
+
         Args:
           model_dir: the run's folder; see `neighbours.write`.
           step: the training step of the weights.
@@ -277,7 +281,7 @@ class Evaluator:
           num_training: training images at most, the first ones; their features are kept like a reference's.
 
         Returns:
-          As `neighbours.memorisation`.
+          As `neighbours.memorisation`; None on hosts that leave the writing to another one.
         """
         split = self._dataset.train_split
         training = reference.load_or_build(
@@ -302,6 +306,8 @@ class Evaluator:
             for batch, _ in self._sampler.batches(num_samples):
                 images.append(batch)
                 features.append(self._embedder(batch)["pool_3"])
+        if not distribution.is_chief(self._strategy):
+            return None
         return neighbours.write(
             model_dir,
             step=step,
