@@ -46,9 +46,17 @@ class Checkpoints:
       seed: of the run, kept in every checkpoint: going on with another one is refused. None: not kept.
       writes: False on hosts that leave the writing to another one; `save` then only names the checkpoint.
       report: function (message), called where a checkpoint is passed over or can't be deleted.
+
+    Raises:
+      ValueError: the folder's name holds a character that TensorFlow takes for a pattern.
     """
 
     def __init__(self, directory, variables, *, max_to_keep=3, best=lambda: (), seed=None, writes=True, report=print):
+        if found := set("*?[]\\") & set(directory):
+            raise ValueError(
+                f"The folder {directory} can't hold checkpoints: in {' '.join(sorted(found))} TensorFlow sees a pattern "
+                "of names. Choose another --model_dir."
+            )
         self.directory = directory
         self._variables = variables
         self._max_to_keep = max_to_keep

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from google.protobuf import message
 from tensorflow_datasets.core import file_adapters
 
 # Named, because the default may differ between devices and the order must not.
@@ -474,8 +475,8 @@ class ImageDataset:
             parts = splits[split].file_instructions
         except (KeyError, ValueError, AssertionError) as error:
             raise ValueError(
-                f"split ({split!r}) must be one of {self._info.name}'s splits {sorted(splits)}, or "
-                "a part of one, written like 'train[:90%]'."
+                f"split ({split!r}) must be one of {self._info.name}'s splits {sorted(splits)}, or a part of one, "
+                "written like 'train[:90%]': set data.ImageDataset.train_split and .reference_split."
             ) from error
         parts = [part for part in parts if part.take]
         if not parts:
@@ -669,9 +670,14 @@ class ImageDataset:
 
     def _parse(self, record: bytes, finder: _RecordFinder, number: int) -> tuple[bytes, int]:
         """The image as it is stored, and the label, of a record; both are checked."""
-        features = tf.train.Example.FromString(record).features.feature
-        (image,) = features[self._image_key].bytes_list.value
-        (label,) = features[self._label_key].int64_list.value
+        try:
+            features = tf.train.Example.FromString(record).features.feature
+            (image,) = features[self._image_key].bytes_list.value
+            (label,) = features[self._label_key].int64_list.value
+        except (message.DecodeError, ValueError):
+            raise ValueError(
+                f"{finder.name(number)} is damaged. Copy the file again, or prepare the dataset again."
+            ) from None
         if not 0 <= label < self.num_classes:
             raise ValueError(
                 f"Label {label} of {finder.name(number)} must be in [0, num_classes), and num_classes is "

@@ -93,9 +93,11 @@ def per_replica_batch_size(batch_size, num_replicas):
     """The share of one replica in a global batch.
 
     Raises:
-      ValueError: the global batch can't be cut into equal parts.
+      ValueError: the global batch isn't a positive integer, or can't be cut into equal parts.
     """
-    if batch_size < 1 or batch_size % num_replicas:
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"Batch size must be a positive integer, got {batch_size!r}.")
+    if batch_size % num_replicas:
         lower = max(num_replicas, batch_size // num_replicas * num_replicas)
         raise ValueError(
             f"Batch size ({batch_size}) must be divisible by the number of replicas ({num_replicas}); "

@@ -35,7 +35,7 @@ def memory_estimate(trainer):
     needs some more, and TensorFlow lets go of some earlier.
     """
     generator, discriminator = trainer.generator, trainer.discriminator
-    size = trainer.batch_size // trainer.strategy.num_replicas_in_sync
+    size = trainer.batch_size // trainer.strategy.num_replicas_in_sync // trainer.microbatches
 
     def generate(batch):
         return _forward_bytes(generator, tf.TensorSpec([batch, generator.latent_dim]), batch)
@@ -47,7 +47,8 @@ def memory_estimate(trainer):
     gradients = [sum(_bytes(v.value) for v in getattr(trainer, name).trainable_variables) for name in _NETWORKS]
     found = {
         "variables": sum(map(_bytes, trainer.variables().values())),
-        "gradients": max(gradients),
+        # With microbatches, their sum so far and those of the next one.
+        "gradients": max(gradients) * min(2, trainer.microbatches),
         "activations (estimate)": max(generate(size) + discriminate(size), discriminate(2 * size)),
     }
     return {name: count / watching.GIB for name, count in {**found, "together": sum(found.values())}.items()}

@@ -4,6 +4,7 @@ Every record has "kind" ("train", "evaluation", "event"), "step" (int) and "time
 Paths may be remote (`gs://...`), as `tf.io.gfile` knows them.
 """
 
+import errno
 import json
 import os
 import time
@@ -29,6 +30,7 @@ def append(path, record):
 
     Raises:
       ValueError: "kind" or "step" is missing or of another type, or a value has no form in JSON.
+      OSError: the record can't be written; what was written before stays.
     """
     path = os.fspath(path)
     plain = {str(key): _plain(value, name=key) for key, value in record.items()}
@@ -49,7 +51,8 @@ def append(path, record):
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             line = _line_break(file.read(1)) + line
-        file.write(line)
+        if file.write(line) < len(line):
+            raise OSError(errno.ENOSPC, "Only a part of a record could be written", path)
 
 
 def read(path, kind=None):

@@ -16,7 +16,7 @@ class LinearDecay:
       final: what it falls to.
 
     Raises:
-      ValueError: start isn't in [0, end), or a rate is negative.
+      ValueError: start isn't in [0, end), one of them isn't an integer, or a rate is negative.
     """
 
     initial: float
@@ -25,6 +25,11 @@ class LinearDecay:
     final: float = 0.0
 
     def __post_init__(self):
+        for name in ("start", "end"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(
+                    f"LinearDecay: {name} must be a whole number like 1_000_000, got {getattr(self, name)}."
+                )
         if not 0 <= self.start < self.end:
             raise ValueError(f"LinearDecay: start must be in [0, end), got start {self.start} and end {self.end}.")
         for name in ("initial", "final"):

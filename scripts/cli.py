@@ -2,8 +2,10 @@
 
 import dataclasses
 import difflib
+import glob
 import inspect
 import os
+import re
 import sys
 
 import gin
@@ -15,6 +17,7 @@ from hamgan.evaluation import protocol as protocols
 
 FLAGS = flags.FLAGS
 CONFIG_NAME = "config.gin"
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 _MODULES = (
     "augmentation context data decomposition experiment labels loop losses networks normalization regularization "
@@ -83,6 +86,13 @@ def run(main):
         except (ValueError, FloatingPointError, FileNotFoundError, checkpoints.NotSaved) as error:
             logging.debug("Where it happened:", exc_info=True)
             sys.exit(f"\nERROR: {error}")
+        except tf.errors.OpError as error:
+            # What Python raises in a pipeline of data comes through TensorFlow, behind its traceback.
+            raised = re.findall(r"^(?:.*\s)?ValueError: (.+)$", error.message, re.MULTILINE)
+            if not raised:
+                raise
+            logging.debug("Where it happened:", exc_info=True)
+            sys.exit(f"\nERROR: {raised[-1]}")
         except TypeError as error:
             # Gin's own words for an argument that a configuration leaves out.
             if "In call to configurable" not in str(error):
@@ -102,18 +112,19 @@ def load_experiment(*, protocol=None):
       ValueError: no configuration, a file that isn't there, a name that nothing has, or a change to a protocol that
         has a name.
     """
-    gin.add_config_file_search_path(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    gin.add_config_file_search_path(_ROOT)
     gin.config.register_file_reader(lambda path: tf.io.gfile.GFile(path, "r"), tf.io.gfile.exists)
     saved = os.path.join(FLAGS.model_dir or "MODEL_DIR", CONFIG_NAME)
     files = FLAGS.gin_file
     if not files:
         if not FLAGS.model_dir or not tf.io.gfile.exists(saved):
-            shipped = sorted(tf.io.gfile.glob("configs/*.gin"))
             raise ValueError(
-                f"No configuration: {saved} isn't there and no --gin_file was given. "
-                f"Shipped: {', '.join(shipped) or 'see configs/ of the repository'}."
+                f"No configuration: {saved} isn't there and no --gin_file was given. Shipped: {_shipped()}."
             )
         files = [saved]
+    for file in files:
+        if not any(tf.io.gfile.exists(path) for path in (file, os.path.join(_ROOT, file))):
+            raise ValueError(f"There is no --gin_file={file}. Shipped: {_shipped()}.")
     if protocol:
         files = [*files, _protocol_file(protocol)]
     try:
@@ -127,9 +138,12 @@ def load_experiment(*, protocol=None):
     return gin.get_configurable(experiment.Experiment)()
 
 
+def _shipped():
+    return ", ".join(sorted(os.path.relpath(path, _ROOT) for path in glob.glob(f"{glob.escape(_ROOT)}/configs/*.gin")))
+
+
 def _protocol_file(protocol):
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    shipped = sorted(tf.io.gfile.glob(os.path.join(root, "configs", "protocols", "*.gin")))
+    shipped = sorted(tf.io.gfile.glob(os.path.join(_ROOT, "configs", "protocols", "*.gin")))
     names = {os.path.basename(path).removesuffix(".gin"): path for path in shipped}
     path = names.get(protocol, protocol)
     if not tf.io.gfile.exists(path):
@@ -138,9 +152,19 @@ def _protocol_file(protocol):
 
 
 def _check_names():
-    """Refuses parameters that a constructor would only find unknown when it is called, hours later at worst."""
-    for (_, selector), bindings in gin.config._CONFIG.items():
+    """Refuses macros that nothing uses, and parameters that a constructor would only find unknown when it is called,
+    hours later at worst."""
+    references = [reference.config_key for reference in gin.config.iterate_references(gin.config._CONFIG)]
+    used = {scope for scope, selector in references if selector == "gin.macro"}
+    for (scope, selector), bindings in gin.config._CONFIG.items():
         if selector == "gin.macro":
+            if scope not in used:
+                near = difflib.get_close_matches(scope, used, 1)
+                raise ValueError(
+                    f"Nothing uses the macro {scope!r}"
+                    + (f"; did you mean {near[0]!r}?" if near else ".")
+                    + f" Used are: {', '.join(sorted(used))}."
+                )
             continue
         configurable = gin.config._REGISTRY[selector].wrapped
         known = [
@@ -195,7 +219,8 @@ def resolved_configuration():
                     f"  {n} = {before.get(n, '(not set)')} there, {now.get(n, '(not set)')} asked for"
                     for n in differing
                 )
-                + "\nChoose another --model_dir, or leave --gin_param out to go on with the settings that are there."
+                + "\nChoose another --model_dir, or leave --gin_file and --gin_param out to go on with the settings "
+                "that are there."
             )
     imports = {line for text in texts for line in text.splitlines() if line.startswith(("from ", "import "))}
     # Dynamic registration comes before what it is to register, macros before their use.
@@ -206,7 +231,11 @@ def resolved_configuration():
 
 def settle_configuration():
     """Writes `resolved_configuration()` into model_dir, after comparing it with the one that is there."""
-    records.write_whole(os.path.join(FLAGS.model_dir, CONFIG_NAME), resolved_configuration().encode())
+    text = resolved_configuration()
+    try:
+        records.write_whole(os.path.join(FLAGS.model_dir, CONFIG_NAME), text.encode())
+    except (OSError, tf.errors.OpError) as error:
+        raise ValueError(f"--model_dir={FLAGS.model_dir} can't be written: {error}") from error
 
 
 def _bindings(text):

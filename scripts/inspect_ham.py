@@ -17,7 +17,7 @@ import cli
 import tensorflow as tf
 from absl import flags
 
-from hamgan import checkpoints, distribution, inspection, records, stateless
+from hamgan import checkpoints, distribution, inspection, records, sampling, stateless
 
 FLAGS = flags.FLAGS
 
@@ -32,7 +32,7 @@ def inspected(experiment, path):
     )
     if FLAGS.network == "generator":
         inspection.hamburger_of(generator)
-        checkpoints.restore(path, checkpoints.network_variables("generator", generator), partial=True)
+        sampling.restore(generator, path, weights=FLAGS.weights)
         images, found = inspection.inspect(generator, z, labels, keys=keys, num_steps=FLAGS.num_steps)
         return images.numpy(), labels.numpy(), found, generator.context
 
@@ -44,7 +44,7 @@ def inspected(experiment, path):
         batch = next(iter(dataset.reference_batches(batch_size=batch_size)))
         images, labels = batch["image"], batch["label"]
     else:
-        checkpoints.restore(path, checkpoints.network_variables("generator", generator), partial=True)
+        sampling.restore(generator, path, weights=FLAGS.weights)
         images = generator(z, labels, training=False, keys=keys)
     keys = stateless.example_keys(stateless.fold(key, stateless.DISCRIMINATOR_BASES), tf.range(len(images)))
     _, found = inspection.inspect(discriminator, images, labels, keys=keys, num_steps=FLAGS.num_steps)
@@ -69,6 +69,7 @@ def main():
         "module": type(layer).__name__,
         "decomposition": decomposition.__name__,
         "images": "generated" if FLAGS.network == "generator" else FLAGS.images,
+        "weights": FLAGS.weights,
         "seed": FLAGS.seed,
         "labels": labels.tolist(),
         "shape": list(found.before.shape),
@@ -101,6 +102,7 @@ if __name__ == "__main__":
     flags.adopt_module_key_flags(cli)
     flags.DEFINE_string("checkpoint", None, "Path or name (ckpt-1000) of a checkpoint; default: the newest.")
     flags.DEFINE_enum("network", "generator", ["generator", "discriminator"], "Whose Hamburger.")
+    flags.DEFINE_enum("weights", "raw", [*sampling.PREFIXES], "The generator's weights, or their moving average.")
     flags.DEFINE_enum("images", "generated", ["generated", "real"], "What the discriminator sees; real: of --data_dir.")
     flags.DEFINE_integer("batch_size", 64, "Examples.", lower_bound=1)
     flags.DEFINE_integer("examples", 3, "Examples whose feature maps are drawn.", lower_bound=1)

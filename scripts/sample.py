@@ -12,11 +12,17 @@ import os
 
 import cli
 import numpy as np
+import tensorflow as tf
 from absl import flags
 
 from hamgan import checkpoints, distribution, loop, pictures, records, sampling
 
 FLAGS = flags.FLAGS
+BATCH_NORMS = {
+    "moving_averages": sampling.MovingAverages,
+    "standing_statistics": sampling.StandingStatistics,
+    "batch": sampling.BatchStatistics,
+}
 
 
 def main():
@@ -37,7 +43,9 @@ def main():
     sampler = sampling.Sampler(
         generator, strategy=strategy, batch_size=batch_size, seed=FLAGS.seed, truncation=FLAGS.truncation
     )
-    images, _ = sampler.sample(len(labels), labels)
+    batch_norm = FLAGS.batch_norm or ("standing_statistics" if FLAGS.weights == "ema" else "moving_averages")
+    with BATCH_NORMS[batch_norm](sampler).applied(tf.constant(FLAGS.seed)):
+        images, _ = sampler.sample(len(labels), labels)
 
     if output.endswith(".npz"):
         buffer = io.BytesIO()
@@ -57,6 +65,13 @@ if __name__ == "__main__":
     flags.DEFINE_integer("per_class", 10, "Samples of each class.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Seed of the noise.")
     flags.DEFINE_enum("weights", "raw", [*sampling.PREFIXES], "The weights themselves, or their moving average.")
+    flags.DEFINE_enum(
+        "batch_norm",
+        None,
+        [*BATCH_NORMS],
+        "Moments of batch norm: of training, of some batches that these weights generate, or of each batch of samples. "
+        "Default: standing_statistics with --weights=ema, since training's belong to the other weights.",
+    )
     flags.DEFINE_float("truncation", None, "Noise within plus or minus this; default: all of N(0, 1).")
     flags.DEFINE_string(
         "output", None, "File to write, .png or .npz, local or gs://; default: samples.png in model_dir."

@@ -32,6 +32,12 @@ def test_no_checkpoint_restores_nothing(tmp_path):
     assert checkpoints.Checkpoints(str(tmp_path), variables()).restore_latest() is None
 
 
+@pytest.mark.parametrize("name", ["run[1]", "run*", "run?"])
+def test_folder_that_is_a_pattern_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="TensorFlow sees a pattern"):
+        checkpoints.Checkpoints(str(tmp_path / name), {"step": tf.Variable(0)})
+
+
 def test_keeps_the_last_n(tmp_path):
     named = variables()
     saved = checkpoints.Checkpoints(str(tmp_path / "checkpoints"), named, max_to_keep=2)

@@ -94,6 +94,7 @@ def test_scopes_give_the_networks_different_hams(load):
         ("trainer.Trainer.batchsize = 3", "batchsize"),
         ("context.Hamburger.rnk = 3", "context.Hamburger has no parameter 'rnk'; did you mean 'rank'"),
         ("networks.Generatr.width = 3", "Generatr"),
+        ("WIDHT = 3", "Nothing uses the macro 'WIDHT'; did you mean 'WIDTH'"),
         ("nowhere.Thing.width = 3", "nowhere"),
         ("trainer.Trainer.batch_size = ", "can't be read"),
         ("trainer.Trainer.batch_size = @nothing.Here", "nothing"),
@@ -112,7 +113,7 @@ def test_no_configuration_says_which_there_are(load, tmp_path):
 
 
 def test_missing_gin_file_is_named(load):
-    with pytest.raises(ValueError, match="configs/digit.gin"):
+    with pytest.raises(ValueError, match=r"There is no --gin_file=configs/digit.gin. Shipped: .*configs/digits.gin"):
         load("--gin_file=configs/digit.gin")
 
 

@@ -616,6 +616,19 @@ def test_square_of_another_size_is_named(photos, packed_dir, tmp_path):
         list(dataset.reference_batches(batch_size=2))
 
 
+def test_damaged_record_is_named(photos, packed_dir, tmp_path):
+    folder = shutil.copytree(packed_dir, tmp_path / "copy")
+    path = sorted(folder.glob("made/1.0.0/*-train.tfrecord-*"))[0]
+    content = bytearray(path.read_bytes())
+    content[12:16] = b"\xff\xff\xff\xff"  # where the first record begins
+    path.write_bytes(content)
+    dataset = data.ImageDataset(
+        name="made", num_classes=len(photos), image_size=16, reference_split="train", data_dir=folder, **RECORDS
+    )
+    with pytest.raises(tf.errors.OpError, match=r"record 0 \(from 0\) of .*-train.tfrecord-00000-of-.* is damaged"):
+        list(dataset.reference_batches(batch_size=4))
+
+
 def test_packed_squares_are_not_enlarged(photos, packed_dir):
     with pytest.raises(ValueError, match=r"image_size \(17\) must be at most 16, the side of the packed squares"):
         data.ImageDataset(name="made", image_size=17, num_classes=len(photos), data_dir=packed_dir)

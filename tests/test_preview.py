@@ -34,6 +34,11 @@ def test_memory_is_that_of_the_variables_and_grows_with_the_batch(trainer):
     assert estimate["gradients"] == pytest.approx(gradients / 2**30)
     # At least the outputs of the discriminator's first two blocks, for real and generated images.
     assert estimate["activations (estimate)"] > 16 * 4 * (16 * 16 + 8 * 8 * 2) / 2**30
+    trainer.microbatches = 4
+    smaller = preview.memory_estimate(trainer)
+    trainer.microbatches = 1
+    assert smaller["activations (estimate)"] < 0.4 * estimate["activations (estimate)"]
+    assert smaller["gradients"] == pytest.approx(2 * estimate["gradients"])
     trainer.batch_size *= 2
     larger = preview.memory_estimate(trainer)
     assert larger["activations (estimate)"] > 1.5 * estimate["activations (estimate)"]

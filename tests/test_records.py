@@ -1,6 +1,7 @@
 """metrics.jsonl is valid JSON whatever is logged, and readable whatever was killed; whole files."""
 
 import json
+import resource
 import threading
 import uuid
 
@@ -158,6 +159,20 @@ def test_a_record_without_form_is_refused_and_not_written(tmp_path, record, mess
     with pytest.raises(ValueError, match=message):
         records.append(path, record)
     assert not path.exists()
+
+
+def test_a_record_that_is_written_in_part_is_an_error(tmp_path):
+    path = tmp_path / "records.jsonl"
+    records.append(path, {"kind": "train", "step": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Only a part of a record"):
+            records.append(path, {"kind": "evaluation", "step": 2, "words": 100 * "words "})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    records.append(path, {"kind": "evaluation", "step": 2})
+    assert [record["step"] for record in records.read(path)] == [1, 2]
 
 
 def test_reading_names_the_missing_file(folder):

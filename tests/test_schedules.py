@@ -21,6 +21,7 @@ def test_single_steps_count_beyond_what_float32_holds():
     [
         (dict(initial=1.0, end=0), r"start must be in \[0, end\), got start 0 and end 0"),
         (dict(initial=1.0, start=5, end=5), r"got start 5 and end 5"),
+        (dict(initial=1.0, end=1e6), r"end must be a whole number like 1_000_000, got 1000000.0"),
         (dict(initial=-1.0, end=5), "initial must not be negative, got -1.0"),
         (dict(initial=1.0, end=5, final=-0.1), "final must not be negative, got -0.1"),
     ],

@@ -4,7 +4,9 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -278,6 +280,67 @@ def test_reference_is_built_without_a_run_and_shown(data_dir):
     (folder,) = (pathlib.Path(data_dir) / "reference_features").glob("digits-test-*")
     assert "count: 300" in reference("--show", f"--reference={folder}")
     assert "--model_dir is needed" in reference(fails=True)
+
+
+@pytest.mark.slow
+def test_samples_have_the_moments_asked_for(finished, data_dir, tmp_path):
+    model_dir, _ = finished
+    images = {}
+    for name in ("moving_averages", "standing_statistics", "batch"):
+        output = f"{tmp_path}/{name}.npz"
+        run(command("sample.py", model_dir, data_dir, "--per_class=4", f"--batch_norm={name}", f"--output={output}"))
+        images[name] = np.load(output)["images"].astype(np.float32)
+    run(command("sample.py", model_dir, data_dir, "--per_class=4", f"--output={tmp_path}/default.npz"))
+    np.testing.assert_array_equal(np.load(tmp_path / "default.npz")["images"], images["moving_averages"])
+    # After 40 steps the moving averages are far from what the weights give; 40 samples are near to 4,096.
+    far = np.abs(images["moving_averages"] - images["standing_statistics"]).mean()
+    assert np.abs(images["batch"] - images["standing_statistics"]).mean() < far / 2
+
+
+@pytest.mark.slow
+def test_two_hosts_train_and_evaluate_as_one(finished, data_dir, tmp_path):
+    with socket.socket() as first, socket.socket() as second:
+        for sock in (first, second):
+            sock.bind(("localhost", 0))
+        workers = [f"localhost:{sock.getsockname()[1]}" for sock in (first, second)]
+    steps = {"loop.Schedule.num_steps": 4, "loop.Schedule.evaluate_every": 2}
+    hosts = []
+    for index in range(2):
+        # One of them has kept the reference's features, the other must compute them.
+        folder = data_dir if index else shutil.copytree(data_dir, tmp_path / "data")
+        shutil.rmtree(tmp_path / "data" / "reference_features", ignore_errors=True)
+        config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        hosts.append(
+            subprocess.Popen(
+                training(tmp_path / "two", folder, **steps),
+                cwd=ROOT,
+                env={**os.environ, "TF_CONFIG": json.dumps(config)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        outputs = [host.communicate(timeout=500)[0] for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
+    assert [host.returncode for host in hosts] == [0, 0], outputs
+    assert "report.html" in outputs[0] and "report.html" not in outputs[1]
+    run(training(tmp_path / "one", data_dir, **{**steps, "loop.Schedule.num_steps": 1}))
+    found, (expected, _) = evaluations(tmp_path / "two"), evaluations(tmp_path / "one")
+    assert [record["step"] for record in found] == [0, 2, 4]
+    np.testing.assert_allclose(found[0]["fid"], expected["fid"], rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_truncated_data_is_one_readable_message(data_dir, tmp_path):
+    folder = shutil.copytree(data_dir, tmp_path / "data")
+    (file,) = folder.glob("digits/*/digits-train.tfrecord*")
+    file.write_bytes(file.read_bytes()[:100_000])
+    output = run(training(tmp_path / "model", folder), fails=True)
+    assert re.search(r"ERROR: .*digits-train.tfrecord.* must hold 1497 records, but ends within record", output)
+    assert "Traceback" not in output
 
 
 @pytest.mark.slow
