@@ -54,8 +54,8 @@ class Checkpoints:
     def __init__(self, directory, variables, *, max_to_keep=3, best=lambda: (), seed=None, writes=True, report=print):
         if found := set("*?[]\\") & set(directory):
             raise ValueError(
-                f"The folder {directory} can't hold checkpoints: in {' '.join(sorted(found))} TensorFlow sees a pattern "
-                "of names. Choose another --model_dir."
+                f"The folder {directory} can't hold checkpoints: in {' '.join(sorted(found))} TensorFlow sees a "
+                "pattern of names. Choose another --model_dir."
             )
         self.directory = directory
         self._variables = variables
