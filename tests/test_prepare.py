@@ -592,6 +592,7 @@ def test_help_teaches(script):
     text = " ".join(result.stdout.split())
     assert f"python data_prep/{script}" in text and "goes on where it was" in text
     assert "--data_dir: Folder of TFDS datasets" in text
+    assert "--num_workers: " in text and ("--skip_bad: " in text.replace("[no]", "")) == (script != "imagenet.py")
 
 
 @pytest.mark.slow
