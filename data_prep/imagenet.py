@@ -102,12 +102,9 @@ def _encode(builder: tfds.core.DatasetBuilder, image: sources.Stored) -> bytes:
     file = builder._fix_image(image.name, io.BytesIO(image.read()))
     if file.read(2) != b"\xff\xd8":
         raise ValueError("not a JPEG, or an empty file")
-    file.seek(-2, io.SEEK_END)
-    is_whole = file.read() == b"\xff\xd9"
     file.seek(0)
-    if not is_whole:  # cut off, or something lies behind its end
-        tf.io.decode_jpeg(file.read())
-        file.seek(0)
+    if not file.getvalue().endswith(b"\xff\xd9"):  # cut off, or something lies behind its end
+        tf.io.decode_jpeg(file.getvalue())
     return builder.info.features.serialize_example({"file_name": image.name, "image": file, "label": image.label})
 
 

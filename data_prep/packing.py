@@ -246,7 +246,7 @@ def define_flags():
         "skip_bad",
         False,
         "Leave out images that can't be decoded. Without it the job stops after going through all images, names the "
-        "bad ones, and keeps what is finished: running it again with --skip_bad takes no time.",
+        "bad ones, and keeps what is finished: running it again with --skip_bad looks at these only.",
     )
 
 
@@ -320,9 +320,11 @@ def _find_note(job: _Job, *, skip_bad: bool | None) -> dict[str, Any] | None:
 def _any_repaired(job: _Job, bad: set[str]) -> bool:
     for example in job.part.examples:
         if example.name in bad:
-            try:
+            try:  # as in _write_records
                 job.encode(example)
-            except Exception:  # as in _write_records
+            except (MemoryError, tf.errors.UnavailableError, tf.errors.DeadlineExceededError):
+                raise
+            except Exception:
                 continue
             return True
     return False

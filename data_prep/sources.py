@@ -210,7 +210,7 @@ class Prepared:
             raise ValueError(f"splits ({unknown}) must be among {info.name}'s, which are {sorted(info.splits)}.")
         self.num_examples = {split: info.splits[split].num_examples for split in splits or info.splits}
         if set(self.num_examples) != set(info.splits):
-            self.identity += f"[{','.join(self.num_examples)}]"
+            self.identity += f"[{','.join(sorted(self.num_examples))}]"
         label = info.features[self._label_key]
         if not isinstance(label, tfds.features.ClassLabel):
             raise ValueError(

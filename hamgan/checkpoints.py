@@ -155,7 +155,7 @@ class Checkpoints:
             path = os.path.join(self.directory, name)
             if name.startswith(_ASIDE) or re.fullmatch(r"ckpt-\d+_temp", name):
                 tf.io.gfile.rmtree(path)
-            elif re.fullmatch(r"checkpoint\.\d+\.tmp", name) or _PIN in name and _pin_age(path) > _PIN_SECONDS:
+            elif re.fullmatch(r"checkpoint\.\w+\.tmp", name) or _PIN in name and _pin_age(path) > _PIN_SECONDS:
                 tf.io.gfile.remove(path)
             elif match := re.fullmatch(r"(ckpt-\d+)\.data-\d+-of-\d+", name):
                 if not tf.io.gfile.glob(os.path.join(self.directory, match[1] + ".index*")):

@@ -161,9 +161,9 @@ class _Place(typing.NamedTuple):
     def read(self) -> bytes:
         return self._access(os.pread, self.size)
 
-    def read_into(self, buffers: list[bytearray | np.ndarray]) -> None:
-        """Fills buffers, one after the other."""
-        self._access(os.preadv, buffers)
+    def read_into(self, buffers: list[bytearray | np.ndarray]) -> int:
+        """Fills buffers, one after the other; returns how many bytes there were."""
+        return self._access(os.preadv, buffers)
 
     def _access(self, read, what):
         # Opened anew each time: a dataset has more files than a process may hold open.
@@ -249,7 +249,8 @@ class _SquareReader:
         if num_before is None:
             return None
         before, behind = bytearray(num_before), bytearray(place.size - num_before - square.nbytes)
-        place.read_into([before, square, behind])
+        if place.read_into([before, square, behind]) < place.size:
+            return None
         return self._labels.get((bytes(before), bytes(behind)))
 
     def learn(self, record: bytes, pixels: bytes, label: int) -> None:
@@ -259,7 +260,7 @@ class _SquareReader:
             return
         num_before = record.find(pixels)
         # Pixels that all equal the byte before them are found too early; a later record will show the place.
-        if record.rfind(pixels) == num_before:
+        if record.find(pixels, num_before + 1) < 0:
             self._labels[record[:num_before], record[num_before + len(pixels) :]] = label
             self._before[len(record)] = num_before
 
@@ -660,7 +661,8 @@ class ImageDataset:
                 image, label = self._parse(record, finder, numbers[row])
                 if side:
                     images[row] = np.frombuffer(image, np.uint8).reshape(side, side, 3)
-                    self._squares.learn(record, image, label)
+                    if records is None:
+                        self._squares.learn(record, image, label)
                 else:
                     images[row] = image
             labels[row] = label

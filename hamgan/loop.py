@@ -49,7 +49,7 @@ class Schedule:
       steps_per_loop: steps on the device per host call; also how often scalars are written.
       save_every: between checkpoints.
       max_to_keep: newest checkpoints that stay; None: all.
-      keep_best: checkpoints with the best FID that stay too.
+      keep_best: checkpoints with the best FID, under each protocol, that stay too.
       sample_every: between sample grids.
       evaluate_every: between evaluations in train_and_evaluate.
       max_rollbacks: how often a run goes back to its last good checkpoint, with other random numbers, when something
@@ -207,19 +207,22 @@ class SampleGrid:
       strategy: its strategy.
       class_names: names of the classes, by label.
       seed: of the noise.
+      batch_norm: constructor of where batch norm has its moments from, as in a protocol.
     """
 
-    def __init__(self, generator, *, strategy, class_names, seed=0):
+    def __init__(self, generator, *, strategy, class_names, seed=0, batch_norm=sampling.MovingAverages):
         classes = grid_classes(generator.num_classes)
         self.labels = np.repeat(classes, GRID_COLUMNS)
         self.row_labels = [class_names[c] for c in classes]
         replicas = strategy.num_replicas_in_sync
         batch_size = -(-min(100, len(self.labels)) // replicas) * replicas
         self._sampler = sampling.Sampler(generator, strategy=strategy, batch_size=batch_size, seed=seed)
+        self._batch_norm, self._seed = batch_norm(self._sampler), tf.constant(seed)
 
     def images(self):
         """The grid's images [N, S, S, 3]. With several hosts, all must ask."""
-        return self._sampler.sample(len(self.labels), self.labels)[0]
+        with self._batch_norm.applied(self._seed):
+            return self._sampler.sample(len(self.labels), self.labels)[0]
 
     def save(self, path, images, *, title=None):
         """Writes the grid's images into a PNG file."""
@@ -309,7 +312,7 @@ class Ended(NamedTuple):
     stopped: bool
 
 
-def train(*, trainer, dataset, schedule, model_dir, evaluator=None, grid_generator=None, progress=True, profile=None):
+def train(*, trainer, dataset, schedule, model_dir, evaluator=None, grid=None, progress=True, profile=None):
     """Trains until `schedule.num_steps`, from the newest checkpoint in `model_dir` if there is one.
 
     SIGTERM or Ctrl-C ends it early: after the host call that is running, or at once during an evaluation, it saves and
@@ -321,7 +324,7 @@ def train(*, trainer, dataset, schedule, model_dir, evaluator=None, grid_generat
       schedule: a `Schedule`.
       model_dir: the run's folder.
       evaluator: a `hamgan.evaluation.runner.Evaluator` of the trainer's generator; None: no evaluation.
-      grid_generator: whose samples the grids show; None: the trainer's generator.
+      grid: the `SampleGrid` that is drawn; None: one of the trainer's generator.
       progress: draw a progress bar.
       profile: (start, stop), steps between which a TensorFlow profile is written into model_dir; None: no profile.
 
@@ -342,7 +345,7 @@ def train(*, trainer, dataset, schedule, model_dir, evaluator=None, grid_generat
             schedule=schedule,
             model_dir=model_dir,
             evaluator=evaluator,
-            grid_generator=grid_generator,
+            grid=grid,
             progress=progress,
             profile=profile,
             interruption=interruption,
@@ -358,9 +361,7 @@ def train(*, trainer, dataset, schedule, model_dir, evaluator=None, grid_generat
 class _Run:
     """The state of `train`."""
 
-    def __init__(
-        self, *, trainer, dataset, schedule, model_dir, evaluator, grid_generator, progress, profile, interruption
-    ):
+    def __init__(self, *, trainer, dataset, schedule, model_dir, evaluator, grid, progress, profile, interruption):
         self.trainer = trainer
         self.dataset = dataset
         self.schedule = schedule
@@ -380,9 +381,7 @@ class _Run:
             writes=self.writes,
             report=lambda message: self.announce("checkpoint trouble", message=message),
         )
-        self.grid = SampleGrid(
-            grid_generator or trainer.generator, strategy=trainer.strategy, class_names=dataset.class_names
-        )
+        self.grid = grid or SampleGrid(trainer.generator, strategy=trainer.strategy, class_names=dataset.class_names)
         self.batches = None
         self.clock = None  # (step, time) from which the time that is left is estimated
         self.saturated_calls = 0

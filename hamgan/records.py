@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import time
+import uuid
 
 import numpy as np
 import tensorflow as tf
@@ -121,7 +122,7 @@ def write_whole(path, data):
     folder = os.path.dirname(path)
     if folder:
         tf.io.gfile.makedirs(folder)
-    temporary = f"{path}.{os.getpid()}.tmp"
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"  # hosts may have equal process numbers
     try:
         with tf.io.gfile.GFile(temporary, "wb") as file:
             file.write(data)

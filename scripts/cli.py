@@ -152,13 +152,14 @@ def _protocol_file(protocol):
 
 
 def _check_names():
-    """Refuses macros that nothing uses, and parameters that a constructor would only find unknown when it is called,
-    hours later at worst."""
+    """Refuses macros of --gin_param that nothing uses, and parameters that a constructor would only find unknown when
+    it is called, hours later at worst."""
+    given = {param.split("=")[0].strip() for param in FLAGS.gin_param}
     references = [reference.config_key for reference in gin.config.iterate_references(gin.config._CONFIG)]
     used = {scope for scope, selector in references if selector == "gin.macro"}
     for (scope, selector), bindings in gin.config._CONFIG.items():
         if selector == "gin.macro":
-            if scope not in used:
+            if scope in given - used:
                 near = difflib.get_close_matches(scope, used, 1)
                 raise ValueError(
                     f"Nothing uses the macro {scope!r}"

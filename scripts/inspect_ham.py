@@ -102,7 +102,12 @@ if __name__ == "__main__":
     flags.adopt_module_key_flags(cli)
     flags.DEFINE_string("checkpoint", None, "Path or name (ckpt-1000) of a checkpoint; default: the newest.")
     flags.DEFINE_enum("network", "generator", ["generator", "discriminator"], "Whose Hamburger.")
-    flags.DEFINE_enum("weights", "raw", [*sampling.PREFIXES], "The generator's weights, or their moving average.")
+    flags.DEFINE_enum(
+        "weights",
+        "raw",
+        [*sampling.PREFIXES],
+        "The generator's weights, or their moving average (batch norm as in training).",
+    )
     flags.DEFINE_enum("images", "generated", ["generated", "real"], "What the discriminator sees; real: of --data_dir.")
     flags.DEFINE_integer("batch_size", 64, "Examples.", lower_bound=1)
     flags.DEFINE_integer("examples", 3, "Examples whose feature maps are drawn.", lower_bound=1)

@@ -4,7 +4,8 @@
     python scripts/sample.py --model_dir=runs/digits --classes=3,7 --per_class=8 --seed=1 --output=threes_and_sevens.png
     python scripts/sample.py --model_dir=runs/digits --per_class=100 --output=samples.npz
 
-Sample i is a function of (seed, i): the same command gives the same images, on any device up to rounding.
+Sample i is a function of (seed, i): the same command gives the same images, on any device up to rounding. Only with
+--batch_norm=batch does it depend on the others.
 """
 
 import io
@@ -18,9 +19,17 @@ from absl import flags
 from hamgan import checkpoints, distribution, loop, pictures, records, sampling
 
 FLAGS = flags.FLAGS
+
+
+def standing_statistics(sampler):
+    """Standing statistics of batches that any number of replicas can share."""
+    replicas = sampler.strategy.num_replicas_in_sync
+    return sampling.StandingStatistics(sampler, batch_size=-(-256 // replicas) * replicas)
+
+
 BATCH_NORMS = {
     "moving_averages": sampling.MovingAverages,
-    "standing_statistics": sampling.StandingStatistics,
+    "standing_statistics": standing_statistics,
     "batch": sampling.BatchStatistics,
 }
 

@@ -54,9 +54,15 @@ def train(experiment, profile):
     trainer = experiment.trainer(
         strategy=strategy, generator=experiment.generator, discriminator=experiment.discriminator
     )
-    generator = evaluated_generator(trainer, experiment.protocol)
-    evaluator = None
+    evaluator, grid = None, None
     if FLAGS.mode == "train_and_evaluate":
+        generator = evaluated_generator(trainer, experiment.protocol)
+        grid = loop.SampleGrid(
+            generator,
+            strategy=strategy,
+            class_names=dataset.class_names,
+            batch_norm=experiment.protocol.batch_norm,
+        )
         evaluator = runner.Evaluator(
             generator=generator,
             strategy=strategy,
@@ -79,7 +85,7 @@ def train(experiment, profile):
         schedule=experiment.schedule,
         model_dir=FLAGS.model_dir,
         evaluator=evaluator,
-        grid_generator=generator,
+        grid=grid,
         profile=profile,
     )
     print(f"Checkpoint: {checkpoint}")

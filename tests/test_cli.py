@@ -105,6 +105,15 @@ def test_unknown_names_are_refused_before_anything_is_built(load, param, message
         load(f"--gin_file={ROOT}/configs/digits.gin", params=[param])
 
 
+def test_macro_that_is_no_longer_used_is_no_mistake(load, tmp_path):
+    (tmp_path / "mine.gin").write_text(
+        f"include '{ROOT}/configs/digits.gin'\nSIZE = 4\ntrainer.Trainer.batch_size = %SIZE\n"
+    )
+    experiment = load(f"--gin_file={tmp_path}/mine.gin", params=["trainer.Trainer.batch_size = 8"])
+    trainer, _ = build(experiment)
+    assert trainer.batch_size == 8
+
+
 def test_no_configuration_says_which_there_are(load, tmp_path):
     with pytest.raises(
         ValueError, match=r"No configuration: .*config.gin isn't there and no --gin_file.*configs/digits.gin"

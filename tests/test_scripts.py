@@ -298,13 +298,26 @@ def test_samples_have_the_moments_asked_for(finished, data_dir, tmp_path):
 
 
 @pytest.mark.slow
+def test_averaged_weights_have_moments_of_their_own(data_dir, tmp_path):
+    averaged = {"trainer.Trainer.ema_decay": 0.5, "protocol.Protocol.weights": "'ema'", "loop.Schedule.num_steps": 20}
+    run(training(tmp_path / "run", data_dir, **averaged))
+    images = {}
+    for name in ("", "--batch_norm=standing_statistics", "--batch_norm=moving_averages"):
+        output = f"--output={tmp_path}/samples.npz"
+        run(command("sample.py", tmp_path / "run", data_dir, "--weights=ema", output, *filter(None, [name])))
+        images[name] = np.load(tmp_path / "samples.npz")["images"].astype(np.float32)
+    np.testing.assert_array_equal(images[""], images["--batch_norm=standing_statistics"])
+    assert np.abs(images[""] - images["--batch_norm=moving_averages"]).mean() > 1
+
+
+@pytest.mark.slow
 def test_two_hosts_train_and_evaluate_as_one(finished, data_dir, tmp_path):
     with socket.socket() as first, socket.socket() as second:
         for sock in (first, second):
             sock.bind(("localhost", 0))
         workers = [f"localhost:{sock.getsockname()[1]}" for sock in (first, second)]
     steps = {"loop.Schedule.num_steps": 4, "loop.Schedule.evaluate_every": 2}
-    hosts = []
+    hosts, outputs = [], [tmp_path / "0.log", tmp_path / "1.log"]
     for index in range(2):
         # One of them has kept the reference's features, the other must compute them.
         folder = data_dir if index else shutil.copytree(data_dir, tmp_path / "data")
@@ -315,17 +328,22 @@ def test_two_hosts_train_and_evaluate_as_one(finished, data_dir, tmp_path):
                 training(tmp_path / "two", folder, **steps),
                 cwd=ROOT,
                 env={**os.environ, "TF_CONFIG": json.dumps(config)},
-                stdout=subprocess.PIPE,
+                stdout=outputs[index].open("w"),
                 stderr=subprocess.STDOUT,
-                text=True,
             )
         )
-    try:
-        outputs = [host.communicate(timeout=500)[0] for host in hosts]
-    finally:
-        for host in hosts:
-            host.kill()
-    assert [host.returncode for host in hosts] == [0, 0], outputs
+    deadline = time.monotonic() + 500
+    # One that dies would leave the other waiting.
+    while any(host.poll() is None for host in hosts) and not any(host.poll() for host in hosts):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    codes = [host.poll() for host in hosts]
+    for host in hosts:
+        host.kill()
+        host.wait()
+    outputs = [path.read_text() for path in outputs]
+    assert codes == [0, 0], outputs
     assert "report.html" in outputs[0] and "report.html" not in outputs[1]
     run(training(tmp_path / "one", data_dir, **{**steps, "loop.Schedule.num_steps": 1}))
     found, (expected, _) = evaluations(tmp_path / "two"), evaluations(tmp_path / "one")

@@ -202,7 +202,7 @@ class Evaluator:
 
         Returns:
           The record, a dictionary for `records.append`: that of `work_dir` if this has been done before. None on hosts
-          other than 0.
+          other than 0 of a share.
 
         Raises:
           ValueError: features that aren't finite; as `reference`; other hosts don't finish their part.
