@@ -314,20 +314,10 @@ def _find_note(job: _Job, *, skip_bad: bool | None) -> dict[str, Any] | None:
         return None
     if note["digest"] != job.digest or (note["bad"] and not skip_bad) or not tf.io.gfile.exists(job.path):
         return None
-    return None if note["bad"] and _any_repaired(job, {name for name, _ in note["bad"]}) else note
-
-
-def _any_repaired(job: _Job, bad: set[str]) -> bool:
-    for example in job.part.examples:
-        if example.name in bad:
-            try:  # as in _write_records
-                job.encode(example)
-            except (MemoryError, tf.errors.UnavailableError, tf.errors.DeadlineExceededError):
-                raise
-            except Exception:
-                continue
-            return True
-    return False
+    bad = {name for name, _ in note["bad"]}
+    # Images that have been repaired since are no longer left out.
+    repaired = bad and any(_record_or_fault(job, e)[0] is not None for e in job.part.examples if e.name in bad)
+    return None if repaired else note
 
 
 def _announce(name: str, folder: str, jobs: Sequence[_Job], todo: Sequence[_Job]):
@@ -433,19 +423,26 @@ def _write_records(job: _Job, advance: Callable[[int], Any]) -> dict[str, Any]:
     bad = []
     with tf.io.TFRecordWriter(job.temporary) as writer:
         for example in job.part.examples:
-            try:
-                # TFDS leaves the order of a record's features to a hash that differs between processes.
-                record = tf.train.Example.FromString(job.encode(example)).SerializeToString(deterministic=True)
-            except (MemoryError, tf.errors.UnavailableError, tf.errors.DeadlineExceededError):
-                raise  # not the image's fault
-            except Exception as error:  # a damaged image makes decoders raise all sorts of things
-                bad.append([example.name, f"{type(error).__name__}: {error}".splitlines()[0][:300]])
+            record, fault = _record_or_fault(job, example)
+            if record is None:
+                bad.append([example.name, fault])
             else:
                 writer.write(record)
                 num_examples += 1
                 num_bytes += len(record)
             advance(1)
     return {"digest": job.digest, "num_examples": num_examples, "num_bytes": num_bytes, "bad": bad}
+
+
+def _record_or_fault(job: _Job, example) -> tuple[bytes | None, str]:
+    """An example's record, or None and what is wrong with its image."""
+    try:
+        # TFDS leaves the order of a record's features to a hash that differs between processes.
+        return tf.train.Example.FromString(job.encode(example)).SerializeToString(deterministic=True), ""
+    except (MemoryError, tf.errors.UnavailableError, tf.errors.DeadlineExceededError):
+        raise  # not the image's fault
+    except Exception as error:  # a damaged image makes decoders raise all sorts of things
+        return None, f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
 def _encode_square(example, *, features, decode, size: int) -> bytes:

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import socket
 
 import keras
 import made
@@ -72,6 +73,15 @@ def train(model_dir, num_steps, *, devices=1, tf_config=None, save_every=1, epsi
         model_dir=str(model_dir),
         progress=False,
     )
+
+
+def cluster():
+    """TF_CONFIG of two workers on this machine."""
+    with socket.socket() as first, socket.socket() as second:
+        for sock in (first, second):
+            sock.bind(("localhost", 0))
+        workers = [f"localhost:{sock.getsockname()[1]}" for sock in (first, second)]
+    return [{"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}} for index in range(2)]
 
 
 @contextlib.contextmanager

@@ -6,11 +6,11 @@ import pathlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 
+import children
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -312,17 +312,12 @@ def test_averaged_weights_have_moments_of_their_own(data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_two_hosts_train_and_evaluate_as_one(finished, data_dir, tmp_path):
-    with socket.socket() as first, socket.socket() as second:
-        for sock in (first, second):
-            sock.bind(("localhost", 0))
-        workers = [f"localhost:{sock.getsockname()[1]}" for sock in (first, second)]
     steps = {"loop.Schedule.num_steps": 4, "loop.Schedule.evaluate_every": 2}
     hosts, outputs = [], [tmp_path / "0.log", tmp_path / "1.log"]
-    for index in range(2):
+    for index, config in enumerate(children.cluster()):
         # One of them has kept the reference's features, the other must compute them.
         folder = data_dir if index else shutil.copytree(data_dir, tmp_path / "data")
         shutil.rmtree(tmp_path / "data" / "reference_features", ignore_errors=True)
-        config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
         hosts.append(
             subprocess.Popen(
                 training(tmp_path / "two", folder, **steps),

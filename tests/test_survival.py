@@ -1,7 +1,6 @@
 """Runs in processes of their own that are killed, and that change their number of replicas and hosts."""
 
 import random
-import socket
 import time
 
 import children
@@ -78,19 +77,10 @@ def test_number_of_replicas_may_change_at_the_same_batch_size(start, tmp_path):
     assert_same(tmp_path / "changing", tmp_path / "one", tolerance=1e-4)
 
 
-def cluster():
-    """TF_CONFIG of two workers on this machine."""
-    with socket.socket() as first, socket.socket() as second:
-        for sock in (first, second):
-            sock.bind(("localhost", 0))
-        workers = [f"localhost:{sock.getsockname()[1]}" for sock in (first, second)]
-    return [{"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}} for index in range(2)]
-
-
 @pytest.mark.slow
 def test_two_hosts_are_one_run_and_survive_the_death_of_one(start, tmp_path):
     def start_both(num_steps):
-        return [start(tmp_path / "two", num_steps, tf_config=config, epsilon=1.0) for config in cluster()]
+        return [start(tmp_path / "two", num_steps, tf_config=config, epsilon=1.0) for config in children.cluster()]
 
     chief, other = start_both(FOREVER)
     wait_for_step(tmp_path / "two", 3, chief, other)
