@@ -5,13 +5,17 @@ from setuptools import find_packages, setup
 setup(
     name="hamgan",
     version="0.1.0",
-    description="Class-conditional GANs with matrix decompositions for global context, on TensorFlow and Cloud TPUs",
+    description=(
+        "Class-conditional GANs with matrix decompositions for global "
+        "context, on TensorFlow and Cloud TPUs"
+    ),
     license="Apache-2.0",
     packages=find_packages(include=["hamgan", "hamgan.*"]),
     python_requires=">=3.10,<3.13",
     install_requires=[
-        # One minor for both: tf-keras, which tensorflow-hub and tensorflow-probability need, is made for exactly one
-        # TensorFlow. 2.20, because it is the newest that tensorflow-tpu has. (requirements-tpu.txt: for TPU VMs.)
+        # One minor for both: tf-keras, which tensorflow-hub and tensorflow-probability need, is
+        # made for exactly one TensorFlow. 2.20, because it is the newest that tensorflow-tpu has.
+        # (requirements-tpu.txt: for TPU VMs.)
         "tensorflow==2.20.*",
         "tf-keras==2.20.*",
         # The newest release; hamgan/tfgan.py makes this one importable.
@@ -34,8 +38,8 @@ setup(
         "scikit-learn",
         "scipy",
         "tqdm",
-        # tensorflow-gan imports distutils, which Python 3.12 has only through setuptools; tensorflow-hub imports
-        # pkg_resources, about which 81 warns and which newer ones drop.
+        # tensorflow-gan imports distutils, which Python 3.12 has only through setuptools;
+        # tensorflow-hub imports pkg_resources, about which 81 warns and which newer ones drop.
         "setuptools<81",
     ],
     extras_require={

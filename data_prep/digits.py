@@ -40,7 +40,9 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             description=_DESCRIPTION,
             features=tfds.features.FeaturesDict(
                 {
-                    "image": tfds.features.Image(shape=(8, 8, 1), dtype=np.uint8, encoding_format="png"),
+                    "image": tfds.features.Image(
+                        shape=(8, 8, 1), dtype=np.uint8, encoding_format="png"
+                    ),
                     "label": tfds.features.ClassLabel(names=_CLASSES),
                 }
             ),
@@ -128,11 +130,17 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments {argv[1:]}: use --data_dir=<folder>.")
     builder, written = prepare(flags.FLAGS.data_dir)
-    splits = ", ".join(f"{name} {split.num_examples}" for name, split in builder.info.splits.items())
-    print(f"{'Wrote' if written else 'Found'} {builder.info.full_name} ({splits}): {builder.data_dir}")
+    splits = ", ".join(
+        f"{name} {split.num_examples}" for name, split in builder.info.splits.items()
+    )
+    print(
+        f"{'Wrote' if written else 'Found'} {builder.info.full_name} ({splits}): {builder.data_dir}"
+    )
 
 
 if __name__ == "__main__":
     # Not on import: a process that imports this module may have a flag of this name itself.
-    flags.DEFINE_string("data_dir", None, "Folder of TFDS datasets, local or gs://. Default: TFDS's own.")
+    flags.DEFINE_string(
+        "data_dir", None, "Folder of TFDS datasets, local or gs://. Default: TFDS's own."
+    )
     app.run(main)

@@ -1,9 +1,11 @@
-"""A feature network for the digits: a small classifier, trained on the real training split in seconds.
+"""A feature network for the digits: a small classifier, trained on the real training split in
+seconds.
 
     python data_prep/digits_features.py --data_dir=data
 
-writes data/digits_features, a SavedModel with the outputs that every feature network has here: `pool_3` [N, 64], the
-layer before the last, and `logits` [N, 10]. It does nothing when that is already there.
+writes data/digits_features, a SavedModel with the outputs that every feature network has here:
+`pool_3` [N, 64], the layer before the last, and `logits` [N, 10]. It does nothing when that is
+already there.
 """
 
 import os
@@ -60,10 +62,14 @@ def build(data_dir: str) -> tuple[str, float]:
     test = digits.reference_batches(batch_size=300).map(lambda b: (b["image"], b["label"]))
     _, accuracy = model.evaluate(test, verbose=0)
 
-    network = keras.Model(model.inputs, {name: model.get_layer(name).output for name in ("pool_3", "logits")})
+    network = keras.Model(
+        model.inputs, {name: model.get_layer(name).output for name in ("pool_3", "logits")}
+    )
 
     class Module(tf.Module):
-        @tf.function(input_signature=[tf.TensorSpec([None, _SIZE, _SIZE, 3], tf.float32, name="images")])
+        @tf.function(
+            input_signature=[tf.TensorSpec([None, _SIZE, _SIZE, 3], tf.float32, name="images")]
+        )
         def __call__(self, images):
             return network(images, training=False)
 
@@ -98,5 +104,7 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("data_dir", "data", "Folder of the prepared digits; the network is put there too.")
+    flags.DEFINE_string(
+        "data_dir", "data", "Folder of the prepared digits; the network is put there too."
+    )
     app.run(main)

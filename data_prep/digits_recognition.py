@@ -1,4 +1,5 @@
-"""How many generated digits an SVC, trained on the real ones, recognises as what they were asked to be.
+"""How many generated digits an SVC, trained on the real ones, recognises as what they were asked to
+be.
 
 python scripts/sample.py --model_dir=runs/digits --per_class=100 --output=runs/digits/samples.npz
 python data_prep/digits_recognition.py --model_dir=runs/digits --data_dir=data
@@ -17,12 +18,16 @@ from hamgan.evaluation import report
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
-    """Images [N, S, S, 3], uint8 or in [-1, 1], as the SVC sees them: grey in [0, 1], [N, S * S]."""
+    """Images [N, S, S, 3], uint8 or in [-1, 1], as the SVC sees them: grey in [0, 1], [N, S *
+    S].
+    """
     return pictures.to_uint8(images).mean(axis=-1).reshape(len(images), -1) / 255
 
 
 def fit(digits: data.ImageDataset) -> tuple[svm.SVC, float]:
-    """An SVC with scikit-learn's defaults on the training split, and its accuracy on the test split."""
+    """An SVC with scikit-learn's defaults on the training split, and its accuracy on the test
+    split.
+    """
 
     def load(split):
         batch = next(digits.reference_batches(split=split, batch_size=10_000).as_numpy_iterator())
@@ -38,7 +43,9 @@ def main(argv):
     flag = flags.FLAGS
     path = os.path.join(flag.model_dir, "samples.npz")
     if not tf.io.gfile.exists(path):
-        raise SystemExit(f"There is no {path}: make it with scripts/sample.py --per_class=100 --output={path}")
+        raise SystemExit(
+            f"There is no {path}: make it with scripts/sample.py --per_class=100 --output={path}"
+        )
     with tf.io.gfile.GFile(path, "rb") as file:
         samples = np.load(io.BytesIO(file.read()), allow_pickle=False)
     digits = data.ImageDataset(
@@ -52,7 +59,8 @@ def main(argv):
     recognised = classifier.score(pixels(samples["images"]), samples["labels"])
     print(
         "Recognised as their label by an SVC trained on the real digits: "
-        f"{recognised:.1%} of {len(samples['labels']):,} samples (real test digits: {real_accuracy:.1%})"
+        f"{recognised:.1%} of {len(samples['labels']):,} samples (real test digits: "
+        f"{real_accuracy:.1%})"
     )
     checkpoint = checkpoints.find(flag.model_dir)
     records.append(
@@ -60,7 +68,10 @@ def main(argv):
         {
             "kind": "event",
             "step": checkpoints.step_of(checkpoint),
-            "event": f"{recognised:.1%} of {len(samples['labels'])} samples recognised as their label by an SVC",
+            "event": (
+                f"{recognised:.1%} of {len(samples['labels'])} samples "
+                "recognised as their label by an SVC"
+            ),
             "recognised": recognised,
         },
     )
@@ -70,6 +81,8 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("model_dir", None, "The run's folder, with samples.npz in it.", required=True)
+    flags.DEFINE_string(
+        "model_dir", None, "The run's folder, with samples.npz in it.", required=True
+    )
     flags.DEFINE_string("data_dir", "data", "Folder of the prepared digits.")
     app.run(main)

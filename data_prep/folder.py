@@ -2,19 +2,21 @@
 
     python data_prep/folder.py --image_dir=photos --data_dir=data --size=128
 
-reads photos/<class>/<image>, or photos/<image> as one class, or either of them below photos/train, photos/val and
-photos/test, and writes data/photos_128: central square of each image, bilinear, `image` uint8 [S, S, 3] and `label`.
-Classes are the folders' names in alphabetical order, as many as there are. Train with
+reads photos/<class>/<image>, or photos/<image> as one class, or either of them below photos/train,
+photos/val and photos/test, and writes data/photos_128: central square of each image, bilinear,
+`image` uint8 [S, S, 3] and `label`. Classes are the folders' names in alphabetical order, as many
+as there are. Train with
 
-    --gin_param="data.ImageDataset.name = 'photos_128'" --gin_param="NUM_CLASSES = ..." --gin_param="IMAGE_SIZE = 128"
+    --gin_param="data.ImageDataset.name = 'photos_128'" --gin_param="NUM_CLASSES = ..."
+    --gin_param="IMAGE_SIZE = 128"
 
 and, where there is no photos/val, --gin_param="data.ImageDataset.reference_split = 'train'".
 
-Whatever Pillow reads is an image, if its suffix says so: JPEG (CMYK too), PNG, WebP, BMP, GIF, TIFF; grey, colour or
-16 bits. EXIF rotation is applied, transparent pixels are put on white.
+Whatever Pillow reads is an image, if its suffix says so: JPEG (CMYK too), PNG, WebP, BMP, GIF,
+TIFF; grey, colour or 16 bits. EXIF rotation is applied, transparent pixels are put on white.
 
-A killed job goes on where it was when it is run again, and does nothing when all is done. After changing the images,
-choose another --name.
+A killed job goes on where it was when it is run again, and does nothing when all is done. After
+changing the images, choose another --name.
 """
 
 import packing
@@ -24,12 +26,16 @@ from absl import flags
 
 def main():
     flag = flags.FLAGS
-    packing.pack_by_flags(sources.Tree(flag.image_dir), data_dir=flag.data_dir, decode=sources.decode_photo)
+    packing.pack_by_flags(
+        sources.Tree(flag.image_dir), data_dir=flag.data_dir, decode=sources.decode_photo
+    )
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("image_dir", None, "Folder of the images, local or gs://.", required=True)
-    flags.DEFINE_string("data_dir", "data", "Folder of TFDS datasets to write into, local or gs://.")
+    flags.DEFINE_string(
+        "data_dir", "data", "Folder of TFDS datasets to write into, local or gs://."
+    )
     packing.define_flags()
     flags.adopt_module_key_flags(packing)
     packing.run(main)

@@ -1,13 +1,15 @@
-"""ImageNet (ILSVRC 2012) as TFDS's `imagenet2012`, from the original archives or from extracted folders.
+"""ImageNet (ILSVRC 2012) as TFDS's `imagenet2012`, from the original archives or from extracted
+folders.
 
     python data_prep/imagenet.py --manual_dir=archives --data_dir=data
     python data_prep/imagenet.py --image_dir=ILSVRC/Data/CLS-LOC --data_dir=data
 
-The first reads archives/ILSVRC2012_img_train.tar and archives/ILSVRC2012_img_val.tar where they lie: nothing is
-extracted. The second reads train/n01440764/n01440764_18.JPEG ... and val/ILSVRC2012_val_00000001.JPEG ..., the latter
-in one folder or in a folder per class. Both write the same records, in the same order and files, that
-`tfds build imagenet2012` writes (its builder gives features, labels and the repair of the 23 odd files), but over
-all cores, with images only passing through memory, without its temporary copy of the data set. About 150 GB.
+The first reads archives/ILSVRC2012_img_train.tar and archives/ILSVRC2012_img_val.tar where they
+lie: nothing is extracted. The second reads train/n01440764/n01440764_18.JPEG ... and
+val/ILSVRC2012_val_00000001.JPEG ..., the latter in one folder or in a folder per class. Both write
+the same records, in the same order and files, that `tfds build imagenet2012` writes (its builder
+gives features, labels and the repair of the 23 odd files), but over all cores, with images only
+passing through memory, without its temporary copy of the data set. About 150 GB.
 
 A killed job goes on where it was when it is run again, and does nothing when all is done.
 """
@@ -58,8 +60,8 @@ def prepare(
       The dataset's folder, and whether this call wrote it.
 
     Raises:
-      ValueError: not just one source; a source that isn't ImageNet, complete and under its original names; not enough
-        space.
+      ValueError: not just one source; a source that isn't ImageNet, complete and under its original
+        names; not enough space.
     """
     builder = tfds.builder("imagenet2012", data_dir=os.path.expanduser(data_dir))
     folder = os.fspath(builder.data_dir)
@@ -67,7 +69,8 @@ def prepare(
         return folder, False
     if (manual_dir is None) == (image_dir is None):
         raise ValueError(
-            f"One of manual_dir ({manual_dir}) and image_dir ({image_dir}) must be given: the folder of the two "
+            f"One of manual_dir ({manual_dir}) and image_dir ({image_dir}) must be given: the "
+            "folder of the two "
             "archives, or that of the extracted folders train and val."
         )
     synsets = builder.info.features["label"].names
@@ -80,7 +83,8 @@ def prepare(
     parts = []
     for split, images in splits.items():
         images = sources.shuffled(images, salt=split)
-        # Sizes of files in folders aren't looked up, which would be slow on a bucket: the mean of the original ones.
+        # Sizes of files in folders aren't looked up, which would be slow on a bucket: the mean of
+        # the original ones.
         sizes = [image.size if image.size >= 0 else 110_000 for image in images]
         config = shard_config or shard_utils.ShardConfig()
         num_parts = config.get_number_shards(sum(sizes) + _RECORD_BYTES * len(sizes), len(sizes))
@@ -105,7 +109,9 @@ def _encode(builder: tfds.core.DatasetBuilder, image: sources.Stored) -> bytes:
     file.seek(0)
     if not file.getvalue().endswith(b"\xff\xd9"):  # cut off, or something lies behind its end
         tf.io.decode_jpeg(file.getvalue())
-    return builder.info.features.serialize_example({"file_name": image.name, "image": file, "label": image.label})
+    return builder.info.features.serialize_example(
+        {"file_name": image.name, "image": file, "label": image.label}
+    )
 
 
 def _index_archives(manual_dir: str, synsets: list[str]) -> dict[str, list[sources.Stored]]:
@@ -114,32 +120,42 @@ def _index_archives(manual_dir: str, synsets: list[str]) -> dict[str, list[sourc
     missing = [path for path in (train, validation) if not tf.io.gfile.exists(path)]
     if missing:
         raise ValueError(
-            f"manual_dir must hold {_TRAIN_TAR} and {_VALIDATION_TAR}, from https://image-net.org/download-images "
+            f"manual_dir must hold {_TRAIN_TAR} and {_VALIDATION_TAR}, from "
+            "https://image-net.org/download-images "
             f"after registration. Not there: {', '.join(missing)}."
         )
     label_of = {synset: label for label, synset in enumerate(synsets)}
     images = {"train": [], "validation": []}
     with _members(train) as members:
-        for member, file in tqdm.tqdm(members, desc="Reading the index", total=len(synsets), unit=" classes"):
+        for member, file in tqdm.tqdm(
+            members, desc="Reading the index", total=len(synsets), unit=" classes"
+        ):
             synset = member.name.removesuffix(".tar")
             if synset not in label_of or synset == member.name:
-                raise ValueError(f"{train} must hold archives like n01440764.tar; it holds {member.name!r}.")
+                raise ValueError(
+                    f"{train} must hold archives like n01440764.tar; it holds {member.name!r}."
+                )
             with _members(f"{train}: {member.name}", file) as inner:
                 for image, _ in inner:
                     _check_train_name(image.name, synset, train)
                     offset = member.offset_data + image.offset_data
-                    images["train"].append(sources.Stored(train, image.name, label_of[synset], offset, image.size))
+                    images["train"].append(
+                        sources.Stored(train, image.name, label_of[synset], offset, image.size)
+                    )
     labels = _validation_labels(label_of)
     with _members(validation) as members:
         for image, _ in members:
             label = labels[_validation_number(image.name, validation)]
-            images["validation"].append(sources.Stored(validation, image.name, label, image.offset_data, image.size))
+            images["validation"].append(
+                sources.Stored(validation, image.name, label, image.offset_data, image.size)
+            )
     return images
 
 
 @contextlib.contextmanager
 def _members(path: str, file=None) -> Iterator[Iterable[tuple[tarfile.TarInfo, io.IOBase]]]:
-    """The members of an archive, of which each must be an ordinary file: no link is followed, and nothing extracted.
+    """The members of an archive, of which each must be an ordinary file: no link is followed, and
+    nothing extracted.
 
     Raises:
       ValueError: another kind of member, or an archive that is cut off or none.
@@ -154,7 +170,8 @@ def _members(path: str, file=None) -> Iterator[Iterable[tuple[tarfile.TarInfo, i
                 for member in archive:
                     if not member.isreg() or "/" in member.name or member.name.startswith("."):
                         raise ValueError(
-                            f"{path} must hold ordinary files without folders; {member.name!r} is something else"
+                            f"{path} must hold ordinary files without folders; {member.name!r} is "
+                            "something else"
                             + (f", a link to {member.linkname!r}" if member.linkname else "")
                             + ". This isn't the original archive."
                         )
@@ -166,9 +183,16 @@ def _members(path: str, file=None) -> Iterator[Iterable[tuple[tarfile.TarInfo, i
 
 
 def _index_folders(image_dir: str, synsets: list[str]) -> dict[str, list[sources.Stored]]:
-    names = {name.rstrip("/") for name in tf.io.gfile.listdir(image_dir)} if tf.io.gfile.isdir(image_dir) else set()
+    names = (
+        {name.rstrip("/") for name in tf.io.gfile.listdir(image_dir)}
+        if tf.io.gfile.isdir(image_dir)
+        else set()
+    )
     if not {"train", "val"} <= names:
-        raise ValueError(f"image_dir ({image_dir}) must be a folder that holds train and val; it has {sorted(names)}.")
+        raise ValueError(
+            f"image_dir ({image_dir}) must be a folder that holds train and val; it has "
+            f"{sorted(names)}."
+        )
     label_of = {synset: label for label, synset in enumerate(synsets)}
     images = {"train": [], "validation": []}
     train = os.path.join(image_dir, "train")
@@ -177,7 +201,9 @@ def _index_folders(image_dir: str, synsets: list[str]) -> dict[str, list[sources
             raise ValueError(f"{train} must hold folders like n01440764; it holds {synset!r}.")
         for name in _list(os.path.join(train, synset)):
             _check_train_name(name, synset, train)
-            images["train"].append(sources.Stored(os.path.join(train, synset, name), name, label_of[synset]))
+            images["train"].append(
+                sources.Stored(os.path.join(train, synset, name), name, label_of[synset])
+            )
     validation = os.path.join(image_dir, "val")
     labels = _validation_labels(label_of)
     for name in _list(validation):
@@ -185,8 +211,13 @@ def _index_folders(image_dir: str, synsets: list[str]) -> dict[str, list[sources
         for file in _list(os.path.join(validation, name)) if by_class else [name]:
             label = labels[_validation_number(file, validation)]
             if by_class and label != label_of[name]:
-                raise ValueError(f"{validation}/{name} must hold images of that class; {file} is {synsets[label]}.")
-            path = os.path.join(validation, name, file) if by_class else os.path.join(validation, file)
+                raise ValueError(
+                    f"{validation}/{name} must hold images of that class; {file} is "
+                    f"{synsets[label]}."
+                )
+            path = (
+                os.path.join(validation, name, file) if by_class else os.path.join(validation, file)
+            )
             images["validation"].append(sources.Stored(path, file, label))
     return images
 
@@ -198,13 +229,18 @@ def _list(folder: str) -> list[str]:
 
 def _check_train_name(name: str, synset: str, where: str):
     if not re.fullmatch(rf"{synset}_\d+\.JPEG", name):
-        raise ValueError(f"{where}: class {synset} must hold images named like {synset}_18.JPEG; it has {name!r}.")
+        raise ValueError(
+            f"{where}: class {synset} must hold images named like {synset}_18.JPEG; it has "
+            f"{name!r}."
+        )
 
 
 def _validation_number(name: str, where: str) -> int:
     match = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", name)
     if not match or not 1 <= int(match[1]) <= NUM_IMAGES["validation"]:
-        raise ValueError(f"{where} must hold images named like ILSVRC2012_val_00000001.JPEG; it has {name!r}.")
+        raise ValueError(
+            f"{where} must hold images named like ILSVRC2012_val_00000001.JPEG; it has {name!r}."
+        )
     return int(match[1])
 
 
@@ -214,15 +250,25 @@ def _validation_labels(label_of: Mapping[str, int]) -> dict[int, int]:
     return {number: label_of[synset] for number, synset in enumerate(lines, start=1)}
 
 
-def _check_complete(splits: Mapping[str, list[sources.Stored]], num_images: Mapping[str, int], synsets: list[str]):
+def _check_complete(
+    splits: Mapping[str, list[sources.Stored]], num_images: Mapping[str, int], synsets: list[str]
+):
     for split, images in splits.items():
         if len(images) != num_images[split]:
             have = {image.label for image in images}
             without = [synset for label, synset in enumerate(synsets) if label not in have]
             raise ValueError(
-                f"ImageNet's {split} split must have {num_images[split]:,} images; here are {len(images):,}, and "
-                + (f"none of {len(without)} classes: {', '.join(without[:5])} ..." if without else "some of each class")
-                + ". Is the download or the extraction complete? (For a part of ImageNet, take data_prep/pack.py.)"
+                f"ImageNet's {split} split must have {num_images[split]:,} images; here are "
+                f"{len(images):,}, and "
+                + (
+                    f"none of {len(without)} classes: {', '.join(without[:5])} ..."
+                    if without
+                    else "some of each class"
+                )
+                + (
+                    ". Is the download or the extraction complete? (For a part "
+                    "of ImageNet, take data_prep/pack.py.)"
+                )
             )
 
 
@@ -238,8 +284,16 @@ def main():
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("manual_dir", None, "Folder of the two original archives, as they were downloaded.")
-    flags.DEFINE_string("image_dir", None, "Instead of it: folder that holds the extracted folders train and val.")
-    flags.DEFINE_string("data_dir", "data", "Folder of TFDS datasets to write into, local or gs://.")
-    flags.DEFINE_integer("num_workers", None, "Processes that work at a time. Default: one per core.", lower_bound=1)
+    flags.DEFINE_string(
+        "manual_dir", None, "Folder of the two original archives, as they were downloaded."
+    )
+    flags.DEFINE_string(
+        "image_dir", None, "Instead of it: folder that holds the extracted folders train and val."
+    )
+    flags.DEFINE_string(
+        "data_dir", "data", "Folder of TFDS datasets to write into, local or gs://."
+    )
+    flags.DEFINE_integer(
+        "num_workers", None, "Processes that work at a time. Default: one per core.", lower_bound=1
+    )
     packing.run(main)

@@ -1,15 +1,19 @@
-"""Packs a dataset into squares of one size: training then decodes nothing and reads a fraction of the bytes.
+"""Packs a dataset into squares of one size: training then decodes nothing and reads a fraction of
+the bytes.
 
     python data_prep/pack.py --dataset=imagenet2012 --data_dir=data --size=128
 
-writes data/imagenet2012_128 from data/imagenet2012: of each image the central square, bilinear, to S x S as training
-does it, rounded to uint8: `image` uint8 [S, S, 3] and `label`. All splits, and the names of the labels, are kept.
-ImageNet at 128 takes about 66 GB. Any prepared TFDS dataset with an image and a label will do, and so will a tree:
+writes data/imagenet2012_128 from data/imagenet2012: of each image the central square, bilinear, to
+S x S as training
+does it, rounded to uint8: `image` uint8 [S, S, 3] and `label`. All splits, and the names of the
+labels, are kept. ImageNet at 128 takes about 66 GB. Any prepared TFDS dataset with an image and a
+label will do, and so will a tree:
 
     python data_prep/pack.py --image_dir=imagenet --data_dir=data
 
-with imagenet/train/<class>/<image> and imagenet/val/<class>/<image>. Pixels are those of the image files as
-TensorFlow decodes them, without EXIF rotation; for photographs of your own take data_prep/folder.py.
+with imagenet/train/<class>/<image> and imagenet/val/<class>/<image>. Pixels are those of the image
+files as TensorFlow decodes them, without EXIF rotation; for photographs of your own take
+data_prep/folder.py.
 
 A killed job goes on where it was when it is run again, and does nothing when all is done.
 """
@@ -22,20 +26,34 @@ from absl import flags
 def main():
     flag = flags.FLAGS
     if (flag.dataset is None) == (flag.image_dir is None):
-        raise ValueError(f"One of dataset ({flag.dataset}) and image_dir ({flag.image_dir}) must be given.")
+        raise ValueError(
+            f"One of dataset ({flag.dataset}) and image_dir ({flag.image_dir}) must be given."
+        )
     if flag.dataset is not None:
         source = sources.Prepared(flag.dataset, flag.data_dir, flag.splits)
     else:
         source = sources.Tree(flag.image_dir)
-    packing.pack_by_flags(source, data_dir=flag.output_dir or flag.data_dir, decode=sources.decode_as_stored)
+    packing.pack_by_flags(
+        source, data_dir=flag.output_dir or flag.data_dir, decode=sources.decode_as_stored
+    )
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("dataset", None, "TFDS name of the dataset to pack, e.g. imagenet2012; or a dataset's folder.")
-    flags.DEFINE_string("image_dir", None, "Instead of --dataset: folder tree of images, local or gs://.")
+    flags.DEFINE_string(
+        "dataset",
+        None,
+        "TFDS name of the dataset to pack, e.g. imagenet2012; or a dataset's folder.",
+    )
+    flags.DEFINE_string(
+        "image_dir", None, "Instead of --dataset: folder tree of images, local or gs://."
+    )
     flags.DEFINE_string("data_dir", "data", "Folder of TFDS datasets, local or gs://.")
-    flags.DEFINE_string("output_dir", None, "Folder of TFDS datasets to write into. Default: --data_dir.")
-    flags.DEFINE_list("splits", [], "With --dataset: splits to pack, with commas between. Default: all.")
+    flags.DEFINE_string(
+        "output_dir", None, "Folder of TFDS datasets to write into. Default: --data_dir."
+    )
+    flags.DEFINE_list(
+        "splits", [], "With --dataset: splits to pack, with commas between. Default: all."
+    )
     packing.define_flags()
     flags.adopt_module_key_flags(packing)
     packing.run(main)

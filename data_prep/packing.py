@@ -1,11 +1,14 @@
-"""What the jobs of data_prep/ share: a TFDS dataset written in parts that survive a kill, over all cores.
+"""What the jobs of data_prep/ share: a TFDS dataset written in parts that survive a kill, over all
+cores.
 
-A dataset is cut into parts, each of which becomes one TFRecord file and is a function of its examples alone: whichever
-process writes it, and however often the job was killed, the bytes are the same. A finished part is kept, with a note
-of what it was made from. dataset_info.json, without which no reader sees the dataset, is put there last.
+A dataset is cut into parts, each of which becomes one TFRecord file and is a function of its
+examples alone: whichever process writes it, and however often the job was killed, the bytes are the
+same. A finished part is kept, with a note of what it was made from. dataset_info.json, without
+which no reader sees the dataset, is put there last.
 
-    DATA_DIR/<name>/<version>/               files of finished parts, at last features.json and dataset_info.json
-    DATA_DIR/<name>/<version>/unfinished/    parts being written, notes on finished ones; goes when all is done
+    DATA_DIR/<name>/<version>/               files of finished parts, at last features.json and
+    dataset_info.json DATA_DIR/<name>/<version>/unfinished/    parts being written, notes on
+    finished ones; goes when all is done
 """
 
 import concurrent.futures
@@ -53,8 +56,8 @@ class Part:
 
     Attributes:
       split: the split it belongs to.
-      examples: what is in it, in order; an iterable of objects with a `name`, which can be pickled, and whose `repr`
-        tells one set of examples from another.
+      examples: what is in it, in order; an iterable of objects with a `name`, which can be pickled,
+        and whose `repr` tells one set of examples from another.
       num_examples: how many they are.
       num_bytes: how much they will take, about.
     """
@@ -66,7 +69,9 @@ class Part:
 
 
 def cut(num_examples: int, num_parts: int) -> Iterator[tuple[int, int]]:
-    """Borders (start, stop) of `num_parts` parts that differ in length by one at most, as TFDS draws them."""
+    """Borders (start, stop) of `num_parts` parts that differ in length by one at most, as TFDS
+    draws them.
+    """
     borders = [round(num_examples * index / num_parts) for index in range(num_parts + 1)]
     return zip(borders[:-1], borders[1:], strict=True)
 
@@ -83,11 +88,14 @@ def is_done(folder: str, settings: Mapping[str, Any]) -> bool:
         there = json.loads(_read(path))
         if there != dict(settings):
             raise ValueError(
-                f"{folder} belongs to a dataset prepared from {there}, which isn't {dict(settings)}: "
+                f"{folder} belongs to a dataset prepared from {there}, which isn't "
+                f"{dict(settings)}: "
                 "choose another --name, or remove that folder."
             )
     elif done:
-        raise ValueError(f"{folder} holds a dataset that wasn't prepared by this job: choose another --name.")
+        raise ValueError(
+            f"{folder} holds a dataset that wasn't prepared by this job: choose another --name."
+        )
     return done
 
 
@@ -107,11 +115,12 @@ def write(
       parts: all parts of the dataset, those of a split in the order of their files.
       folder: where the dataset goes, <data_dir>/<name>/<version>.
       info: name and features of the dataset; is given the splits.
-      encode: an example -> its record. What it raises makes the example a bad one. It must be possible to pickle it.
+      encode: an example -> its record. What it raises makes the example a bad one. It must be
+        possible to pickle it.
       settings: what the records depend on beside the examples; JSON.
       num_workers: processes; with 1, or a single part to write, all is done in this one.
-      skip_bad: leave bad examples out, instead of stopping when all parts have been gone through; None: as False, where
-        the dataset allows nothing else.
+      skip_bad: leave bad examples out, instead of stopping when all parts have been gone through;
+        None: as False, where the dataset allows nothing else.
 
     Raises:
       ValueError: bad examples, listed; no examples; not enough space.
@@ -125,13 +134,16 @@ def write(
     todo = [job for job in jobs if job.path not in notes]
     _announce(info.full_name, folder, jobs, todo)
     try:
-        for path, note in _run(todo, num_workers, finished=sum(note["num_examples"] for note in notes.values())):
+        for path, note in _run(
+            todo, num_workers, finished=sum(note["num_examples"] for note in notes.values())
+        ):
             notes[path] = note
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         raise ValueError(
-            f"There is no space left for {error.filename}. Finished parts are kept: make space and run this again."
+            f"There is no space left for {error.filename}. Finished parts are kept: make space and "
+            "run this again."
         ) from error
 
     bad = [f"{name}: {reason}" for job in jobs for name, reason in notes[job.path]["bad"]]
@@ -153,16 +165,19 @@ def pack(
 ) -> tuple[str, bool]:
     """Writes the images of a source as a dataset of size x size squares.
 
-    Its features are `image`, uint8 [size, size, 3], raw bytes, and `label`, with the source's class names; its splits
-    are the source's.
+    Its features are `image`, uint8 [size, size, 3], raw bytes, and `label`, with the source's class
+    names; its splits are the source's.
 
     Args:
       source: where images and labels come from.
       data_dir: folder of TFDS datasets to put it into, local or gs://.
-      decode: (encoded image, size) -> uint8 [size, size, 3]: `sources.decode_as_stored` or `sources.decode_photo`.
+      decode: (encoded image, size) -> uint8 [size, size, 3]: `sources.decode_as_stored` or
+        `sources.decode_photo`.
       size: S.
-      name: the new dataset's: small letters, digits, underscores; None: <name of the source>_<size>.
-      shard_bytes: the most that a file holds; files of a split hold between half of it and all, or there is one.
+      name: the new dataset's: small letters, digits, underscores; None: <name of the
+        source>_<size>.
+      shard_bytes: the most that a file holds; files of a split hold between half of it and all, or
+        there is one.
       num_workers: processes; None: one per core.
       skip_bad: leave out what can't be decoded.
 
@@ -170,12 +185,20 @@ def pack(
       The dataset's folder, and whether this call wrote it.
 
     Raises:
-      ValueError: an argument out of range, a source that can't be used, bad images, not enough space.
+      ValueError: an argument out of range, a source that can't be used, bad images, not enough
+        space.
     """
     name = name or f"{source.name}_{size}"
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise ValueError(f"name ({name!r}) must be small letters, digits and underscores, a letter first: give --name.")
-    for argument, value in (("size", size), ("shard_bytes", shard_bytes), ("num_workers", num_workers)):
+        raise ValueError(
+            f"name ({name!r}) must be small letters, digits and underscores, a letter first: give "
+            "--name."
+        )
+    for argument, value in (
+        ("size", size),
+        ("shard_bytes", shard_bytes),
+        ("num_workers", num_workers),
+    ):
         if value is not None and value < 1:
             raise ValueError(f"{argument} ({value}) must be at least 1.")
     folder = os.path.join(os.path.expanduser(data_dir), name, VERSION)
@@ -185,7 +208,9 @@ def pack(
 
     features = tfds.features.FeaturesDict(
         {
-            "image": tfds.features.Tensor(shape=(size, size, 3), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES),
+            "image": tfds.features.Tensor(
+                shape=(size, size, 3), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
+            ),
             "label": tfds.features.ClassLabel(names=source.class_names),
         }
     )
@@ -193,20 +218,32 @@ def pack(
         builder=tfds.core.dataset_info.DatasetIdentity(
             name=name, version=tfds.core.Version(VERSION), data_dir="", module_name=""
         ),
-        description=f"{source.identity} as squares of {size} x {size}: central crop, bilinear, uint8.",
+        description=(
+            f"{source.identity} as squares of {size} x {size}: central crop, bilinear, uint8."
+        ),
         features=features,
         supervised_keys=("image", "label"),
     )
     info.set_file_format(file_adapters.FileFormat.TFRECORD)
     num_examples = source.num_examples
     if source.ignored:
-        print(f"Passed over, not images by their suffix: {len(source.ignored)} files, such as {min(source.ignored)}")
+        print(
+            f"Passed over, not images by their suffix: {len(source.ignored)} files, such as "
+            f"{min(source.ignored)}"
+        )
     record_bytes = size * size * 3 + 70  # names of the features, label, lengths and checksums
     parts = []
     for split, count in num_examples.items():
         num_parts = math.ceil(count * record_bytes / max(shard_bytes, record_bytes))
         for start, stop in cut(count, num_parts):
-            parts.append(Part(split, source.examples(split, start, stop), stop - start, (stop - start) * record_bytes))
+            parts.append(
+                Part(
+                    split,
+                    source.examples(split, start, stop),
+                    stop - start,
+                    (stop - start) * record_bytes,
+                )
+            )
     write(
         parts,
         folder=folder,
@@ -236,22 +273,35 @@ def pack_by_flags(source: sources.Tree | sources.Prepared, **kwargs):
 
 def define_flags():
     """Defines the flags of a job that packs."""
-    flags.DEFINE_string("name", None, "Name of the new dataset. Default: <name of the source>_<size>.")
-    flags.DEFINE_integer("size", 128, "S: images are written as squares of S x S pixels.", lower_bound=1)
-    flags.DEFINE_integer(
-        "shard_mb", SHARD_BYTES // 10**6, "The most that a file holds, in MB; files hold at least half.", lower_bound=1
+    flags.DEFINE_string(
+        "name", None, "Name of the new dataset. Default: <name of the source>_<size>."
     )
-    flags.DEFINE_integer("num_workers", None, "Processes that work at a time. Default: one per core.", lower_bound=1)
+    flags.DEFINE_integer(
+        "size", 128, "S: images are written as squares of S x S pixels.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "shard_mb",
+        SHARD_BYTES // 10**6,
+        "The most that a file holds, in MB; files hold at least half.",
+        lower_bound=1,
+    )
+    flags.DEFINE_integer(
+        "num_workers", None, "Processes that work at a time. Default: one per core.", lower_bound=1
+    )
     flags.DEFINE_boolean(
         "skip_bad",
         False,
-        "Leave out images that can't be decoded. Without it the job stops after going through all images, names the "
-        "bad ones, and keeps what is finished: running it again with --skip_bad looks at these only.",
+        "Leave out images that can't be decoded. Without it the job stops after going through all "
+        "images, names the "
+        "bad ones, and keeps what is finished: running it again with --skip_bad looks at these "
+        "only.",
     )
 
 
 def run(main: Callable[[], None]):
-    """Runs a job's main function; wrong use ends with one readable message instead of a stack of calls."""
+    """Runs a job's main function; wrong use ends with one readable message instead of a stack of
+    calls.
+    """
 
     def guarded(argv):
         if len(argv) > 1:
@@ -312,11 +362,17 @@ def _find_note(job: _Job, *, skip_bad: bool | None) -> dict[str, Any] | None:
         note = json.loads(_read(job.note))
     except tf.errors.NotFoundError:
         return None
-    if note["digest"] != job.digest or (note["bad"] and not skip_bad) or not tf.io.gfile.exists(job.path):
+    if (
+        note["digest"] != job.digest
+        or (note["bad"] and not skip_bad)
+        or not tf.io.gfile.exists(job.path)
+    ):
         return None
     bad = {name for name, _ in note["bad"]}
     # Images that have been repaired since are no longer left out.
-    repaired = bad and any(_record_or_fault(job, e)[0] is not None for e in job.part.examples if e.name in bad)
+    repaired = bad and any(
+        _record_or_fault(job, e)[0] is not None for e in job.part.examples if e.name in bad
+    )
     return None if repaired else note
 
 
@@ -332,17 +388,22 @@ def _announce(name: str, folder: str, jobs: Sequence[_Job], todo: Sequence[_Job]
     print(
         f"{name}: {splits} images, {total / 1e9:,.2f} GB in {len(jobs)} files"
         + (f", of which {len(jobs) - len(todo)} are finished" if len(todo) < len(jobs) else "")
-        + (f"; {free / 1e9:,.2f} GB are free in {folder}" if free is not None else f"; to {folder}"),
+        + (
+            f"; {free / 1e9:,.2f} GB are free in {folder}" if free is not None else f"; to {folder}"
+        ),
         flush=True,
     )
     if free is not None and missing > free:
         raise ValueError(
-            f"{folder} has {free / 1e9:,.2f} GB free, and {missing / 1e9:,.2f} GB are to be written: make space, or "
+            f"{folder} has {free / 1e9:,.2f} GB free, and {missing / 1e9:,.2f} GB are to be "
+            "written: make space, or "
             "choose a folder on another disk. Finished parts are kept."
         )
 
 
-def _run(jobs: Sequence[_Job], num_workers: int, finished: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def _run(
+    jobs: Sequence[_Job], num_workers: int, finished: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Writes parts; gives (path, note) of each as it is finished."""
     total = finished + sum(job.part.num_examples for job in jobs)
     num_workers = min(num_workers, len(jobs))
@@ -369,7 +430,8 @@ def _run(jobs: Sequence[_Job], num_workers: int, finished: int) -> Iterator[tupl
                     yield path_of[future], future.result()
         except concurrent.futures.BrokenExecutor as error:
             raise ValueError(
-                f"A process was killed, perhaps for want of memory; num_workers ({num_workers}) must be fewer then. "
+                f"A process was killed, perhaps for want of memory; num_workers ({num_workers}) "
+                "must be fewer then. "
                 "Finished parts are kept."
             ) from error
         finally:
@@ -438,7 +500,9 @@ def _record_or_fault(job: _Job, example) -> tuple[bytes | None, str]:
     """An example's record, or None and what is wrong with its image."""
     try:
         # TFDS leaves the order of a record's features to a hash that differs between processes.
-        return tf.train.Example.FromString(job.encode(example)).SerializeToString(deterministic=True), ""
+        return tf.train.Example.FromString(job.encode(example)).SerializeToString(
+            deterministic=True
+        ), ""
     except (MemoryError, tf.errors.UnavailableError, tf.errors.DeadlineExceededError):
         raise  # not the image's fault
     except Exception as error:  # a damaged image makes decoders raise all sorts of things
@@ -448,7 +512,9 @@ def _record_or_fault(job: _Job, example) -> tuple[bytes | None, str]:
 def _encode_square(example, *, features, decode, size: int) -> bytes:
     if example.label < 0:  # as TFDS marks test splits
         raise ValueError("it has no label: leave its split out, with --splits")
-    return features.serialize_example({"image": decode(example.read(), size), "label": example.label})
+    return features.serialize_example(
+        {"image": decode(example.read(), size), "label": example.label}
+    )
 
 
 def _report_bad(bad: Sequence[str], path: str, *, skip_bad: bool | None):
@@ -474,16 +540,27 @@ def _report_bad(bad: Sequence[str], path: str, *, skip_bad: bool | None):
     )
 
 
-def _finish(info: tfds.core.DatasetInfo, folder: str, jobs: Sequence[_Job], notes: Mapping[str, dict[str, Any]]):
-    """Puts the description of a dataset beside its files, dataset_info.json last, and clears away what isn't its."""
+def _finish(
+    info: tfds.core.DatasetInfo,
+    folder: str,
+    jobs: Sequence[_Job],
+    notes: Mapping[str, dict[str, Any]],
+):
+    """Puts the description of a dataset beside its files, dataset_info.json last, and clears away
+    what isn't its.
+    """
     splits = []
     for split in dict.fromkeys(job.part.split for job in jobs):
         of_split = [notes[job.path] for job in jobs if job.part.split == split]
         lengths = [note["num_examples"] for note in of_split]
         if not sum(lengths):
-            raise ValueError(f"Split {split!r} of {info.name} must have images; all of its files are bad.")
+            raise ValueError(
+                f"Split {split!r} of {info.name} must have images; all of its files are bad."
+            )
         splits.append(
-            tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=sum(n["num_bytes"] for n in of_split))
+            tfds.core.SplitInfo(
+                name=split, shard_lengths=lengths, num_bytes=sum(n["num_bytes"] for n in of_split)
+            )
         )
     info.set_splits(tfds.core.splits.SplitDict(splits))
     # Files of an earlier attempt, over a source with more or fewer images.

@@ -1,4 +1,6 @@
-"""Where the images of a new dataset come from: a folder tree, or a dataset that TFDS has prepared."""
+"""Where the images of a new dataset come from: a folder tree, or a dataset that TFDS has
+prepared.
+"""
 
 import dataclasses
 import functools
@@ -18,7 +20,13 @@ from hamgan import data
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
-_SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+_SPLITS = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
 
 
 class Stored(NamedTuple):
@@ -48,7 +56,8 @@ class Loaded(NamedTuple):
 
 
 def shuffled(images: list[Stored], salt: str) -> list[Stored]:
-    """Images in the order in which TFDS writes them: that of a hash of their names, salted with the split's.
+    """Images in the order in which TFDS writes them: that of a hash of their names, salted with the
+    split's.
 
     Raises:
       ValueError: when a name comes twice.
@@ -64,12 +73,14 @@ def shuffled(images: list[Stored], salt: str) -> list[Stored]:
 class Tree:
     """Image files in folders.
 
-    `<folder>/<class>/<image>`, or `<folder>/<image>` (one class, named `all`), or either of them below
-    `train` and, if there are any, `val` (`valid`, `validation`) and `test`, which become splits. Classes are
-    numbered in alphabetical order. A file is an image by its suffix; names that begin with a dot are passed over.
+    `<folder>/<class>/<image>`, or `<folder>/<image>` (one class, named `all`), or either of them
+    below `train` and, if there are any, `val` (`valid`, `validation`) and `test`, which become
+    splits. Classes are numbered in alphabetical order. A file is an image by its suffix; names that
+    begin with a dot are passed over.
 
     Args:
-      folder: local or gs://. It is listed on first use of `class_names`, `num_examples` or `examples`.
+      folder: local or gs://. It is listed on first use of `class_names`, `num_examples` or
+        `examples`.
 
     Attributes:
       identity: the folder.
@@ -79,8 +90,8 @@ class Tree:
       ignored: files that aren't images by their suffix.
 
     Raises:
-      ValueError: when it is listed: no such folder, no images, a class without images, images at two levels, a class
-        that train doesn't have.
+      ValueError: when it is listed: no such folder, no images, a class without images, images at
+        two levels, a class that train doesn't have.
     """
 
     def __init__(self, folder: str):
@@ -108,9 +119,14 @@ class Tree:
         images, folders = self._list(root)
         if folders and not images and set(folders) <= set(_SPLITS) and "train" in folders:
             # Train first: the other splits have its classes.
-            below = {_SPLITS[name]: os.path.join(root, name) for name in sorted(folders, key=lambda n: n != "train")}
+            below = {
+                _SPLITS[name]: os.path.join(root, name)
+                for name in sorted(folders, key=lambda n: n != "train")
+            }
             if len(below) < len(folders):
-                raise ValueError(f"image_dir ({root}) must have one validation folder; it has {sorted(folders)}.")
+                raise ValueError(
+                    f"image_dir ({root}) must have one validation folder; it has {sorted(folders)}."
+                )
         else:
             below = {"train": root}
         class_names, splits = None, {}
@@ -120,10 +136,16 @@ class Tree:
                 class_names = sorted(found)
             strange = sorted(set(found) - set(class_names))
             if strange:
-                raise ValueError(f"{folder} must have the classes of train only; it also has {_some(strange)}.")
+                raise ValueError(
+                    f"{folder} must have the classes of train only; it also has {_some(strange)}."
+                )
             labels = {name: label for label, name in enumerate(class_names)}
             splits[split] = shuffled(
-                [Stored(path, path[len(root) + 1 :], labels[c]) for c, paths in found.items() for path in paths],
+                [
+                    Stored(path, path[len(root) + 1 :], labels[c])
+                    for c, paths in found.items()
+                    for path in paths
+                ],
                 salt=split,
             )
         return class_names, splits
@@ -133,7 +155,8 @@ class Tree:
         images, folders = self._list(folder)
         if images and folders:
             raise ValueError(
-                f"{folder} must hold images (one class) or a folder per class; it holds both: {_some(images)} "
+                f"{folder} must hold images (one class) or a folder per class; it holds both: "
+                f"{_some(images)} "
                 f"and {_some(folders)}."
             )
         if images:
@@ -146,14 +169,20 @@ class Tree:
             classes[name] = [os.path.join(path, image) for image in images]
         if deeper:
             raise ValueError(
-                f"Images must lie in {folder}/<class>/; there are folders one level deeper: {_some(deeper)}. "
-                "Is it the folder above the right one? Every image below it would get the same few labels."
+                f"Images must lie in {folder}/<class>/; there are folders one level deeper: "
+                f"{_some(deeper)}. "
+                "Is it the folder above the right one? Every image below it would get the same few "
+                "labels."
             )
         empty = sorted(name for name, images in classes.items() if not images)
         if empty:
-            raise ValueError(f"Each class folder in {folder} must hold images; there are none in {_some(empty)}.")
+            raise ValueError(
+                f"Each class folder in {folder} must hold images; there are none in {_some(empty)}."
+            )
         if not classes:
-            raise ValueError(f"{folder} must hold images, or folders of images; known are {', '.join(SUFFIXES)}.")
+            raise ValueError(
+                f"{folder} must hold images, or folders of images; known are {', '.join(SUFFIXES)}."
+            )
         return classes
 
     def _list(self, folder: str) -> tuple[list[str], list[str]]:
@@ -162,7 +191,9 @@ class Tree:
         try:
             names = sorted(tf.io.gfile.listdir(folder))
         except UnicodeDecodeError as error:
-            raise ValueError(f"{folder} holds a name that isn't UTF-8, {error.object!r}: rename it.") from error
+            raise ValueError(
+                f"{folder} holds a name that isn't UTF-8, {error.object!r}: rename it."
+            ) from error
         for name in names:
             path = os.path.join(folder, name)
             if name.startswith("."):
@@ -207,14 +238,19 @@ class Prepared:
             raise ValueError(f"{info.name} must hold encoded images; it is packed already.")
         unknown = sorted(set(splits) - set(info.splits))
         if unknown:
-            raise ValueError(f"splits ({unknown}) must be among {info.name}'s, which are {sorted(info.splits)}.")
-        self.num_examples = {split: info.splits[split].num_examples for split in splits or info.splits}
+            raise ValueError(
+                f"splits ({unknown}) must be among {info.name}'s, which are {sorted(info.splits)}."
+            )
+        self.num_examples = {
+            split: info.splits[split].num_examples for split in splits or info.splits
+        }
         if set(self.num_examples) != set(info.splits):
             self.identity += f"[{','.join(sorted(self.num_examples))}]"
         label = info.features[self._label_key]
         if not isinstance(label, tfds.features.ClassLabel):
             raise ValueError(
-                f"{info.name}'s label must be a class label, so that the classes are known; it is {label}."
+                f"{info.name}'s label must be a class label, so that the classes are known; it is "
+                f"{label}."
             )
         self.class_names = label.names
 
@@ -252,7 +288,8 @@ class _Range:
             count += 1
         if count != self.stop - self.start:
             raise ValueError(
-                f"{self.folder} must hold examples {self.start} to {self.stop} of {self.split}; {count} were read."
+                f"{self.folder} must hold examples {self.start} to {self.stop} of {self.split}; "
+                f"{count} were read."
             )
 
 
@@ -265,10 +302,11 @@ def decode_as_stored(encoded: bytes, size: int) -> np.ndarray:
 
 
 def decode_photo(encoded: bytes, size: int) -> np.ndarray:
-    """Any image as a viewer shows it, uint8 [size, size, 3]: what Pillow reads, turned as its EXIF data says.
+    """Any image as a viewer shows it, uint8 [size, size, 3]: what Pillow reads, turned as its EXIF
+    data says.
 
-    Transparent pixels are put on white. 16 bits are scaled to 8. CMYK is converted without its colour profile. Of an
-    animation the first picture is taken.
+    Transparent pixels are put on white. 16 bits are scaled to 8. CMYK is converted without its
+    colour profile. Of an animation the first picture is taken.
     """
     try:
         opened = Image.open(io.BytesIO(encoded))
@@ -295,7 +333,8 @@ def _to_square(pixels: tf.Tensor, size: int) -> tf.Tensor:
 @functools.cache
 def _square_function(size: int):
     return tf.function(
-        lambda pixels: _to_square(pixels, size), input_signature=[tf.TensorSpec([None, None, None], tf.uint8)]
+        lambda pixels: _to_square(pixels, size),
+        input_signature=[tf.TensorSpec([None, None, None], tf.uint8)],
     )
 
 

@@ -1,7 +1,8 @@
 """What a checkpoint holds, and how it is written, found and read.
 
-A checkpoint is a TensorFlow checkpoint of named variables, `ckpt-<step>`. It is complete or invisible: it is written
-in a folder beside, read back, and only then named, its index last. Folders may be remote (`gs://...`).
+A checkpoint is a TensorFlow checkpoint of named variables, `ckpt-<step>`. It is complete or
+invisible: it is written in a folder beside, read back, and only then named, its index last. Folders
+may be remote (`gs://...`).
 """
 
 import contextlib
@@ -43,18 +44,31 @@ class Checkpoints:
       variables: {name: tf.Variable}, all that a run needs to go on, with 'step' among them.
       max_to_keep: this many newest ones stay; None keeps all.
       best: function () -> steps whose checkpoints stay too.
-      seed: of the run, kept in every checkpoint: going on with another one is refused. None: not kept.
-      writes: False on hosts that leave the writing to another one; `save` then only names the checkpoint.
+      seed: of the run, kept in every checkpoint: going on with another one is refused. None: not
+        kept.
+      writes: False on hosts that leave the writing to another one; `save` then only names the
+        checkpoint.
       report: function (message), called where a checkpoint is passed over or can't be deleted.
 
     Raises:
       ValueError: the folder's name holds a character that TensorFlow takes for a pattern.
     """
 
-    def __init__(self, directory, variables, *, max_to_keep=3, best=lambda: (), seed=None, writes=True, report=print):
+    def __init__(
+        self,
+        directory,
+        variables,
+        *,
+        max_to_keep=3,
+        best=lambda: (),
+        seed=None,
+        writes=True,
+        report=print,
+    ):
         if found := set("*?[]\\") & set(directory):
             raise ValueError(
-                f"The folder {directory} can't hold checkpoints: in {' '.join(sorted(found))} TensorFlow sees a "
+                f"The folder {directory} can't hold checkpoints: in {' '.join(sorted(found))} "
+                "TensorFlow sees a "
                 "pattern of names. Choose another --model_dir."
             )
         self.directory = directory
@@ -94,10 +108,16 @@ class Checkpoints:
         try:
             written = _checkpoint(held).write(os.path.join(aside, "ckpt"))
             found = _read_through(written, finite=True)
-            lacking = [name for name, variable in self._variables.items() if found.get(name) != _shape(variable)]
+            lacking = [
+                name
+                for name, variable in self._variables.items()
+                if found.get(name) != _shape(variable)
+            ]
             if lacking:
                 raise ValueError(f"{lacking[0]} isn't in what was written")
-            _delete(path)  # a damaged one of this step, index first: at no moment do parts of two have one name
+            _delete(
+                path
+            )  # a damaged one of this step, index first: at no moment do parts of two have one name
             for file in sorted(tf.io.gfile.glob(written + ".*")):  # .data-... before .index
                 tf.io.gfile.rename(file, path + file.removeprefix(written), overwrite=True)
         finally:
@@ -111,7 +131,11 @@ class Checkpoints:
     def _delete_old_ones(self):
         if self._max_to_keep is None:
             return
-        names = [name for name in _names(self.directory) if os.path.join(self.directory, name) not in self._damaged]
+        names = [
+            name
+            for name in _names(self.directory)
+            if os.path.join(self.directory, name) not in self._damaged
+        ]
         kept = {*names[-self._max_to_keep :], *(f"ckpt-{step}" for step in self._best())}
         for name in names:
             path = os.path.join(self.directory, name)
@@ -119,21 +143,25 @@ class Checkpoints:
                 _delete(path)
 
     def restore_latest(self):
-        """Reads the newest checkpoint that isn't damaged into the variables; returns its path, or None without any.
+        """Reads the newest checkpoint that isn't damaged into the variables; returns its path, or
+        None without any.
 
         Also deletes what a killed process has left half-written.
 
         Raises:
-          ValueError: it doesn't fit, or is of a run with another seed, or all that there are are damaged.
+          ValueError: it doesn't fit, or is of a run with another seed, or all that there are are
+            damaged.
         """
         if self._writes:
             self._clean()
         return _first_intact(self.directory, self._restore, self._report, self._damaged)
 
     def restore(self, path):
-        """Reads one of the checkpoints into the variables, and makes the newer ones invisible: the run leaves them.
+        """Reads one of the checkpoints into the variables, and makes the newer ones invisible: the
+        run leaves them.
 
-        Their indices are renamed to `ckpt-<step>.index.left`; a later checkpoint of the same step replaces them.
+        Their indices are renamed to `ckpt-<step>.index.left`; a later checkpoint of the same step
+        replaces them.
         """
         self._restore(path)
         if self._writes:
@@ -144,7 +172,9 @@ class Checkpoints:
 
     def _restore(self, path):
         if self._seed is not None and (seed := _read_seed(path)) not in (None, self._seed):
-            raise ValueError(f"{path} is of a run with seed {seed}, and trainer.Trainer.seed is {self._seed}.")
+            raise ValueError(
+                f"{path} is of a run with seed {seed}, and trainer.Trainer.seed is {self._seed}."
+            )
         restore(path, self._variables)
 
     def _clean(self):
@@ -155,7 +185,11 @@ class Checkpoints:
             path = os.path.join(self.directory, name)
             if name.startswith(_ASIDE) or re.fullmatch(r"ckpt-\d+_temp", name):
                 tf.io.gfile.rmtree(path)
-            elif re.fullmatch(r"checkpoint\.\w+\.tmp", name) or _PIN in name and _pin_age(path) > _PIN_SECONDS:
+            elif (
+                re.fullmatch(r"checkpoint\.\w+\.tmp", name)
+                or _PIN in name
+                and _pin_age(path) > _PIN_SECONDS
+            ):
                 tf.io.gfile.remove(path)
             elif match := re.fullmatch(r"(ckpt-\d+)\.data-\d+-of-\d+", name):
                 if not tf.io.gfile.glob(os.path.join(self.directory, match[1] + ".index*")):
@@ -166,12 +200,17 @@ def network_variables(prefix, owner):
     """{name in checkpoints: tf.Variable} of a Keras model or optimizer."""
     named = {f"{prefix}/{variable.path}": variable.value for variable in owner.variables}
     if len(named) != len(owner.variables):
-        raise ValueError(f"{prefix}: two variables have one name among {sorted(v.path for v in owner.variables)}.")
+        raise ValueError(
+            f"{prefix}: two variables have one name among "
+            f"{sorted(v.path for v in owner.variables)}."
+        )
     return named
 
 
 def first_not_finite(variables):
-    """The name of the first of {name: tf.Variable} that holds a NaN or an infinity; None: all are finite."""
+    """The name of the first of {name: tf.Variable} that holds a NaN or an infinity; None: all are
+    finite.
+    """
     for name, variable in variables.items():
         if variable.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(variable)):
             return name
@@ -213,7 +252,8 @@ def _read_seed(path):
 
 
 def _read_through(path, *, names=None, finite=False):
-    """Reads all of a checkpoint, or the variables `names`, as TensorFlow's checksums want it; returns {name: shape}.
+    """Reads all of a checkpoint, or the variables `names`, as TensorFlow's checksums want it;
+    returns {name: shape}.
 
     Raises:
       Damaged: something can't be read.
@@ -224,7 +264,11 @@ def _read_through(path, *, names=None, finite=False):
         for key, dtype in reader.get_variable_to_dtype_map().items():
             if names is None or key in _BOOKKEEPING or _name_of(key) in names:
                 value = reader.get_tensor(key)
-                if finite and dtype.is_floating and not np.isfinite(value.astype(np.float32, copy=False)).all():
+                if (
+                    finite
+                    and dtype.is_floating
+                    and not np.isfinite(value.astype(np.float32, copy=False)).all()
+                ):
                     bad.append(_name_of(key))
     if bad:
         raise ValueError(f"{bad[0]} isn't finite")
@@ -259,7 +303,10 @@ def restore(path, variables, *, partial=False):
     absent = wanted.keys() - found.keys() - _ADDED_LATER
     lines = [f"  {name}: not in the checkpoint" for name in sorted(absent)]
     if not partial:
-        lines += [f"  {name} {found[name]}: only in the checkpoint" for name in sorted(found.keys() - wanted.keys())]
+        lines += [
+            f"  {name} {found[name]}: only in the checkpoint"
+            for name in sorted(found.keys() - wanted.keys())
+        ]
     lines += [
         f"  {name}: {found[name]} in the checkpoint, {wanted[name]} in this configuration"
         for name in sorted(wanted.keys() & found.keys())
@@ -270,13 +317,17 @@ def restore(path, variables, *, partial=False):
         raise ValueError(f"{path} doesn't fit this configuration:\n" + "\n".join(lines[:20]) + more)
     # Before the first variable changes.
     _read_through(path, names=wanted.keys())
-    status = _checkpoint({name: variables[name] for name in wanted.keys() & found.keys()}).read(path)
+    status = _checkpoint({name: variables[name] for name in wanted.keys() & found.keys()}).read(
+        path
+    )
     status.assert_existing_objects_matched()
     status.expect_partial()
 
 
 def _first_intact(directory, read, report, damaged):
-    """The newest checkpoint that `read(path)` finds undamaged; adds the others to the set `damaged`."""
+    """The newest checkpoint that `read(path)` finds undamaged; adds the others to the set
+    `damaged`.
+    """
     names = _names(directory)
     for name in reversed(names):
         path = os.path.join(directory, name)
@@ -306,13 +357,16 @@ def find(model_dir, name=None):
         path = _first_intact(directory, _read_through, print, set())
         if path is None:
             raise ValueError(
-                f"No checkpoint in {directory}. Train first: python scripts/train.py --model_dir={model_dir} ..."
+                f"No checkpoint in {directory}. Train first: python scripts/train.py "
+                f"--model_dir={model_dir} ..."
             )
         return path
     for path in (name, os.path.join(directory, name)):
         if tf.io.gfile.exists(path + ".index"):
             return path
-    raise ValueError(f"No checkpoint {name}; {directory} holds: {', '.join(available(model_dir)) or 'none'}.")
+    raise ValueError(
+        f"No checkpoint {name}; {directory} holds: {', '.join(available(model_dir)) or 'none'}."
+    )
 
 
 def available(model_dir):
@@ -338,9 +392,11 @@ def _delete(path):
 
 @contextlib.contextmanager
 def pinned(path):
-    """Keeps a checkpoint from being deleted by the run it belongs to, for as long as the context lasts.
+    """Keeps a checkpoint from being deleted by the run it belongs to, for as long as the context
+    lasts.
 
-    By a small file beside it, which is ignored after a day. In a folder that can't be written to there is no pin.
+    By a small file beside it, which is ignored after a day. In a folder that can't be written to
+    there is no pin.
 
     Args:
       path: prefix of the checkpoint.

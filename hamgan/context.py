@@ -1,10 +1,12 @@
-"""Layers that mix the whole image: one call signature, `(x, labels=None, training=False, keys=None)`.
+"""Layers that mix the whole image: one call signature,
+`(x, labels=None, training=False, keys=None)`.
 
-[B, H, W, C] -> [B, H, W, C], the identity at the start of training (gate 0). `num_classes` in every constructor is the
-number of classes of the normalisation inside (the generator's modules); None: no normalisation (the discriminator's).
+[B, H, W, C] -> [B, H, W, C], the identity at the start of training (gate 0). `num_classes` in every
+constructor is the number of classes of the normalisation inside (the generator's modules); None: no
+normalisation (the discriminator's).
 
-Hamburger, HamburgerV2, HamburgerV2Plus: Geng et al. 2021. SelfAttention: Zhang et al. 2019 (SAGAN). SparseAttention:
-Daras et al. 2020 ("Your Local GAN"). What a ham starts from is a part of its own:
+Hamburger, HamburgerV2, HamburgerV2Plus: Geng et al. 2021. SelfAttention: Zhang et al. 2019 (SAGAN).
+SparseAttention: Daras et al. 2020 ("Your Local GAN"). What a ham starts from is a part of its own:
 RandomBases, FixedBases, LearnedBases, WarmStartBases.
 """
 
@@ -25,7 +27,8 @@ from hamgan.spectral import SpectralConv2D
 
 
 class RandomBases(keras.layers.Layer):
-    """Initial bases drawn anew in every forward pass, the paper's choice: keys [B, 2] -> [B, *shape] float32.
+    """Initial bases drawn anew in every forward pass, the paper's choice: keys [B, 2] -> [B,
+    *shape] float32.
 
     Args:
       shape: of one example's bases, (S, D, R).
@@ -55,7 +58,8 @@ class FixedBases(RandomBases):
 
     Args:
       shape, draw: as in `RandomBases`.
-      seed: of the draw; None: one that follows `keras.utils.set_random_seed`, as those of other initial weights do.
+      seed: of the draw; None: one that follows `keras.utils.set_random_seed`, as those of other
+        initial weights do.
     """
 
     # Whether the optimizer changes the bases.
@@ -91,7 +95,8 @@ class FixedBases(RandomBases):
 
 
 class LearnedBases(FixedBases):
-    """Initial bases that the optimizer trains, which needs a gradient through all updates (`decomposition.unrolled`).
+    """Initial bases that the optimizer trains, which needs a gradient through all updates
+    (`decomposition.unrolled`).
 
     The paper's worst initialisation. Arguments as in `FixedBases`.
     """
@@ -100,7 +105,8 @@ class LearnedBases(FixedBases):
 
 
 class WarmStartBases(FixedBases):
-    """Initial bases that follow the solved ones: bases += rate * (batch mean - bases), then columns of length 1.
+    """Initial bases that follow the solved ones: bases += rate * (batch mean - bases), then columns
+    of length 1.
 
     The mean is over the global batch. Evaluation changes nothing.
 
@@ -143,13 +149,14 @@ _observation = _Observation()
 
 @contextlib.contextmanager
 def observed_errors():
-    """While active in this thread, Hamburgers report how far their decomposition is from what it decomposes.
+    """While active in this thread, Hamburgers report how far their decomposition is from what it
+    decomposes.
 
     Yields:
-      A dict that each ham of a forward pass adds to, under its name in `Hamburger.hams`. The values are float32
-      scalars, |x - y| / |x| in the Frobenius norm, the mean over matrices (0 for a matrix of zeros); x is what `solve`
-      is given (NMF: without negative entries), y the product of the factors. Good to about 1e-3, and constant for the
-      gradient.
+      A dict that each ham of a forward pass adds to, under its name in `Hamburger.hams`. The values
+      are float32 scalars, |x - y| / |x| in the Frobenius norm, the mean over matrices (0 for a
+      matrix of zeros); x is what `solve` is given (NMF: without negative entries), y the product of
+      the factors. Good to about 1e-3, and constant for the gradient.
     """
     _observation.errors = {}
     try:
@@ -165,7 +172,9 @@ def _relative_error(x, y):
 
 
 def _relative_error_of_factors(x, bases, coef):
-    """As `_relative_error` for y = coef bases^T, which isn't formed: the parts of |x|^2 - 2 <x, y> + |y|^2."""
+    """As `_relative_error` for y = coef bases^T, which isn't formed: the parts of |x|^2 - 2 <x, y>
+    + |y|^2.
+    """
     x, bases, coef = tf.stop_gradient(x), tf.stop_gradient(bases), tf.stop_gradient(coef)
     square = tf.einsum("bnd,bnd->b", x, x)
     mixed = tf.reduce_sum(coef * tf.matmul(x, bases), axis=[1, 2])
@@ -187,9 +196,10 @@ def _takes(function, name):
 class Hamburger(keras.layers.Layer):
     """Hamburger V1: lower bread, matrix decomposition, upper bread (Geng et al. 2021, section 3.1).
 
-    The input is mapped to `sections * dim` channels by a spectrally normalised 1x1 convolution; each section's channels
-    form a matrix X [dim, H*W], which the decomposition replaces by a matrix of rank `rank`; a second 1x1 convolution,
-    (conditional) batch norm in the generator, and a scalar gate lead back to x.
+    The input is mapped to `sections * dim` channels by a spectrally normalised 1x1 convolution;
+    each section's channels form a matrix X [dim, H*W], which the decomposition replaces by a matrix
+    of rank `rank`; a second 1x1 convolution, (conditional) batch norm in the generator, and a
+    scalar gate lead back to x.
 
     Args:
       num_classes: classes of the conditional batch norm after the ham; None: no batch norm.
@@ -204,8 +214,8 @@ class Hamburger(keras.layers.Layer):
       bases: constructor of the initial bases, `RandomBases` or one of its subclasses.
 
     Raises:
-      ValueError: a size isn't positive or a number of steps negative; in `build`, if `bases` has weights to train but
-        `solve` lets no gradient through to them.
+      ValueError: a size isn't positive or a number of steps negative; in `build`, if `bases` has
+        weights to train but `solve` lets no gradient through to them.
     """
 
     # Names of the decompositions of a forward pass: what a row of the matrix is numbered by.
@@ -255,25 +265,35 @@ class Hamburger(keras.layers.Layer):
         self.gate = self.add_weight(name="gate", shape=(), initializer="zeros", autocast=False)
 
     def _bread(self, channels, name, input_shape):
-        bread = SpectralConv2D(channels, 1, use_bias=False, exact=True, name=name, dtype=self.dtype_policy)
+        bread = SpectralConv2D(
+            channels, 1, use_bias=False, exact=True, name=name, dtype=self.dtype_policy
+        )
         bread.build(input_shape)
         return bread
 
     def _norm(self, shape):
         if not self.num_classes:
             return None
-        norm = self.norm_constructor(num_classes=self.num_classes, name="norm", dtype=self.dtype_policy)
+        norm = self.norm_constructor(
+            num_classes=self.num_classes, name="norm", dtype=self.dtype_policy
+        )
         norm.build(shape)
         return norm
 
     def _initial(self, dim, name):
         shape = (self.sections, dim, self._rank)
-        bases = self.bases_constructor(shape, draw=decompositions.draw_bases_of(self.decomposition), name=name)
+        bases = self.bases_constructor(
+            shape, draw=decompositions.draw_bases_of(self.decomposition), name=name
+        )
         bases.build()
-        if bases.trainable_weights and not decompositions.reaches_initial_state(self.solve, self.num_steps):
+        if bases.trainable_weights and not decompositions.reaches_initial_state(
+            self.solve, self.num_steps
+        ):
             raise ValueError(
-                f"{type(self).__name__}: solve must let a gradient through to learned bases, which would never change "
-                f"otherwise; {getattr(self.solve, '__name__', self.solve)} with num_steps={self.num_steps} stops it. "
+                f"{type(self).__name__}: solve must let a gradient through to learned bases, which "
+                "would never change "
+                f"otherwise; {getattr(self.solve, '__name__', self.solve)} with "
+                f"num_steps={self.num_steps} stops it. "
                 "Use decomposition.unrolled (or last_steps with count >= num_steps), or FixedBases."
             )
         return bases
@@ -287,15 +307,20 @@ class Hamburger(keras.layers.Layer):
         self.norm = self._norm(input_shape)
 
     def initial_bases(self, keys):
-        """Initial bases [B, S, D, R] float32, row i a function of keys[i] [2] alone. Replace it to choose others."""
+        """Initial bases [B, S, D, R] float32, row i a function of keys[i] [2] alone. Replace it to
+        choose others.
+        """
         return self.bases(keys)
 
     def call(self, x, labels=None, training=False, keys=None):
-        """Args: x [B, H, W, C]; labels int [B]; keys int32 [B, 2] of the bases (None: fresh ones at every call)."""
+        """Args: x [B, H, W, C]; labels int [B]; keys int32 [B, 2] of the bases (None: fresh ones at
+        every call).
+        """
         if keys is None:
             keys = stateless.fresh_keys(tf.shape(x)[0])
         y = self.lower_bread(x, training=training)
-        # The decomposition is a float32 island: its divisions lose all meaning with bfloat16's 8 bits.
+        # The decomposition is a float32 island: its divisions lose all meaning with bfloat16's 8
+        # bits.
         y = self._ham(tf.cast(y, tf.float32), self._next_kernel(training), keys, training)
         y = self._upper(tf.cast(y, x.dtype), labels, training)
         return self._shortcut(x) + y
@@ -313,12 +338,18 @@ class Hamburger(keras.layers.Layer):
         return self._kernel(self.upper_bread, training, gated=self.norm is None)
 
     def _ham(self, x, kernel, keys, training):
-        """The decomposition of x [B, H, W, S*D], then the bread with `kernel` [S*D, C]: [B, H, W, C]."""
+        """The decomposition of x [B, H, W, S*D], then the bread with `kernel` [S*D, C]: [B, H, W,
+        C].
+        """
         return self._decompose_space(x, kernel, self.initial_bases(keys), training)
 
     def _upper(self, x, labels, training):
         """What follows the first bread behind the ham, up to the gated branch: [B, H, W, C]."""
-        return x if self.norm is None else tf.cast(self.gate, x.dtype) * self.norm(x, labels, training=training)
+        return (
+            x
+            if self.norm is None
+            else tf.cast(self.gate, x.dtype) * self.norm(x, labels, training=training)
+        )
 
     def _shortcut(self, x):
         return x
@@ -348,8 +379,8 @@ class Hamburger(keras.layers.Layer):
     def _product(self, pixels, channels, kernel):
         """The product of factors and kernel, the smaller product first.
 
-        pixels [B*S, N, R], channels [B*S, D, R], kernel [S, D, C] -> [B, N, C], the sum over sections of
-        pixels channels^T kernel.
+        pixels [B*S, N, R], channels [B*S, D, R], kernel [S, D, C] -> [B, N, C], the sum over
+        sections of pixels channels^T kernel.
         """
         sections, dim, filters = kernel.shape
         size, rank = pixels.shape[1:]
@@ -362,7 +393,8 @@ class Hamburger(keras.layers.Layer):
         return tf.matmul(pixels, small)
 
     def _decompose(self, x, initial, part, training, *, reconstruct, apply):
-        """x [B*S, N, D], initial [B, S, D, R] that `part` gave, to what `reconstruct` makes of the factors.
+        """x [B*S, N, D], initial [B, S, D, R] that `part` gave, to what `reconstruct` makes of the
+        factors.
 
         `apply` makes the same of y, for decompositions that have no parameter `reconstruct`.
         """
@@ -394,7 +426,8 @@ class Hamburger(keras.layers.Layer):
             return result
         if len(solved) != 1:
             raise ValueError(
-                f"{type(self).__name__}: decomposition must call its solve once for bases that learn online, got "
+                f"{type(self).__name__}: decomposition must call its solve once for bases that "
+                "learn online, got "
                 f"{len(solved)} calls. Use RandomBases or FixedBases with it."
             )
         part.update(tf.reshape(solved[0][1], [-1, sections, dim, rank]))
@@ -417,9 +450,11 @@ class Hamburger(keras.layers.Layer):
 
 
 class HamburgerV2(Hamburger):
-    """Hamburger V2: between ham and upper bread lies a cheese, a 1x1 convolution, the batch norm and a ReLU.
+    """Hamburger V2: between ham and upper bread lies a cheese, a 1x1 convolution, the batch norm
+    and a ReLU.
 
-    Arguments as in `Hamburger`; the batch norm moves from after the upper bread to after the cheese's convolution.
+    Arguments as in `Hamburger`; the batch norm moves from after the upper bread to after the
+    cheese's convolution.
     """
 
     def _build_upper(self, ham_shape, input_shape):
@@ -433,16 +468,23 @@ class HamburgerV2(Hamburger):
     def _upper(self, x, labels, training):
         if self.norm is not None:
             x = self.norm(x, labels, training=training)
-        return tf.nn.conv2d(tf.nn.relu(x), self._kernel(self.upper_bread, training, gated=True)[None, None], 1, "SAME")
+        return tf.nn.conv2d(
+            tf.nn.relu(x),
+            self._kernel(self.upper_bread, training, gated=True)[None, None],
+            1,
+            "SAME",
+        )
 
 
 class HamburgerV2Plus(HamburgerV2):
     """Hamburger V2+: a dual ham with V2's cheese, and learned scalars on both shortcut and ham.
 
-    The first half of the lower bread's channels is decomposed over space: a pixel is a row of D / 2 numbers, as in V1.
-    The second half is decomposed over channels: a channel is a row of H * W numbers. Published for segmentation.
+    The first half of the lower bread's channels is decomposed over space: a pixel is a row of D / 2
+    numbers, as in V1. The second half is decomposed over channels: a channel is a row of H * W
+    numbers. Published for segmentation.
 
-    Arguments as in `Hamburger`. `dim` must be even, since each half takes half of it; each half has rank `rank`.
+    Arguments as in `Hamburger`. `dim` must be even, since each half takes half of it; each half has
+    rank `rank`.
 
     Raises:
       ValueError: `dim` is odd, or height or width isn't known when the layer is built.
@@ -455,18 +497,27 @@ class HamburgerV2Plus(HamburgerV2):
         if dim % 2:
             raise ValueError(f"HamburgerV2Plus: dim must be even, to be halved, got {dim}.")
         if None in input_shape[1:3]:
-            raise ValueError(f"HamburgerV2Plus: height and width must be known, got input shape {tuple(input_shape)}.")
+            raise ValueError(
+                "HamburgerV2Plus: height and width must be known, got input shape "
+                f"{tuple(input_shape)}."
+            )
         super().build(input_shape)
-        self.shortcut_gate = self.add_weight(name="shortcut_gate", shape=(), initializer="ones", autocast=False)
+        self.shortcut_gate = self.add_weight(
+            name="shortcut_gate", shape=(), initializer="ones", autocast=False
+        )
 
     def _build_ham(self, input_shape):
         self.bases = self._initial(self._dim // 2, "bases")
         self.channel_bases = self._initial(input_shape[1] * input_shape[2], "channel_bases")
 
     def initial_channel_bases(self, keys):
-        """As `initial_bases`, which is now for the half over space, for the half over channels: [B, S, H*W, R]."""
+        """As `initial_bases`, which is now for the half over space, for the half over channels: [B,
+        S, H*W, R].
+        """
         # A draw of its own: the two halves' bases would otherwise begin with the same numbers.
-        return self.channel_bases(tf.map_fn(lambda key: stateless.fold(key, 1), tf.convert_to_tensor(keys)))
+        return self.channel_bases(
+            tf.map_fn(lambda key: stateless.fold(key, 1), tf.convert_to_tensor(keys))
+        )
 
     def _ham(self, x, kernel, keys, training):
         parts = zip(tf.split(x, 2, axis=-1), tf.split(kernel, 2), strict=True)
@@ -490,7 +541,9 @@ class HamburgerV2Plus(HamburgerV2):
             y = tf.reshape(y, [batch, self.sections, dim, height * width])
             return tf.einsum("bsdn,sdc->bnc", y, kernel)
 
-        y = self._decompose(y, initial, self.channel_bases, training, reconstruct=reconstruct, apply=apply)
+        y = self._decompose(
+            y, initial, self.channel_bases, training, reconstruct=reconstruct, apply=apply
+        )
         return tf.reshape(y, [batch, height, width, y.shape[-1]])
 
     def _shortcut(self, x):
@@ -504,7 +557,8 @@ def _max_pool(x):
 
 
 class SelfAttention(keras.layers.Layer):
-    """SAGAN's self-attention: every pixel attends to the 2x2 maxima of the whole image (Zhang et al. 2019).
+    """SAGAN's self-attention: every pixel attends to the 2x2 maxima of the whole image (Zhang et
+    al. 2019).
 
     Args:
       num_classes: taken because every module is given it; there is no normalisation here.
@@ -512,7 +566,8 @@ class SelfAttention(keras.layers.Layer):
       value_dim: channels of values; None: C / 2 (published).
 
     Raises:
-      ValueError: in `build`: height or width isn't even, or C not divisible where the published sizes are asked for.
+      ValueError: in `build`: height or width isn't even, or C not divisible where the published
+        sizes are asked for.
     """
 
     num_heads = 1
@@ -522,7 +577,8 @@ class SelfAttention(keras.layers.Layer):
         for name, value in dict(dim=dim, value_dim=value_dim).items():
             if value is not None and (value < 1 or value % self.num_heads):
                 raise ValueError(
-                    f"{type(self).__name__}: {name} must be a positive multiple of the number of heads "
+                    f"{type(self).__name__}: {name} must be a positive multiple of the number of "
+                    "heads "
                     f"({self.num_heads}), got {value}."
                 )
         self.num_classes = num_classes
@@ -532,7 +588,9 @@ class SelfAttention(keras.layers.Layer):
     def build(self, input_shape):
         height, width, channels = input_shape[1:]
         if height % 2 or width % 2:
-            raise ValueError(f"{type(self).__name__}: height and width must be even, got {height}x{width}.")
+            raise ValueError(
+                f"{type(self).__name__}: height and width must be even, got {height}x{width}."
+            )
         dim = self.dim or self._part(channels, 8, "dim")
         value_dim = self.value_dim or self._part(channels, 2, "value_dim")
         self.theta = self._conv(dim, "theta", input_shape)
@@ -545,13 +603,16 @@ class SelfAttention(keras.layers.Layer):
         divisor_of_heads = divisor * self.num_heads
         if channels % divisor_of_heads:
             raise ValueError(
-                f"{type(self).__name__}: {name} is 1/{divisor} of the input's channels, which must be divisible by "
+                f"{type(self).__name__}: {name} is 1/{divisor} of the input's channels, which must "
+                "be divisible by "
                 f"{divisor_of_heads}, got {channels}. Give {name}, a multiple of {self.num_heads}."
             )
         return channels // divisor
 
     def _conv(self, filters, name, input_shape):
-        conv = SpectralConv2D(filters, 1, use_bias=False, exact=True, name=name, dtype=self.dtype_policy)
+        conv = SpectralConv2D(
+            filters, 1, use_bias=False, exact=True, name=name, dtype=self.dtype_policy
+        )
         conv.build(input_shape)
         return conv
 
@@ -563,13 +624,16 @@ class SelfAttention(keras.layers.Layer):
         queries = tf.reshape(queries, [batch, height * width, queries.shape[-1]])  # [B, N, c]
         keys = _max_pool(self.phi(x, training=training))  # [B, N/4, c]
         values = _max_pool(self.g(x, training=training))  # [B, N/4, C/2]
-        # Scores and softmax are a float32 island: bfloat16's 8 bits would round scores of 100 to halves.
+        # Scores and softmax are a float32 island: bfloat16's 8 bits would round scores of 100 to
+        # halves.
         y = self._attend(tf.cast(queries, tf.float32), tf.cast(keys, tf.float32), values)
         y = self.attn(tf.reshape(y, [batch, height, width, values.shape[-1]]), training=training)
         return x + tf.cast(self.gate, x.dtype) * y
 
     def _attend(self, queries, keys, values):
-        """queries [B, N, c] and keys [B, M, c] float32, values [B, M, v] -> [B, N, v] in the type of the values."""
+        """queries [B, N, c] and keys [B, M, c] float32, values [B, M, v] -> [B, N, v] in the type
+        of the values.
+        """
         weights = tf.nn.softmax(tf.matmul(queries, keys, transpose_b=True), axis=-1)  # [B, N, M]
         return tf.matmul(tf.cast(weights, values.dtype), values)
 
@@ -585,19 +649,22 @@ class SelfAttention(keras.layers.Layer):
 def sparse_masks(side):
     """The two-step attention patterns of YLG's eight heads on a square grid of pooled cells.
 
-    Cells are renumbered by their Manhattan distance from the upper left corner, ties from the top; the patterns are
-    those of sparse transformers over these numbers, with stride `side` (Daras et al. 2020, section 3.2).
+    Cells are renumbered by their Manhattan distance from the upper left corner, ties from the top;
+    the patterns are those of sparse transformers over these numbers, with stride `side` (Daras et
+    al. 2020, section 3.2).
 
     Args:
       side: cells per row and per column.
 
     Returns:
-      bool tensor [8, n, n], n = side^2: whether the query in cell q (row-major) may attend to the key in cell k.
+      bool tensor [8, n, n], n = side^2: whether the query in cell q (row-major) may attend to the
+      key in cell k.
     """
     row, column = np.divmod(np.arange(side * side), side)
     number = np.empty(side * side, np.int32)
     number[np.lexsort([row, row + column])] = np.arange(side * side)
-    # Ops on the n numbers, which the graph's compiler folds or fuses: a constant of n^2 would be stored in every graph.
+    # Ops on the n numbers, which the graph's compiler folds or fuses: a constant of n^2 would be
+    # stored in every graph.
     query, key = tf.constant(number)[:, None], tf.constant(number)[None, :]
 
     def floor(query, key):
@@ -610,9 +677,11 @@ def sparse_masks(side):
 
 
 class SparseAttention(SelfAttention):
-    """YLG's local sparse attention: eight heads, each with a two-dimensional sparse pattern (Daras et al. 2020).
+    """YLG's local sparse attention: eight heads, each with a two-dimensional sparse pattern (Daras
+    et al. 2020).
 
-    `SelfAttention` with its channels split into heads and the scores of forbidden pairs lowered by 1000. The result
+    `SelfAttention` with its channels split into heads and the scores of forbidden pairs lowered by
+    1000. The result
     interleaves the heads: channel = position within head * 8 + head.
 
     Arguments as in `SelfAttention`; dim and value_dim must be multiples of 8.
@@ -625,16 +694,26 @@ class SparseAttention(SelfAttention):
 
     def build(self, input_shape):
         if input_shape[1] != input_shape[2]:
-            raise ValueError(f"SparseAttention: the image must be square, got {input_shape[1]}x{input_shape[2]}.")
+            raise ValueError(
+                f"SparseAttention: the image must be square, got {input_shape[1]}x{input_shape[2]}."
+            )
         super().build(input_shape)
 
     def _split(self, x):
-        return tf.reshape(x, [tf.shape(x)[0], x.shape[1], self.num_heads, x.shape[2] // self.num_heads])
+        return tf.reshape(
+            x, [tf.shape(x)[0], x.shape[1], self.num_heads, x.shape[2] // self.num_heads]
+        )
 
     def _attend(self, queries, keys, values):
-        batch, num_queries, num_keys, heads = tf.shape(queries)[0], queries.shape[1], keys.shape[1], self.num_heads
+        batch, num_queries, num_keys, heads = (
+            tf.shape(queries)[0],
+            queries.shape[1],
+            keys.shape[1],
+            self.num_heads,
+        )
         scores = tf.einsum("bqhc,bkhc->bhqk", self._split(queries), self._split(keys))
-        # A pattern of n x n cells serves each block of n consecutive queries (not the pixels of a cell: published so).
+        # A pattern of n x n cells serves each block of n consecutive queries (not the pixels of a
+        # cell: published so).
         scores = tf.reshape(scores, [batch, heads, num_queries // num_keys, num_keys, num_keys])
         masks = sparse_masks(round(num_keys**0.5))[:, None]
         scores = tf.where(masks, scores, scores - 1000.0)

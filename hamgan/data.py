@@ -74,12 +74,18 @@ def _resize(squares: tf.Tensor, image_size: int) -> tf.Tensor:
     """uint8 [B, side, side, c] -> float32 [B, S, S, 3] in [-1, 1]."""
     # Samples where tf.image.crop_and_resize does, but clamps at the border: that one takes a
     # coordinate rounded past the last pixel for outside (side 498, size 32: a black row).
-    pixels = tf.raw_ops.ResizeBilinear(images=squares, size=[image_size, image_size], align_corners=True)
-    return tf.broadcast_to(pixels * (2 / 255) - 1, [tf.shape(squares)[0], image_size, image_size, 3])
+    pixels = tf.raw_ops.ResizeBilinear(
+        images=squares, size=[image_size, image_size], align_corners=True
+    )
+    return tf.broadcast_to(
+        pixels * (2 / 255) - 1, [tf.shape(squares)[0], image_size, image_size, 3]
+    )
 
 
 def _decode_jpeg_square(encoded: tf.Tensor, ratio: int = 1) -> tf.Tensor:
-    """The central square of a JPEG, uint8 [box, box, 3]: the pixels that a full decoding at 1 / ratio gives."""
+    """The central square of a JPEG, uint8 [box, box, 3]: the pixels that a full decoding at 1 /
+    ratio gives.
+    """
     shape = tf.io.extract_jpeg_shape(encoded)
     height, width = (shape[0] + ratio - 1) // ratio, (shape[1] + ratio - 1) // ratio
     top, left, side = _central_square(height, width)
@@ -93,33 +99,45 @@ def _decode_jpeg_square(encoded: tf.Tensor, ratio: int = 1) -> tf.Tensor:
 
 
 def _decode_jpeg_inexactly(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
-    """As `_decode_jpeg_square`, at the smallest of the sizes 1, 1/2, 1/4, 1/8 that isn't below image_size."""
+    """As `_decode_jpeg_square`, at the smallest of the sizes 1, 1/2, 1/4, 1/8 that isn't below
+    image_size.
+    """
     side = tf.reduce_min(tf.io.extract_jpeg_shape(encoded)[:2])
     power = tf.reduce_sum([tf.cast(side >= ratio * image_size, tf.int32) for ratio in (2, 4, 8)])
-    return tf.switch_case(power, [functools.partial(_decode_jpeg_square, encoded, 2**i) for i in range(4)])
+    return tf.switch_case(
+        power, [functools.partial(_decode_jpeg_square, encoded, 2**i) for i in range(4)]
+    )
 
 
 def _decode(encoded: tf.Tensor, image_size: int, *, inexact: bool) -> tf.Tensor:
     # By content and not by the feature's declared format: TFDS stores the files it is given as they
     # are, whatever was declared.
-    decode_jpeg = functools.partial(_decode_jpeg_inexactly, image_size=image_size) if inexact else _decode_jpeg_square
+    decode_jpeg = (
+        functools.partial(_decode_jpeg_inexactly, image_size=image_size)
+        if inexact
+        else _decode_jpeg_square
+    )
     return tf.cond(
         tf.io.is_jpeg(encoded),
         lambda: _resize(decode_jpeg(encoded)[tf.newaxis], image_size)[0],
-        lambda: preprocess(tf.io.decode_image(encoded, channels=3, expand_animations=False), image_size),
+        lambda: preprocess(
+            tf.io.decode_image(encoded, channels=3, expand_animations=False), image_size
+        ),
     )
 
 
 def _flipped(images: tf.Tensor, flip: tf.Tensor) -> tf.Tensor:
     """Images [..., h, w, c], mirrored left to right where `flip` [...] is true."""
-    return tf.where(flip[..., tf.newaxis, tf.newaxis, tf.newaxis], tf.reverse(images, axis=[-2]), images)
+    return tf.where(
+        flip[..., tf.newaxis, tf.newaxis, tf.newaxis], tf.reverse(images, axis=[-2]), images
+    )
 
 
 class _Reads:
     """Reads under way, in TensorFlow's threads; none is left when Python exits.
 
-    Python ends a thread of others' that asks for its lock once it exits, and TensorFlow, which drops the iterators
-    that are left, would wait for that thread for ever.
+    Python ends a thread of others' that asks for its lock once it exits, and TensorFlow, which
+    drops the iterators that are left, would wait for that thread for ever.
     """
 
     def __init__(self):
@@ -202,10 +220,14 @@ class _RecordFinder:
 
     def _place(self, file, index):
         start, end = self._starts_of(file)[index : index + 2].tolist()
-        return _Place(self._files["path"][file], start + _BEFORE_RECORD, end - start - _AROUND_RECORD)
+        return _Place(
+            self._files["path"][file], start + _BEFORE_RECORD, end - start - _AROUND_RECORD
+        )
 
     def _starts_of(self, file):
-        """Where the records of a file start, and where the last one ends; found when first asked for."""
+        """Where the records of a file start, and where the last one ends; found when first asked
+        for.
+        """
         if file not in self._starts:
             path = self._files["path"][file]
             count = int(self._files["skip"][file] + self._files["take"][file])
@@ -215,10 +237,15 @@ class _RecordFinder:
                 size = os.fstat(handle).st_size
                 for index in range(count):
                     start = int(starts[index])
-                    end = start + int.from_bytes(os.pread(handle, 8, start), "little") + _AROUND_RECORD
+                    end = (
+                        start
+                        + int.from_bytes(os.pread(handle, 8, start), "little")
+                        + _AROUND_RECORD
+                    )
                     if end > size:
                         raise ValueError(
-                            f"{path} must hold {count} records, but ends within record {index} (from 0): it was cut "
+                            f"{path} must hold {count} records, but ends within record {index} "
+                            "(from 0): it was cut "
                             "off. Copy it again, or prepare the dataset again."
                         )
                     starts[index + 1] = end
@@ -231,8 +258,9 @@ class _RecordFinder:
 class _SquareReader:
     """Reads packed squares from their records straight to where they are wanted.
 
-    Records that are the same before and behind their pixels parse the same. Those of one dataset come in few such
-    kinds, two a class at most, so one of each kind is parsed, and of the others nothing but pixels is copied.
+    Records that are the same before and behind their pixels parse the same. Those of one dataset
+    come in few such kinds, two a class at most, so one of each kind is parsed, and of the others
+    nothing but pixels is copied.
 
     Args:
       max_kinds: records of more kinds aren't read so: they hold more than pixels and labels.
@@ -241,10 +269,14 @@ class _SquareReader:
     def __init__(self, max_kinds: int):
         self._max_kinds = max_kinds
         self._labels: dict[tuple[bytes, bytes], int] = {}
-        self._before: dict[int, int] = {}  # by the size of a record, how many bytes of it come before the pixels
+        self._before: dict[
+            int, int
+        ] = {}  # by the size of a record, how many bytes of it come before the pixels
 
     def read(self, place: _Place, square: np.ndarray) -> int | None:
-        """Reads a square, and gives its label; None: it is of a new kind, and what `square` now holds isn't right."""
+        """Reads a square, and gives its label; None: it is of a new kind, and what `square` now
+        holds isn't right.
+        """
         num_before = self._before.get(place.size)
         if num_before is None:
             return None
@@ -259,7 +291,8 @@ class _SquareReader:
             self._before.clear()
             return
         num_before = record.find(pixels)
-        # Pixels that all equal the byte before them are found too early; a later record will show the place.
+        # Pixels that all equal the byte before them are found too early; a later record will show
+        # the place.
         if record.find(pixels, num_before + 1) < 0:
             self._labels[record[:num_before], record[num_before + len(pixels) :]] = label
             self._before[len(record)] = num_before
@@ -275,9 +308,9 @@ class ImageDataset:
     The image feature is the one named `image`, or the only one; the label is the integer feature
     named `label`, or the only class label. The code that built the dataset isn't needed.
 
-    An image feature is one of encoded files (`tfds.features.Image`), or of packed squares: raw bytes
-    of uint8 [side, side, 3], `tfds.features.Tensor` with the encoding BYTES. Packed squares of
-    image_size aren't resampled, larger ones as by `preprocess`.
+    An image feature is one of encoded files (`tfds.features.Image`), or of packed squares: raw
+    bytes of uint8 [side, side, 3], `tfds.features.Tensor` with the encoding BYTES. Packed squares
+    of image_size aren't resampled, larger ones as by `preprocess`.
 
     Args:
       name: TFDS name (`digits`, `imagenet2012`, `name/config:version`), or the folder that holds a
@@ -292,15 +325,16 @@ class ImageDataset:
       cache_bytes: a split whose preprocessed images take no more than this is decoded once, on
         first use, and held in memory. It changes speed, not the stream.
       random_access: read each record from its place in the file when it is due; a checksum isn't
-        looked at. Otherwise files are read from beginning to end, which suits hard disks and network
-        folders, by every host, and the records in the shuffle buffer are held in memory. None: for
-        local TFRecord files. It changes speed and memory, not the stream.
+        looked at. Otherwise files are read from beginning to end, which suits hard disks and
+        network folders, by every host, and the records in the shuffle buffer are held in memory.
+        None: for local TFRecord files. It changes speed and memory, not the stream.
       flip: mirror images of the training stream left to right, each with probability 1/2.
       inexact_decode: decode a JPEG at 1/2, 1/4 or 1/8 of its size where its square is then no
         smaller than image_size. Faster, and not the published pixels.
 
     Attributes:
-      crop: what `preprocess` does with an image, in words: part of the fingerprint of reference statistics.
+      crop: what `preprocess` does with an image, in words: part of the fingerprint of reference
+        statistics.
       version: the dataset's version.
       class_names: names of the classes, in the order of their labels; numbers where the dataset
         names none.
@@ -345,7 +379,9 @@ class ImageDataset:
 
         self._info = _open(name, data_dir).info
         image_key, label_key = _find_features(self._info)
-        self._features = tfds.features.FeaturesDict({key: self._info.features[key] for key in (image_key, label_key)})
+        self._features = tfds.features.FeaturesDict(
+            {key: self._info.features[key] for key in (image_key, label_key)}
+        )
         self._image_key, self._label_key = image_key, label_key
         self.version = str(self._info.version)
         self.class_names = self._class_names()
@@ -374,7 +410,9 @@ class ImageDataset:
         return file_adapters.ADAPTER_FOR_FORMAT[self._info.file_format].make_tf_data(path)
 
     def parse_labels(self, records: tf.Tensor) -> tf.Tensor:
-        """The labels of serialised examples [B] as they are stored, int64 [B], be they those of classes or not."""
+        """The labels of serialised examples [B] as they are stored, int64 [B], be they those of
+        classes or not.
+        """
         feature = tf.io.FixedLenFeature([], tf.int64)
         return tf.io.parse_example(records, {self._label_key: feature})[self._label_key]
 
@@ -399,9 +437,10 @@ class ImageDataset:
           batch_size: images per batch of this shard.
           seed: fixes the order.
           start_batch: enter the stream after this many batches. Of the epoch that is entered, the
-            numbers of the earlier records are drawn again, a million in about 1.5 seconds of processor
-            time; only without random access some of these records are read, those of files that also
-            hold later ones (566 of ImageNet's 1,024 files in the middle of an epoch).
+            numbers of the earlier records are drawn again, a million in about 1.5 seconds of
+            processor time; only without random access some of these records are read, those of
+            files that also hold later ones (566 of ImageNet's 1,024 files in the middle of an
+            epoch).
           shard_index: which shard this is, in [0, num_shards).
           num_shards: how many shards share the stream.
 
@@ -417,14 +456,18 @@ class ImageDataset:
         _check_at_least("start_batch", start_batch, 0)
         _check_at_least("num_shards", num_shards, 1)
         if not 0 <= shard_index < num_shards:
-            raise ValueError(f"shard_index ({shard_index}) must be in [0, num_shards) = [0, {num_shards}).")
+            raise ValueError(
+                f"shard_index ({shard_index}) must be in [0, num_shards) = [0, {num_shards})."
+            )
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed ({seed}) must be in [0, 2**63).")
         split = self.train_split
         start = start_batch * batch_size * num_shards
         in_memory = self._fits_memory(split)
         numbers_do = in_memory or self.reads_anywhere(split)
-        stream = self._shuffled(split, seed, start, read=_numbers if numbers_do else self._read_file)
+        stream = self._shuffled(
+            split, seed, start, read=_numbers if numbers_do else self._read_file
+        )
         # Batch k * num_shards + i is this shard's part of global batch k.
         batches = stream.batch(batch_size, drop_remainder=True).shard(num_shards, shard_index)
         if in_memory:
@@ -450,11 +493,14 @@ class ImageDataset:
         _check_at_least("batch_size", batch_size, 1)
         split = self.reference_split if split is None else split
         if self._fits_memory(split):
-            return _with_options(tf.data.Dataset.from_tensor_slices(self._in_memory(split)).batch(batch_size))
+            return _with_options(
+                tf.data.Dataset.from_tensor_slices(self._in_memory(split)).batch(batch_size)
+            )
         return _with_options(self._in_stored_order(split, batch_size))
 
     def label_batches(self, *, batch_size: int, split: str) -> tf.data.Dataset:
-        """Every label of a split once, in stored order, integer [<= batch_size]; no image is decoded.
+        """Every label of a split once, in stored order, integer [<= batch_size]; no image is
+        decoded.
 
         Raises:
           ValueError: when the dataset has no such split, or batch_size is below 1.
@@ -476,12 +522,16 @@ class ImageDataset:
             parts = splits[split].file_instructions
         except (KeyError, ValueError, AssertionError) as error:
             raise ValueError(
-                f"split ({split!r}) must be one of {self._info.name}'s splits {sorted(splits)}, or a part of one, "
-                "written like 'train[:90%]': set data.ImageDataset.train_split and .reference_split."
+                f"split ({split!r}) must be one of {self._info.name}'s splits {sorted(splits)}, or "
+                "a part of one, "
+                "written like 'train[:90%]': set data.ImageDataset.train_split and "
+                ".reference_split."
             ) from error
         parts = [part for part in parts if part.take]
         if not parts:
-            raise ValueError(f"split ({split!r}) of {self._info.name} must have examples; it has none.")
+            raise ValueError(
+                f"split ({split!r}) of {self._info.name} must have examples; it has none."
+            )
         take = np.array([part.take for part in parts], np.int64)
         return {
             "path": np.array([os.fspath(part.filename) for part in parts]),
@@ -507,13 +557,16 @@ class ImageDataset:
         side = _packed_side(self._features[self._image_key])
         if side is not None and self.image_size > side:
             raise ValueError(
-                f"image_size ({self.image_size}) must be at most {side}, the side of the packed squares of "
-                f"{self._info.name}: they aren't enlarged. Set image_size={side}, or pack the images again."
+                f"image_size ({self.image_size}) must be at most {side}, the side of the packed "
+                "squares of "
+                f"{self._info.name}: they aren't enlarged. Set image_size={side}, or pack the "
+                "images again."
             )
         return side
 
     def reads_anywhere(self, split: str) -> bool:
-        """Whether the shuffle buffer holds numbers of records, each of which is read from its place when it is due.
+        """Whether the shuffle buffer holds numbers of records, each of which is read from its place
+        when it is due.
 
         Raises:
           ValueError: `random_access` is True, but the files can't be read so.
@@ -523,7 +576,8 @@ class ImageDataset:
         possible = is_tfrecord and not any("://" in path for path in paths)
         if self.random_access and not possible:
             raise ValueError(
-                f"random_access (True) must be None or False for files that aren't local TFRecords, as {paths[0]}."
+                "random_access (True) must be None or False for files that aren't local "
+                f"TFRecords, as {paths[0]}."
             )
         return possible if self.random_access is None else self.random_access
 
@@ -533,8 +587,12 @@ class ImageDataset:
         return self._finders[split]
 
     def _read_file(self, file: dict[str, tf.Tensor]) -> tf.data.Dataset:
-        """{'number', 'record'} of a file's records; the record is empty where the file isn't needed."""
-        records = file_adapters.ADAPTER_FOR_FORMAT[self._info.file_format].make_tf_data(file["path"])
+        """{'number', 'record'} of a file's records; the record is empty where the file isn't
+        needed.
+        """
+        records = file_adapters.ADAPTER_FOR_FORMAT[self._info.file_format].make_tf_data(
+            file["path"]
+        )
         read = tf.where(file["needed"], file["take"], 0)
         records = records.skip(file["skip"]).take(read)
         # A file that lost records would shift every later position of the stream: say so.
@@ -562,11 +620,17 @@ class ImageDataset:
         needed = np.full(num_files, True)
         if skipped and read is not _numbers:
             rest = self._shuffled(split, seed, start, read=_numbers).take(num_examples - skipped)
-            numbers = np.concatenate([batch["number"] for batch in rest.batch(2**16).as_numpy_iterator()])
+            numbers = np.concatenate(
+                [batch["number"] for batch in rest.batch(2**16).as_numpy_iterator()]
+            )
             needed = np.isin(np.arange(num_files), _file_of(files, numbers))
 
         # Threads cost more than numbers do.
-        parallel = {} if read is _numbers else dict(num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        parallel = (
+            {}
+            if read is _numbers
+            else dict(num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        )
 
         def epoch_stream(epoch):
             # The buffer's seed would otherwise be mixed with the global one of tf.random.set_seed.
@@ -575,10 +639,16 @@ class ImageDataset:
             tf.compat.v1.set_random_seed(1)
             is_first = epoch == first_epoch
             key = tf.stack([tf.constant(seed, tf.int64), epoch])
-            file_key, buffer_key = tf.unstack(tf.random.experimental.stateless_split(key, 2, alg=_ALGORITHM))
-            file_order = tf.random.experimental.stateless_shuffle(tf.range(num_files), seed=file_key, alg=_ALGORITHM)
+            file_key, buffer_key = tf.unstack(
+                tf.random.experimental.stateless_split(key, 2, alg=_ALGORITHM)
+            )
+            file_order = tf.random.experimental.stateless_shuffle(
+                tf.range(num_files), seed=file_key, alg=_ALGORITHM
+            )
             columns = {**files, "needed": needed | ~is_first}
-            shuffled_files = {name: tf.gather(column, file_order) for name, column in columns.items()}
+            shuffled_files = {
+                name: tf.gather(column, file_order) for name, column in columns.items()
+            }
             skip = tf.where(is_first, tf.constant(skipped, tf.int64), 0)
             elements = (
                 tf.data.Dataset.from_tensor_slices(shuffled_files)
@@ -598,22 +668,35 @@ class ImageDataset:
             if not self.flip:
                 return elements
             flip_key = tf.random.experimental.stateless_fold_in(key, _FLIPS, alg=_ALGORITHM)
-            flips = tf.random.stateless_uniform([num_examples], flip_key, 0, 2, tf.int32, alg=_ALGORITHM) == 1
+            flips = (
+                tf.random.stateless_uniform(
+                    [num_examples], flip_key, 0, 2, tf.int32, alg=_ALGORITHM
+                )
+                == 1
+            )
             flips = tf.data.Dataset.from_tensor_slices(flips[skip:])
-            return tf.data.Dataset.zip(elements, flips).map(lambda element, flip: {**element, "flip": flip})
+            return tf.data.Dataset.zip(elements, flips).map(
+                lambda element, flip: {**element, "flip": flip}
+            )
 
         return tf.data.Dataset.counter(first_epoch).flat_map(epoch_stream)
 
     def _stored_files(self, split: str) -> tf.data.Dataset:
         """A split's files in stored order, all of them needed, as `_read_file` takes them."""
         files = self._files_of(split)
-        return tf.data.Dataset.from_tensor_slices({**files, "needed": np.full(len(files["path"]), True)})
+        return tf.data.Dataset.from_tensor_slices(
+            {**files, "needed": np.full(len(files["path"]), True)}
+        )
 
     def _in_stored_order(self, split: str, batch_size: int) -> tf.data.Dataset:
-        elements = self._stored_files(split).flat_map(_numbers if self.reads_anywhere(split) else self._read_file)
+        elements = self._stored_files(split).flat_map(
+            _numbers if self.reads_anywhere(split) else self._read_file
+        )
         return self._load(split, elements.batch(batch_size), batch_size, drop_remainder=False)
 
-    def _load(self, split: str, batches: tf.data.Dataset, batch_size: int, *, drop_remainder: bool) -> tf.data.Dataset:
+    def _load(
+        self, split: str, batches: tf.data.Dataset, batch_size: int, *, drop_remainder: bool
+    ) -> tf.data.Dataset:
         """Batches of {'number', perhaps 'record' and 'flip'} -> batches of {'image', 'label'}."""
         read = functools.partial(self._read, self._finder(split))
         examples = batches.map(read, num_parallel_calls=tf.data.AUTOTUNE)
@@ -623,16 +706,22 @@ class ImageDataset:
         return examples.batch(batch_size, drop_remainder=drop_remainder)
 
     def _read(self, finder: _RecordFinder, elements: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Elements [B] -> {'image': squares uint8 [B, side, side, 3], flipped, or files [B] with 'flip'; 'label'}."""
+        """Elements [B] -> {'image': squares uint8 [B, side, side, 3], flipped, or files [B] with
+        'flip'; 'label'}.
+        """
         side = self._packed_side
         arguments = {"numbers": "number", "records": "record", "flips": "flip"}
-        given = {argument: elements[name] for argument, name in arguments.items() if name in elements}
+        given = {
+            argument: elements[name] for argument, name in arguments.items() if name in elements
+        }
 
         def read(*values):
             with _READS:
                 return self._read_records(finder, **dict(zip(given, values, strict=True)))
 
-        image, label = tf.numpy_function(read, [*given.values()], (tf.uint8 if side else tf.string, tf.int32))
+        image, label = tf.numpy_function(
+            read, [*given.values()], (tf.uint8 if side else tf.string, tf.int32)
+        )
         shape = elements["number"].shape
         image = tf.ensure_shape(image, [*shape, side, side, 3] if side else shape)
         flip = {"flip": elements["flip"]} if "flip" in elements and not side else {}
@@ -645,15 +734,20 @@ class ImageDataset:
         records: np.ndarray | None = None,
         flips: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What is stored in records [B], which are read if they aren't given: images [B], labels int32 [B].
+        """What is stored in records [B], which are read if they aren't given: images [B], labels
+        int32 [B].
 
         Squares are mirrored where `flips`; files can't be yet.
         """
         side = self._packed_side
-        images = np.empty([len(numbers), side, side, 3], np.uint8) if side else np.empty([len(numbers)], object)
+        images = (
+            np.empty([len(numbers), side, side, 3], np.uint8)
+            if side
+            else np.empty([len(numbers)], object)
+        )
         labels = np.empty([len(numbers)], np.int32)
-        # One after the other, so that a record is in the processor's cache when it is copied: faster than
-        # TensorFlow's operations on whole batches.
+        # One after the other, so that a record is in the processor's cache when it is copied:
+        # faster than TensorFlow's operations on whole batches.
         for row, source in enumerate(finder.find(numbers) if records is None else records):
             label = self._squares.read(source, images[row]) if side and records is None else None
             if label is None:
@@ -678,18 +772,24 @@ class ImageDataset:
             (label,) = features[self._label_key].int64_list.value
         except (message.DecodeError, ValueError):
             raise ValueError(
-                f"{finder.name(number)} is damaged. Copy the file again, or prepare the dataset again."
+                f"{finder.name(number)} is damaged. Copy the file again, or prepare the dataset "
+                "again."
             ) from None
         if not 0 <= label < self.num_classes:
             raise ValueError(
-                f"Label {label} of {finder.name(number)} must be in [0, num_classes), and num_classes is "
+                f"Label {label} of {finder.name(number)} must be in [0, num_classes), and "
+                "num_classes is "
                 f"{self.num_classes}."
             )
         if self._packed_side:
             num_bytes = 3 * self._packed_side**2
             if len(image) != num_bytes:
-                raise ValueError(f"The image in {finder.name(number)} must have {num_bytes} bytes, got {len(image)}.")
-        # Looked at only when it doesn't end as it should: some images have something behind their end.
+                raise ValueError(
+                    f"The image in {finder.name(number)} must have {num_bytes} bytes, got "
+                    f"{len(image)}."
+                )
+        # Looked at only when it doesn't end as it should: some images have something behind their
+        # end.
         elif not image.endswith(_ENDINGS):
             _check_decodable(image, finder, number)
         return image, label
@@ -703,7 +803,9 @@ class ImageDataset:
             image = _flipped(image, examples["flip"])
         if self._packed_side == self.image_size:
             # x * 2 / 255 - 1 in one pass: most of the time goes into writing these numbers.
-            image = tf.quantization.dequantize(tf.bitcast(image, tf.quint8), -1, 1, mode="MIN_COMBINED")
+            image = tf.quantization.dequantize(
+                tf.bitcast(image, tf.quint8), -1, 1, mode="MIN_COMBINED"
+            )
         elif self._packed_side:
             image = _resize(image, self.image_size)
         return {"image": image, "label": label}
@@ -740,7 +842,9 @@ def _pick(memory: dict[str, tf.Tensor], elements: dict[str, tf.Tensor]) -> dict[
 def _mirror(square: np.ndarray) -> None:
     """Mirrors [h, w, 3] left to right, in place."""
     before = square.copy()
-    for channel in range(3):  # four times as fast as all at once, which NumPy copies three bytes at a time
+    for channel in range(
+        3
+    ):  # four times as fast as all at once, which NumPy copies three bytes at a time
         square[..., channel] = before[:, ::-1, channel]
 
 
@@ -776,7 +880,8 @@ def _open(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         builder = tfds.builder_from_directory(data_dir)
         if builder.name != name.split("/")[0].split(":")[0]:
             raise ValueError(
-                f"name ({name!r}) must be the dataset's that data_dir holds: {data_dir} is {builder.name!r}."
+                f"name ({name!r}) must be the dataset's that data_dir holds: {data_dir} is "
+                f"{builder.name!r}."
             )
         return builder
     try:
@@ -794,11 +899,21 @@ def _open(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 
 def wrong_folder_level(class_names: list[str]) -> str | None:
     """What is wrong when classes are called what splits are called, else None."""
-    if not {name.lower() for name in class_names} <= {"train", "training", "val", "valid", "validation", "dev", "test"}:
+    if not {name.lower() for name in class_names} <= {
+        "train",
+        "training",
+        "val",
+        "valid",
+        "validation",
+        "dev",
+        "test",
+    }:
         return None
     return (
-        f"the classes are called {', '.join(class_names)}, as splits are, so the images were read from one folder too "
-        "high up. Prepare the dataset again from the folder of one split, which holds a folder per class."
+        f"the classes are called {', '.join(class_names)}, as splits are, so the images were read "
+        "from one folder too "
+        "high up. Prepare the dataset again from the folder of one split, which holds a folder per "
+        "class."
     )
 
 
@@ -814,13 +929,22 @@ def _preparing_command(name: str, data_dir: str | None) -> str:
         tars = "<folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar>"
         return f"python data_prep/imagenet.py{where} --manual_dir={tars}"
     if name.startswith("imagenet2012_"):
-        return f"python data_prep/pack.py{where} --dataset=imagenet2012 --size={name.removeprefix('imagenet2012_')}"
+        return (
+            f"python data_prep/pack.py{where} --dataset=imagenet2012 "
+            f"--size={name.removeprefix('imagenet2012_')}"
+        )
     return f"tfds build {name}{where}"
 
 
 def _packed_side(feature: tfds.features.FeatureConnector) -> int | None:
-    """The side of squares that are stored as raw bytes; None: the feature isn't one of such squares."""
-    if not isinstance(feature, tfds.features.Tensor) or feature.np_dtype != np.uint8 or len(feature.shape) != 3:
+    """The side of squares that are stored as raw bytes; None: the feature isn't one of such
+    squares.
+    """
+    if (
+        not isinstance(feature, tfds.features.Tensor)
+        or feature.np_dtype != np.uint8
+        or len(feature.shape) != 3
+    ):
         return None
     height, width, channels = feature.shape
     is_bytes = feature.to_json_content().encoding == tfds.features.Encoding.BYTES.value
@@ -831,7 +955,11 @@ def _find_features(info: tfds.core.DatasetInfo) -> tuple[str, str]:
     """Keys of the image and of the label feature."""
 
     def is_image(feature):
-        is_file = isinstance(feature, tfds.features.Image) and feature.np_dtype == np.uint8 and len(feature.shape) == 3
+        is_file = (
+            isinstance(feature, tfds.features.Image)
+            and feature.np_dtype == np.uint8
+            and len(feature.shape) == 3
+        )
         return is_file or _packed_side(feature) is not None
 
     def is_class(feature):

@@ -1,19 +1,22 @@
-"""Matrix decompositions that give a feature map its global context ("hams"), and how gradients pass through them.
+"""Matrix decompositions that give a feature map its global context ("hams"), and how gradients pass
+through them.
 
 Geng et al., "Is Attention Better Than Matrix Decomposition?", ICLR 2021, section 3.
 
-A decomposition is a function `(x, bases, *, num_steps, solve) -> y`. The paper's X [D, N] stands here transposed,
-as channels-last feature maps lie in memory:
+A decomposition is a function `(x, bases, *, num_steps, solve) -> y`. The paper's X [D, N] stands
+here transposed, as channels-last feature maps lie in memory:
     x: [B, N, D]   bases: [B, D, R]   coef: [B, N, R]   y = coef bases^T: [B, N, D]
 Products of size R x R are taken first, so nothing of size N x N or D x N x R is ever formed.
 
-Adding one: write such a function, and name it in a gin file (`context.Hamburger.decomposition = @mine.function`). Its
-attribute `draw_bases`, a function of `hamgan.stateless`, gives its initial bases; without it they are N(0, 1). A
-function with a parameter `reconstruct` is given one, `(bases, coef) -> y`, to end with: a layer that maps y linearly
-maps the few bases instead, and y itself, as large as x, is never formed.
+Adding one: write such a function, and name it in a gin file
+(`context.Hamburger.decomposition = @mine.function`). Its attribute `draw_bases`, a function of
+`hamgan.stateless`, gives its initial bases; without it they are N(0, 1). A function with a
+parameter `reconstruct` is given one, `(bases, coef) -> y`, to end with: a layer that maps y
+linearly maps the few bases instead, and y itself, as large as x, is never formed.
 
-A `solve` function (`one_step` and others below) runs the update K times and decides what the gradient sees of it:
-`(update, x, state, num_steps) -> state`. The state is a tuple of tensors, the bases first.
+A `solve` function (`one_step` and others below) runs the update K times and decides what the
+gradient sees of it: `(update, x, state, num_steps) -> state`. The state is a tuple of tensors, the
+bases first.
 """
 
 import functools
@@ -37,8 +40,8 @@ def _check_positive(function, **values):
 def one_step(update, x, state, num_steps):
     """Runs `num_steps` updates without gradient: the paper's one-step gradient (section 3.3).
 
-    The decomposition then takes one last, differentiable step of its own. Memory doesn't grow with `num_steps`: the
-    gradient is stopped on the way in, so nothing in between is kept.
+    The decomposition then takes one last, differentiable step of its own. Memory doesn't grow with
+    `num_steps`: the gradient is stopped on the way in, so nothing in between is kept.
 
     Args:
       update: function (x, state) -> state, one iteration of the solver.
@@ -57,10 +60,11 @@ def one_step(update, x, state, num_steps):
 
 
 def unrolled(update, x, state, num_steps):
-    """Runs `num_steps` updates, all of them differentiable: backpropagation through time, the paper's counter-example.
+    """Runs `num_steps` updates, all of them differentiable: backpropagation through time, the
+    paper's counter-example.
 
-    The gradient is exact and reaches the initial state too; its memory and time grow with `num_steps`. Args and returns
-    as in `one_step`.
+    The gradient is exact and reaches the initial state too; its memory and time grow with
+    `num_steps`. Args and returns as in `one_step`.
     """
     for _ in range(num_steps):
         state = update(x, state)
@@ -68,7 +72,8 @@ def unrolled(update, x, state, num_steps):
 
 
 def last_steps(update, x, state, num_steps, *, count=1):
-    """Runs `num_steps` updates, of which the last `count` are differentiable: truncated backpropagation through time.
+    """Runs `num_steps` updates, of which the last `count` are differentiable: truncated
+    backpropagation through time.
 
     Args:
       update, x, state, num_steps: as in `one_step`.
@@ -84,17 +89,19 @@ def last_steps(update, x, state, num_steps, *, count=1):
 
 
 def implicit(update, x, state, num_steps, *, adjoint_steps=6):
-    """Runs `num_steps` updates, and differentiates the fixed point that they approach (the paper's Proposition 2).
+    """Runs `num_steps` updates, and differentiates the fixed point that they approach (the paper's
+    Proposition 2).
 
-    At a fixed point z = F(z, x), and a gradient g with respect to z becomes (dF/dx)^T l with l = (dF/dz)^T l + g. This
-    adjoint equation is itself solved by iteration, l = g, (dF/dz)^T l + g, ..., which converges where F contracts. Far
-    from a fixed point it need not: keep `adjoint_steps` small when `num_steps` is. Memory grows with neither, and the
-    gradient doesn't see the initial state.
+    At a fixed point z = F(z, x), and a gradient g with respect to z becomes (dF/dx)^T l with l =
+    (dF/dz)^T l + g. This adjoint equation is itself solved by iteration, l = g, (dF/dz)^T l + g,
+    ..., which converges where F contracts. Far
+    from a fixed point it need not: keep `adjoint_steps` small when `num_steps` is. Memory grows
+    with neither, and the gradient doesn't see the initial state.
 
     Args:
       update, x, state, num_steps: as in `one_step`.
-      adjoint_steps: iterations of the adjoint equation, each as dear as the gradient of one update. With m of them the
-        gradient is that of m + 1 differentiable updates at the fixed point.
+      adjoint_steps: iterations of the adjoint equation, each as dear as the gradient of one update.
+        With m of them the gradient is that of m + 1 differentiable updates at the fixed point.
 
     Raises:
       ValueError: `adjoint_steps` is negative.
@@ -106,14 +113,18 @@ def implicit(update, x, state, num_steps, *, adjoint_steps=6):
     @tf.custom_gradient
     def at_fixed_point(x):
         def backward(*gradients):
-            # One linearisation of F serves every step; its products with vectors are all that is needed.
+            # One linearisation of F serves every step; its products with vectors are all that is
+            # needed.
             with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
                 tape.watch([x, solution])
                 updated = update(x, solution)
             pull_back = functools.partial(tape.gradient, updated, unconnected_gradients="zero")
             adjoint = gradients
             for _ in range(adjoint_steps):
-                adjoint = [part + g for part, g in zip(pull_back(solution, adjoint), gradients, strict=True)]
+                adjoint = [
+                    part + g
+                    for part, g in zip(pull_back(solution, adjoint), gradients, strict=True)
+                ]
             return pull_back(x, adjoint)
 
         return solution, backward
@@ -122,7 +133,9 @@ def implicit(update, x, state, num_steps, *, adjoint_steps=6):
 
 
 def reaches_initial_state(solve, num_steps):
-    """Whether a gradient passes through `solve` to the initial state, so that initial bases can be learned."""
+    """Whether a gradient passes through `solve` to the initial state, so that initial bases can be
+    learned.
+    """
     initial = tf.ones([])
     with tf.GradientTape() as tape:
         tape.watch(initial)
@@ -134,7 +147,9 @@ def reaches_initial_state(solve, num_steps):
 
 
 def draw_bases_of(decomposition):
-    """The function of `hamgan.stateless` that draws initial bases for a decomposition, or a `partial` of one."""
+    """The function of `hamgan.stateless` that draws initial bases for a decomposition, or a
+    `partial` of one.
+    """
     while isinstance(decomposition, functools.partial) and not hasattr(decomposition, "draw_bases"):
         decomposition = decomposition.func
     return getattr(decomposition, "draw_bases", stateless.normal)
@@ -175,20 +190,31 @@ def _update_nmf(x, state):
     return _update_nmf_bases(x, bases, coef), coef
 
 
-def nmf(x, bases, *, num_steps, solve=one_step, reconstruct=product, temperature=1.0, normalize=False, rectify=True):
-    """Non-negative matrix factorisation by multiplicative updates (section 3.2, Lee and Seung 2001).
+def nmf(
+    x,
+    bases,
+    *,
+    num_steps,
+    solve=one_step,
+    reconstruct=product,
+    temperature=1.0,
+    normalize=False,
+    rectify=True,
+):
+    """Non-negative matrix factorisation by multiplicative updates (section 3.2, Lee and Seung
+    2001).
 
     Args:
       x: [B, N, D] float32; negative entries are set to 0 first, where `rectify`.
-      bases: [B, D, R] initial bases, drawn from U(0, 1) where nothing else is said. Of negative entries, which learned
-        bases may come to have, the absolute value is taken.
+      bases: [B, D, R] initial bases, drawn from U(0, 1) where nothing else is said. Of negative
+        entries, which learned bases may come to have, the absolute value is taken.
       num_steps: updates before the last one, K.
       solve: how the K updates are run and differentiated, e.g. `one_step`.
       reconstruct: function (bases, coef) that makes the result.
       temperature: of the softmax that gives the initial coefficients.
       normalize: scale the initial bases to length 1, as the published segmentation code does.
-      rectify: False for x that isn't negative, the output of a ReLU as in the published segmentation code: there the
-        gradient of zeros is stopped by that ReLU, not here.
+      rectify: False for x that isn't negative, the output of a ReLU as in the published
+        segmentation code: there the gradient of zeros is stopped by that ReLU, not here.
 
     Returns:
       [B, N, D], the product of non-negative factors.
@@ -220,9 +246,12 @@ def _squared_length(x):
 
 def _update_vq(x, state, *, temperature):
     (bases,) = state
-    # The length of a row of x scales its logits: a normalised copy of x would be one more tensor of its size.
+    # The length of a row of x scales its logits: a normalised copy of x would be one more tensor of
+    # its size.
     inverse_length = tf.math.rsqrt(tf.maximum(_squared_length(x), EPSILON**2))
-    coef = tf.nn.softmax(tf.matmul(x, normalize_bases(bases)) * (inverse_length / temperature), axis=-1)  # [B, N, R]
+    coef = tf.nn.softmax(
+        tf.matmul(x, normalize_bases(bases)) * (inverse_length / temperature), axis=-1
+    )  # [B, N, R]
     total = tf.reduce_sum(coef, axis=1, keepdims=True)  # [B, 1, R]
     # Dividing the small product, [B, D, R], is dividing coef.
     return (tf.matmul(x, coef, transpose_a=True) / (EPSILON + total),)
@@ -234,18 +263,21 @@ def _update_cd(x, state, *, temperature):
 
 
 def vq(x, bases, *, num_steps, solve=one_step, reconstruct=product, temperature=0.01):
-    """Vector quantisation: each row of x becomes a soft choice among R centres (section 3.2; Gray and Neuhoff 1998).
+    """Vector quantisation: each row of x becomes a soft choice among R centres (section 3.2; Gray
+    and Neuhoff 1998).
 
     Args:
       x: [B, N, D] float32.
-      bases: [B, D, R] initial centres, N(0, 1) where nothing else is said; their length doesn't matter.
+      bases: [B, D, R] initial centres, N(0, 1) where nothing else is said; their length doesn't
+        matter.
       num_steps: updates of the centres, K.
       solve: how they are run and differentiated, e.g. `one_step`.
       reconstruct: function (bases, coef) that makes the result.
       temperature: of the softmax over centres.
 
     Returns:
-      [B, N, D]. The gradient of the last choice with respect to x is taken at constant length of the rows.
+      [B, N, D]. The gradient of the last choice with respect to x is taken at constant length of
+      the rows.
 
     Raises:
       ValueError: the temperature isn't positive.
@@ -262,16 +294,19 @@ vq.draw_bases = stateless.normal
 
 
 def cd(x, bases, *, num_steps, solve=one_step, reconstruct=product, temperature=0.01, beta=0.01):
-    """Concept decomposition: spherical k-means, then ridge regression on the concepts (Dhillon and Modha 2001).
+    """Concept decomposition: spherical k-means, then ridge regression on the concepts (Dhillon and
+    Modha 2001).
 
     Args:
       x: [B, N, D] float32.
-      bases: [B, D, R] initial concepts, N(0, 1) where nothing else is said; their length doesn't matter.
+      bases: [B, D, R] initial concepts, N(0, 1) where nothing else is said; their length doesn't
+        matter.
       num_steps: updates of the concepts, K.
       solve: how they are run and differentiated, e.g. `one_step`.
       reconstruct: function (bases, coef) that makes the result.
       temperature: of the softmax over concepts.
-      beta: weight of the ridge, added to the diagonal of bases^T bases. The published segmentation code has 0.1.
+      beta: weight of the ridge, added to the diagonal of bases^T bases. The published segmentation
+        code has 0.1.
 
     Returns:
       [B, N, D] = x bases (bases^T bases + beta I)^-1 bases^T.
@@ -282,8 +317,12 @@ def cd(x, bases, *, num_steps, solve=one_step, reconstruct=product, temperature=
     _check_positive("cd", temperature=temperature, beta=beta)
     update = functools.partial(_update_cd, temperature=temperature)
     (bases,) = solve(update, x, (normalize_bases(bases),), num_steps)
-    ridge = _gram(bases) + beta * tf.eye(bases.shape[-1], dtype=bases.dtype)  # [B, R, R], positive definite
-    inverse = tf.linalg.cholesky_solve(tf.linalg.cholesky(ridge), tf.linalg.matrix_transpose(bases))  # [B, R, D]
+    ridge = _gram(bases) + beta * tf.eye(
+        bases.shape[-1], dtype=bases.dtype
+    )  # [B, R, R], positive definite
+    inverse = tf.linalg.cholesky_solve(
+        tf.linalg.cholesky(ridge), tf.linalg.matrix_transpose(bases)
+    )  # [B, R, D]
     return reconstruct(bases, tf.matmul(x, inverse, transpose_b=True))
 
 

@@ -1,4 +1,6 @@
-"""Where a run computes: a distribution strategy from flags and environment, and the arithmetic of global batches."""
+"""Where a run computes: a distribution strategy from flags and environment, and the arithmetic of
+global batches.
+"""
 
 import json
 import os
@@ -6,32 +8,38 @@ import os
 import tensorflow as tf
 
 ACCELERATORS = ("auto", "cpu", "gpu", "tpu")
-_TF_CONFIG_EXAMPLE = '{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'
+_TF_CONFIG_EXAMPLE = (
+    '{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'
+)
 
 
 def create_strategy(accelerator="auto", tpu="local", *, across_hosts=True):
-    """The strategy for an accelerator, on this host or on all hosts that the environment variable TF_CONFIG names.
+    """The strategy for an accelerator, on this host or on all hosts that the environment variable
+    TF_CONFIG names.
 
     To be called before anything else of TensorFlow where TF_CONFIG names several hosts.
 
     Args:
-      accelerator: 'tpu'; 'gpu' (all GPUs of the host); 'cpu' (all logical CPU devices, usually one); 'auto': a TPU if
-        this host has one, else its GPUs, else the CPU.
+      accelerator: 'tpu'; 'gpu' (all GPUs of the host); 'cpu' (all logical CPU devices, usually
+        one); 'auto': a TPU if this host has one, else its GPUs, else the CPU.
       tpu: 'local' for the TPU VM this runs on, otherwise the TPU's name or its grpc:// address.
       across_hosts: whether the hosts of TF_CONFIG compute together; False: this host alone.
 
     Raises:
-      ValueError: an unknown accelerator, or one that this host doesn't have; a TF_CONFIG that can't be used.
+      ValueError: an unknown accelerator, or one that this host doesn't have; a TF_CONFIG that can't
+        be used.
     """
     if accelerator not in ACCELERATORS:
-        raise ValueError(f"accelerator must be one of {', '.join(ACCELERATORS)}, got {accelerator!r}.")
+        raise ValueError(
+            f"accelerator must be one of {', '.join(ACCELERATORS)}, got {accelerator!r}."
+        )
     if accelerator == "auto":
         if tpu != "local" or tf.config.list_physical_devices("TPU"):
             accelerator = "tpu"
         else:
             accelerator = "gpu" if tf.config.list_physical_devices("GPU") else "cpu"
-    # TensorFlow 2.20's remapper fails on residual blocks ("fanout ... exist for missing node"): it prints an error and
-    # leaves the graph as it was.
+    # TensorFlow 2.20's remapper fails on residual blocks ("fanout ... exist for missing node"): it
+    # prints an error and leaves the graph as it was.
     tf.config.optimizer.set_experimental_options({"remapping": False})
     if accelerator == "tpu":
         return _tpu_strategy(tpu)
@@ -40,8 +48,10 @@ def create_strategy(accelerator="auto", tpu="local", *, across_hosts=True):
     devices = tf.config.list_logical_devices(accelerator.upper())
     if not devices:
         raise ValueError(
-            f"accelerator={accelerator}: TensorFlow sees no {accelerator.upper()} on this host, only "
-            f"{sorted({d.device_type for d in tf.config.list_logical_devices()})}. Check the driver (nvidia-smi) and "
+            f"accelerator={accelerator}: TensorFlow sees no {accelerator.upper()} on this host, "
+            "only "
+            f"{sorted({d.device_type for d in tf.config.list_logical_devices()})}. Check the "
+            "driver (nvidia-smi) and "
             "that TensorFlow was installed with tensorflow[and-cuda], or use --accelerator=cpu."
         )
     if len(devices) == 1:
@@ -57,8 +67,10 @@ def _tpu_strategy(tpu):
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, tf.errors.OpError) as error:
         raise ValueError(
-            f"tpu={tpu!r} can't be reached: {error}\nOn a TPU VM use --tpu=local with the packages of "
-            "requirements-tpu.txt (scripts/check_environment.py --tpu tells what is missing); from elsewhere give the "
+            f"tpu={tpu!r} can't be reached: {error}\nOn a TPU VM use --tpu=local with the packages "
+            "of "
+            "requirements-tpu.txt (scripts/check_environment.py --tpu tells what is missing); from "
+            "elsewhere give the "
             "TPU's name."
         ) from error
     return tf.distribute.TPUStrategy(resolver)
@@ -71,7 +83,8 @@ def _hosts_of_cluster():
         return sum(len(cluster.get(job, ())) for job in ("chief", "worker"))
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(
-            f"TF_CONFIG must be JSON like {_TF_CONFIG_EXAMPLE}, got {text!r}. Unset it to train on this host alone."
+            f"TF_CONFIG must be JSON like {_TF_CONFIG_EXAMPLE}, got {text!r}. Unset it to train on "
+            "this host alone."
         ) from error
 
 
@@ -79,13 +92,17 @@ def _multi_host_strategy(accelerator):
     if accelerator == "cpu":
         tf.config.set_visible_devices([], "GPU")  # it would take them
     elif not tf.config.list_physical_devices("GPU"):
-        raise ValueError("accelerator=gpu: TensorFlow sees no GPU on this host. Check the driver (nvidia-smi).")
+        raise ValueError(
+            "accelerator=gpu: TensorFlow sees no GPU on this host. Check the driver (nvidia-smi)."
+        )
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
     except (ValueError, KeyError, RuntimeError, tf.errors.OpError) as error:
         raise ValueError(
-            f"The hosts of TF_CONFIG can't be joined: {error}\nTF_CONFIG is {os.environ['TF_CONFIG']}; it must name "
-            f"all hosts and which of them this is, like {_TF_CONFIG_EXAMPLE}, and the same command must run on each."
+            f"The hosts of TF_CONFIG can't be joined: {error}\nTF_CONFIG is "
+            f"{os.environ['TF_CONFIG']}; it must name "
+            f"all hosts and which of them this is, like {_TF_CONFIG_EXAMPLE}, and the same command "
+            "must run on each."
         ) from error
 
 
@@ -100,7 +117,8 @@ def per_replica_batch_size(batch_size, num_replicas):
     if batch_size % num_replicas:
         lower = max(num_replicas, batch_size // num_replicas * num_replicas)
         raise ValueError(
-            f"Batch size ({batch_size}) must be divisible by the number of replicas ({num_replicas}); "
+            f"Batch size ({batch_size}) must be divisible by the number of replicas "
+            f"({num_replicas}); "
             f"{lower} and {lower + num_replicas} are."
         )
     return batch_size // num_replicas

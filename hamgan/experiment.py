@@ -15,7 +15,8 @@ PRECISIONS = ("float32", "mixed_bfloat16")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """The parts of a run. Constructors, not objects: networks must be created in the scope of a strategy.
+    """The parts of a run. Constructors, not objects: networks must be created in the scope of a
+    strategy.
 
     Attributes:
       dataset: constructor of the data set, called with data_dir.
@@ -24,8 +25,9 @@ class Experiment:
       trainer: constructor of the trainer, called with strategy, generator and discriminator.
       schedule: how long and how often.
       protocol: how the run is evaluated.
-      precision: of both networks, a Keras dtype policy: 'mixed_bfloat16' computes in bfloat16, with variables and what
-        needs it in float32. None: what each network's own `dtype` says, float32 by default.
+      precision: of both networks, a Keras dtype policy: 'mixed_bfloat16' computes in bfloat16, with
+        variables and what needs it in float32. None: what each network's own `dtype` says, float32
+          by default.
     """
 
     dataset: Callable = ImageDataset
@@ -40,6 +42,11 @@ class Experiment:
         if self.precision is None:
             return
         if self.precision not in PRECISIONS:
-            raise ValueError(f"Experiment: precision must be None or one of {PRECISIONS}, got {self.precision!r}.")
+            raise ValueError(
+                f"Experiment: precision must be None or one of {PRECISIONS}, got "
+                f"{self.precision!r}."
+            )
         for name in ("generator", "discriminator"):
-            object.__setattr__(self, name, functools.partial(getattr(self, name), dtype=self.precision))
+            object.__setattr__(
+                self, name, functools.partial(getattr(self, name), dtype=self.precision)
+            )

@@ -28,6 +28,8 @@ def first_bad(values):
 
 
 def spectral_layers(network):
-    """{name: layer} of the spectrally normalised layers of a network, by their names in checkpoints."""
+    """{name: layer} of the spectrally normalised layers of a network, by their names in
+    checkpoints.
+    """
     layers = [layer for layer in network._flatten_layers() if isinstance(layer, SpectralLayer)]
     return {layer.kernel.path.removesuffix("/kernel"): layer for layer in layers}

@@ -1,7 +1,7 @@
 """What a Hamburger does to the features of a trained network (Geng et al. 2021, figures 5 and 6).
 
-Spectra of the feature matrices before and after, the error of the decomposition after each of its updates, and feature
-maps before and after.
+Spectra of the feature matrices before and after, the error of the decomposition after each of its
+updates, and feature maps before and after.
 """
 
 import contextlib
@@ -24,10 +24,11 @@ class Ham:
     """One decomposition of a forward pass; B counts sections too.
 
     Attributes:
-      x: [B, N, D] float32, what is decomposed: its input without what it ignores (NMF: the negative entries).
+      x: [B, N, D] float32, what is decomposed: its input without what it ignores (NMF: the negative
+        entries).
       y: [B, N, D] float32, the approximation of rank R.
-      errors: [K + 1, B] float64, |x - y| / |x| in the Frobenius norm when the decomposition ends after 0 to K updates.
-        A matrix of zeros has error 0.
+      errors: [K + 1, B] float64, |x - y| / |x| in the Frobenius norm when the decomposition ends
+        after 0 to K updates. A matrix of zeros has error 0.
       bases: [B, D, R] float32, the initial bases.
     """
 
@@ -47,7 +48,8 @@ class Inspection:
 
     Attributes:
       before, after: [B, H, W, C] float32, input and output of the Hamburger.
-      hams: {'space': Ham}, and 'channels' in a Hamburger V2+: whether a pixel or a channel is a row.
+      hams: {'space': Ham}, and 'channels' in a Hamburger V2+: whether a pixel or a channel is a
+        row.
       gate: how much of the ham is added.
     """
 
@@ -57,7 +59,9 @@ class Inspection:
     gate: float
 
     def matrices(self):
-        """{name: [B, rows, columns]} of the matrices whose spectra are compared, in the order of the computation."""
+        """{name: [B, rows, columns]} of the matrices whose spectra are compared, in the order of
+        the computation.
+        """
         found = {"input of the Hamburger": _as_rows(self.before)}
         for name, ham in self.hams.items():
             over = f" over {name}" if len(self.hams) > 1 else ""
@@ -70,7 +74,10 @@ class Inspection:
         batch, height, width, _ = self.before.shape
         pairs = {"input of the Hamburger": self.before, "output of the Hamburger": self.after}
         # [B * S, N, D] -> [B, H, W, S * D]
-        for name, rows in (("input of the ham", self.hams["space"].x), ("output of the ham", self.hams["space"].y)):
+        for name, rows in (
+            ("input of the ham", self.hams["space"].x),
+            ("output of the ham", self.hams["space"].y),
+        ):
             maps = rows.reshape(batch, -1, height, width, rows.shape[-1])
             pairs[name] = np.moveaxis(maps, 1, 3).reshape(batch, height, width, -1)
         return pairs
@@ -86,7 +93,8 @@ def inspect(network, *arguments, num_steps=None, **keywords):
     Args:
       network: a Generator or Discriminator whose context module is a Hamburger (V1, V2 or V2+).
       arguments, keywords: of its call.
-      num_steps: updates whose errors are computed; None: as many as the Hamburger runs in inference, K.
+      num_steps: updates whose errors are computed; None: as many as the Hamburger runs in
+        inference, K.
 
     Returns:
       (the network's output, `Inspection`).
@@ -128,7 +136,8 @@ def hamburger_of(network):
     if not hasattr(layer, "decomposition"):
         has = "no context module" if layer is None else f"a {type(layer).__name__}"
         raise ValueError(
-            f"This {type(network).__name__.lower()} has no Hamburger, but {has}: there is no decomposition to look at."
+            f"This {type(network).__name__.lower()} has no Hamburger, but {has}: there is no "
+            "decomposition to look at."
         )
     return layer
 
@@ -158,7 +167,9 @@ def _ham(decomposition, x, bases, inference_steps, num_steps):
 
 
 def relative_error(x, y):
-    """|x - y| / |x| of each matrix in the Frobenius norm, in float64: [B, N, D] twice -> [B]. 0 where x is 0."""
+    """|x - y| / |x| of each matrix in the Frobenius norm, in float64: [B, N, D] twice -> [B]. 0
+    where x is 0.
+    """
     x, y = np.float64(x), np.float64(y)
     norm = np.linalg.norm(x, axis=(1, 2))
     return np.linalg.norm(x - y, axis=(1, 2)) / np.where(norm == 0, 1, norm)
@@ -171,7 +182,8 @@ def accumulative_ratio(matrices):
       matrices: [B, N, D].
 
     Returns:
-      [B, min(N, D)] float64: entry i is the sum of squares of the i + 1 largest singular values, divided by that of
+      [B, min(N, D)] float64: entry i is the sum of squares of the i + 1 largest singular values,
+        divided by that of
       all; the last one is 1. For a matrix of zeros all entries are 1.
     """
     squares = np.linalg.svd(np.float64(matrices), compute_uv=False) ** 2
@@ -184,25 +196,32 @@ def summary(inspection):
     """The inspection's numbers in a form for JSON.
 
     Returns:
-      {'gate': number, 'rank': {ham: R}, 'accumulative_ratio': {matrix: curve}, 'reconstruction_error': {ham: curve}}.
-      A curve is {'mean', 'low', 'high': list}, low and high the 10th and 90th percentile of the batch. Entry i of a
-      ratio belongs to i + 1 singular values, entry k of an error to k updates. A ratio also has 'values_for_90' and
-      'values_for_99', how many singular values hold that many percent.
+      {'gate': number, 'rank': {ham: R}, 'accumulative_ratio': {matrix: curve},
+        'reconstruction_error': {ham: curve}}.
+      A curve is {'mean', 'low', 'high': list}, low and high the 10th and 90th percentile of the
+        batch. Entry i of a
+      ratio belongs to i + 1 singular values, entry k of an error to k updates. A ratio also has
+      'values_for_90' and 'values_for_99', how many singular values hold that many percent.
     """
-    ratios = {name: accumulative_ratio(matrices) for name, matrices in inspection.matrices().items()}
+    ratios = {
+        name: accumulative_ratio(matrices) for name, matrices in inspection.matrices().items()
+    }
     return {
         "gate": inspection.gate,
         "rank": {name: ham.rank for name, ham in inspection.hams.items()},
         "accumulative_ratio": {
             name: {
                 **_spread(ratio),
-                # The first entry at or above the share, of the batch's mean; the mean ends at 1 up to rounding.
+                # The first entry at or above the share, of the batch's mean; the mean ends at 1 up
+                # to rounding.
                 "values_for_90": int(np.searchsorted(ratio.mean(axis=0), 0.90)) + 1,
                 "values_for_99": int(np.searchsorted(ratio.mean(axis=0), 0.99)) + 1,
             }
             for name, ratio in ratios.items()
         },
-        "reconstruction_error": {name: _spread(ham.errors.T) for name, ham in inspection.hams.items()},
+        "reconstruction_error": {
+            name: _spread(ham.errors.T) for name, ham in inspection.hams.items()
+        },
     }
 
 
@@ -214,7 +233,12 @@ def _spread(values):
 # Pictures
 
 _COLOURS = ("#9a9a9a", "#08519c", "#b2182b", "#e08214", "#2ca25f", "#252525")
-_STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "font.size": 9}
+_STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "font.size": 9,
+}
 
 
 def draw_curves(numbers, path, *, title=None):
@@ -222,7 +246,9 @@ def draw_curves(numbers, path, *, title=None):
     with matplotlib.rc_context(_STYLE):
         figure = mpl_figure.Figure(figsize=(11, 4.2), layout="constrained", dpi=110)
         left, right = figure.subplots(1, 2, width_ratios=[3, 2])
-        for colour, (name, ratio) in zip(_COLOURS, numbers["accumulative_ratio"].items(), strict=False):
+        for colour, (name, ratio) in zip(
+            _COLOURS, numbers["accumulative_ratio"].items(), strict=False
+        ):
             # Before and after may lie on each other: the one drawn later has gaps.
             style = "--" if name == "output of the Hamburger" else "-"
             _band(left, np.arange(1, len(ratio["mean"]) + 1), ratio, colour, name, linestyle=style)
@@ -237,8 +263,12 @@ def draw_curves(numbers, path, *, title=None):
         left.minorticks_off()
         left.set_title("Share of the sum of squares of all singular values", loc="left", fontsize=9)
         left.legend(frameon=False, loc="lower right")
-        for colour, (name, error) in zip(_COLOURS[1:], numbers["reconstruction_error"].items(), strict=False):
-            _band(right, np.arange(len(error["mean"])), error, colour, f"ham over {name}", marker="o")
+        for colour, (name, error) in zip(
+            _COLOURS[1:], numbers["reconstruction_error"].items(), strict=False
+        ):
+            _band(
+                right, np.arange(len(error["mean"])), error, colour, f"ham over {name}", marker="o"
+            )
         right.set(ylim=(0, None), xlabel="updates k")
         right.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         right.set_title("Error of the decomposition, |X - Y| / |X|", loc="left", fontsize=9)
@@ -257,9 +287,11 @@ def _band(axes, x, curve, colour, label, **kwargs):
 
 
 def draw_maps(inspection, images, path, *, examples=3, channels=7, title=None):
-    """Draws feature maps before and after the Hamburger, and before and after its ham, into a PNG file.
+    """Draws feature maps before and after the Hamburger, and before and after its ham, into a PNG
+    file.
 
-    Each pair shows the mean over channels, and the channels of the greatest variance before, in one scale for both.
+    Each pair shows the mean over channels, and the channels of the greatest variance before, in one
+    scale for both.
 
     Args:
       inspection: an `Inspection`.
@@ -276,9 +308,14 @@ def draw_maps(inspection, images, path, *, examples=3, channels=7, title=None):
     channels = min(channels, *(maps[name].shape[-1] for name in names))
     pairs = list(zip(names[::2], names[1::2], strict=True))
     # Over the batch, so that a column is one channel in all examples.
-    chosen = [np.argsort(-maps[before].var(axis=(0, 1, 2)), kind="stable")[:channels] for before, _ in pairs]
+    chosen = [
+        np.argsort(-maps[before].var(axis=(0, 1, 2)), kind="stable")[:channels]
+        for before, _ in pairs
+    ]
     with matplotlib.rc_context({"font.size": 8}):
-        figure = mpl_figure.Figure(figsize=(1.05 * channels + 3.7, 4.3 * count + 0.6), layout="constrained", dpi=110)
+        figure = mpl_figure.Figure(
+            figsize=(1.05 * channels + 3.7, 4.3 * count + 0.6), layout="constrained", dpi=110
+        )
         for example, part in enumerate(np.atleast_1d(figure.subfigures(count, 1, hspace=0.02))):
             grid = part.subplots(2 * len(pairs), channels + 2, squeeze=False)
             for axes in grid.flat:
@@ -293,7 +330,9 @@ def draw_maps(inspection, images, path, *, examples=3, channels=7, title=None):
 
 
 def _draw_pair(grid, pair, names, chosen):
-    """Two rows of axes, [2, 1 + channels]: the mean, then the chosen channels, of each of a pair [H, W, C]."""
+    """Two rows of axes, [2, 1 + channels]: the mean, then the chosen channels, of each of a pair
+    [H, W, C].
+    """
     for column, channel in enumerate([None, *chosen]):
         parts = [maps.mean(axis=-1) if channel is None else maps[..., channel] for maps in pair]
         low, high = min(part.min() for part in parts), max(part.max() for part in parts)

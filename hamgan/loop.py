@@ -1,4 +1,6 @@
-"""The host loop: many device steps per call, then whatever is due - checkpoints, scalars, samples, evaluation."""
+"""The host loop: many device steps per call, then whatever is due - checkpoints, scalars, samples,
+evaluation.
+"""
 
 import contextlib
 import dataclasses
@@ -36,7 +38,9 @@ def stop(message):
 
 
 def rollback(message):
-    """On collapse: an event, and training goes on from the checkpoint with the best FID, with other random numbers."""
+    """On collapse: an event, and training goes on from the checkpoint with the best FID, with other
+    random numbers.
+    """
     return True
 
 
@@ -52,14 +56,15 @@ class Schedule:
       keep_best: checkpoints with the best FID, under each protocol, that stay too.
       sample_every: between sample grids.
       evaluate_every: between evaluations in train_and_evaluate.
-      max_rollbacks: how often a run goes back to its last good checkpoint, with other random numbers, when something
-        isn't finite; after that it stops.
+      max_rollbacks: how often a run goes back to its last good checkpoint, with other random
+        numbers, when something isn't finite; after that it stops.
       collapse_calls: host calls in a row that make a saturated discriminator a collapse.
-      collapse_loss: the discriminator is saturated when its loss is this close to 0, or when it takes fakes for more
-        real than real images.
-      collapse_factor: an FID above this many times the best one is a collapse; None: FID isn't looked at.
-      on_collapse: `report`, `stop`, `rollback` (counts for max_rollbacks) or a function (message) -> whether to roll
-        back.
+      collapse_loss: the discriminator is saturated when its loss is this close to 0, or when it
+        takes fakes for more real than real images.
+      collapse_factor: an FID above this many times the best one is a collapse; None: FID isn't
+        looked at.
+      on_collapse: `report`, `stop`, `rollback` (counts for max_rollbacks) or a function (message)
+        -> whether to roll back.
     """
 
     num_steps: int = 1_000_000
@@ -79,13 +84,17 @@ class Schedule:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name in ("keep_best", "max_rollbacks", "collapse_loss") else 1
-            if field.name == "on_collapse" or (value is None and field.name in ("max_to_keep", "collapse_factor")):
+            if field.name == "on_collapse" or (
+                value is None and field.name in ("max_to_keep", "collapse_factor")
+            ):
                 continue
             if not isinstance(value, int | float) or value < least:
                 raise ValueError(f"Schedule: {field.name} must be at least {least}, got {value!r}.")
 
     def steps_until_due(self, step, ends=()):
-        """How many steps the next host call takes, so that it ends where something is due, or at a step of `ends`."""
+        """How many steps the next host call takes, so that it ends where something is due, or at a
+        step of `ends`.
+        """
         periods = (self.steps_per_loop, self.save_every, self.sample_every, self.evaluate_every)
         nexts = [*(step - step % period + period for period in periods), *ends, self.num_steps]
         return min(end for end in nexts if end > step) - step
@@ -94,7 +103,8 @@ class Schedule:
 class Log:
     """Where a run's numbers go: metrics.jsonl and TensorBoard, under the same names.
 
-    A record that can't be written (a full disk, a bucket that fails) is kept and written with a later one.
+    A record that can't be written (a full disk, a bucket that fails) is kept and written with a
+    later one.
 
     Args:
       model_dir: the run's folder.
@@ -143,7 +153,10 @@ class Log:
             if record.get("fid") is not None:
                 protocol = json.dumps([record.get(key) for key in _PROTOCOL], sort_keys=True)
                 fids = protocols.pop(protocol, {})
-                protocols[protocol] = {**fids, record["step"]: min(record["fid"], fids.get(record["step"], np.inf))}
+                protocols[protocol] = {
+                    **fids,
+                    record["step"]: min(record["fid"], fids.get(record["step"], np.inf)),
+                }
         return list(protocols.values())
 
     def fids(self):
@@ -168,7 +181,9 @@ _PROTOCOL = ("protocol", "num_samples", "features", "reference", "quantize")
 
 
 class _Screen:
-    """The standard error stream, whose failures are passed over: it may be a file on the disk that is full."""
+    """The standard error stream, whose failures are passed over: it may be a file on the disk that
+    is full.
+    """
 
     def __getattr__(self, name):
         return getattr(sys.stderr, name)
@@ -210,13 +225,17 @@ class SampleGrid:
       batch_norm: constructor of where batch norm has its moments from, as in a protocol.
     """
 
-    def __init__(self, generator, *, strategy, class_names, seed=0, batch_norm=sampling.MovingAverages):
+    def __init__(
+        self, generator, *, strategy, class_names, seed=0, batch_norm=sampling.MovingAverages
+    ):
         classes = grid_classes(generator.num_classes)
         self.labels = np.repeat(classes, GRID_COLUMNS)
         self.row_labels = [class_names[c] for c in classes]
         replicas = strategy.num_replicas_in_sync
         batch_size = -(-min(100, len(self.labels)) // replicas) * replicas
-        self._sampler = sampling.Sampler(generator, strategy=strategy, batch_size=batch_size, seed=seed)
+        self._sampler = sampling.Sampler(
+            generator, strategy=strategy, batch_size=batch_size, seed=seed
+        )
         self._batch_norm, self._seed = batch_norm(self._sampler), tf.constant(seed)
 
     def images(self):
@@ -226,7 +245,9 @@ class SampleGrid:
 
     def save(self, path, images, *, title=None):
         """Writes the grid's images into a PNG file."""
-        pictures.save_grid(path, images, columns=GRID_COLUMNS, row_labels=self.row_labels, title=title)
+        pictures.save_grid(
+            path, images, columns=GRID_COLUMNS, row_labels=self.row_labels, title=title
+        )
 
 
 def write_class_names(model_dir, names):
@@ -244,21 +265,30 @@ def read_class_names(model_dir, num_classes):
 
 
 def draw_real_images(path, dataset, grid):
-    """Draws real images of the grid's classes, as many of each as its rows hold and the first batches have."""
+    """Draws real images of the grid's classes, as many of each as its rows hold and the first
+    batches have.
+    """
     wanted = {int(c): [] for c in grid.labels[::GRID_COLUMNS]}
-    for batch in dataset.reference_batches(split=dataset.train_split, batch_size=100).take(200).as_numpy_iterator():
+    for batch in (
+        dataset.reference_batches(split=dataset.train_split, batch_size=100)
+        .take(200)
+        .as_numpy_iterator()
+    ):
         for image, label in zip(batch["image"], batch["label"], strict=True):
             if len(wanted.get(int(label), range(GRID_COLUMNS))) < GRID_COLUMNS:
                 wanted[int(label)].append(image)
         if all(len(images) == GRID_COLUMNS for images in wanted.values()):
             break
     blank = np.ones([dataset.image_size, dataset.image_size, 3], np.float32)
-    images = [image for row in wanted.values() for image in row + [blank] * (GRID_COLUMNS - len(row))]
+    images = [
+        image for row in wanted.values() for image in row + [blank] * (GRID_COLUMNS - len(row))
+    ]
     pictures.save_grid(path, np.stack(images), columns=GRID_COLUMNS, row_labels=grid.row_labels)
 
 
 class Interruption:
-    """SIGTERM and Ctrl-C as a wish to stop that is looked at between host calls; a second Ctrl-C stops at once.
+    """SIGTERM and Ctrl-C as a wish to stop that is looked at between host calls; a second Ctrl-C
+    stops at once.
 
     Attributes:
       signal: name of the signal that came; None: none yet.
@@ -285,7 +315,9 @@ class Interruption:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
         # Not print: it can't be called while it is interrupted.
-        os.write(2, f"\n{self.signal}: saving, then leaving. (Ctrl-C again: leave at once.)\n".encode())
+        os.write(
+            2, f"\n{self.signal}: saving, then leaving. (Ctrl-C again: leave at once.)\n".encode()
+        )
         if self._raises:
             raise _Interrupted
 
@@ -312,29 +344,35 @@ class Ended(NamedTuple):
     stopped: bool
 
 
-def train(*, trainer, dataset, schedule, model_dir, evaluator=None, grid=None, progress=True, profile=None):
+def train(
+    *, trainer, dataset, schedule, model_dir, evaluator=None, grid=None, progress=True, profile=None
+):
     """Trains until `schedule.num_steps`, from the newest checkpoint in `model_dir` if there is one.
 
-    SIGTERM or Ctrl-C ends it early: after the host call that is running, or at once during an evaluation, it saves and
-    returns. With several hosts all call it, with one `model_dir` that all can read; one of them writes.
+    SIGTERM or Ctrl-C ends it early: after the host call that is running, or at once during an
+    evaluation, it saves and returns. With several hosts all call it, with one `model_dir` that all
+    can read; one of them writes.
 
     Args:
       trainer: a `hamgan.trainer.Trainer`.
       dataset: a `hamgan.data.ImageDataset`.
       schedule: a `Schedule`.
       model_dir: the run's folder.
-      evaluator: a `hamgan.evaluation.runner.Evaluator` of the trainer's generator; None: no evaluation.
+      evaluator: a `hamgan.evaluation.runner.Evaluator` of the trainer's generator; None: no
+        evaluation.
       grid: the `SampleGrid` that is drawn; None: one of the trainer's generator.
       progress: draw a progress bar.
-      profile: (start, stop), steps between which a TensorFlow profile is written into model_dir; None: no profile.
+      profile: (start, stop), steps between which a TensorFlow profile is written into model_dir;
+        None: no profile.
 
     Returns:
-      Ended(checkpoint: the path of the last one, whose name tells where training ended; stopped: whether a signal
+      Ended(checkpoint: the path of the last one, whose name tells where training ended; stopped:
+        whether a signal
       ended it).
 
     Raises:
-      FloatingPointError: something wasn't finite more than `schedule.max_rollbacks` times; the message names what and
-        the step. The checkpoints stay as they were.
+      FloatingPointError: something wasn't finite more than `schedule.max_rollbacks` times; the
+        message names what and the step. The checkpoints stay as they were.
       Collapse: training has collapsed, with `schedule.on_collapse = stop`.
       checkpoints.NotSaved: the first or the last checkpoint couldn't be written.
     """
@@ -361,7 +399,19 @@ def train(*, trainer, dataset, schedule, model_dir, evaluator=None, grid=None, p
 class _Run:
     """The state of `train`."""
 
-    def __init__(self, *, trainer, dataset, schedule, model_dir, evaluator, grid, progress, profile, interruption):
+    def __init__(
+        self,
+        *,
+        trainer,
+        dataset,
+        schedule,
+        model_dir,
+        evaluator,
+        grid,
+        progress,
+        profile,
+        interruption,
+    ):
         self.trainer = trainer
         self.dataset = dataset
         self.schedule = schedule
@@ -381,7 +431,9 @@ class _Run:
             writes=self.writes,
             report=lambda message: self.announce("checkpoint trouble", message=message),
         )
-        self.grid = grid or SampleGrid(trainer.generator, strategy=trainer.strategy, class_names=dataset.class_names)
+        self.grid = grid or SampleGrid(
+            trainer.generator, strategy=trainer.strategy, class_names=dataset.class_names
+        )
         self.batches = None
         self.clock = None  # (step, time) from which the time that is left is estimated
         self.saturated_calls = 0
@@ -420,7 +472,10 @@ class _Run:
                 self.sample_and_evaluate()
         if self.is_to_stop():
             self.save(must=True)
-            self.announce("stopped", message=f"by {self.interruption.signal or 'another host'}, saved {self.path}")
+            self.announce(
+                "stopped",
+                message=f"by {self.interruption.signal or 'another host'}, saved {self.path}",
+            )
             self.stopped = True
             return
         self.draw_grid("samples.png")
@@ -429,12 +484,16 @@ class _Run:
         return self.step % period == 0 or self.step == self.schedule.num_steps
 
     def is_to_stop(self):
-        return any(distribution.of_hosts(self.trainer.strategy, int(self.interruption.signal is not None)))
+        return any(
+            distribution.of_hosts(self.trainer.strategy, int(self.interruption.signal is not None))
+        )
 
     def announce(self, event, *, step=None, message, **details):
         """An event for the log, and a line for a person."""
         step = self.step if step is None else step
-        self.log.write({"kind": "event", "step": step, "event": event, "message": message, **details})
+        self.log.write(
+            {"kind": "event", "step": step, "event": event, "message": message, **details}
+        )
         if self.writes:
             tqdm.write(f"Step {step:,}, {event}: {message}", file=SCREEN)
 
@@ -446,12 +505,15 @@ class _Run:
         steps = distribution.of_hosts(self.trainer.strategy, self.step)
         if len(set(steps)) > 1:
             raise ValueError(
-                f"The hosts have read checkpoints of different steps, {steps}: model_dir ({self.model_dir}) must be a "
+                f"The hosts have read checkpoints of different steps, {steps}: model_dir "
+                f"({self.model_dir}) must be a "
                 "folder that all hosts share, like gs://BUCKET/RUN."
             )
 
     def save(self, *, must=False):
-        """Saves this step, unless it is; a failure is an error if nothing was saved yet, or if it `must` be."""
+        """Saves this step, unless it is; a failure is an error if nothing was saved yet, or if it
+        `must` be.
+        """
         if self.saved_step == self.step:
             return
         name = checkpoints.first_not_finite(self.variables)
@@ -465,7 +527,8 @@ class _Run:
             if must or self.path is None:
                 raise
             self.announce(
-                "checkpoint not saved", message=f"{error}\nTraining goes on; the last good one is {self.path}."
+                "checkpoint not saved",
+                message=f"{error}\nTraining goes on; the last good one is {self.path}.",
             )
 
     def train_until_something_is_due(self):
@@ -504,7 +567,11 @@ class _Run:
                 "images_per_second": self.trainer.batch_size * num_steps / seconds,
                 "input_wait_percent": 100 * waiting,
                 **watching.memory(),
-                **({"eta_seconds": passed / done * (self.schedule.num_steps - self.step)} if done else {}),
+                **(
+                    {"eta_seconds": passed / done * (self.schedule.num_steps - self.step)}
+                    if done
+                    else {}
+                ),
             }
         )
         self.show(
@@ -522,11 +589,15 @@ class _Run:
 
     def sample_and_evaluate(self):
         if self.is_due(self.schedule.sample_every):
-            self.draw_grid(os.path.join("samples", f"step-{self.step:08d}.png"), title=f"step {self.step:,}")
+            self.draw_grid(
+                os.path.join("samples", f"step-{self.step:08d}.png"), title=f"step {self.step:,}"
+            )
         if (
             self.evaluator
             and self.is_due(self.schedule.evaluate_every)
-            and self.of_chief(int(self.saved_step == self.step and self.step not in self.log.evaluated_steps()))
+            and self.of_chief(
+                int(self.saved_step == self.step and self.step not in self.log.evaluated_steps())
+            )
             and not self.is_to_stop()
         ):
             # Several hosts can't leave each other alone in the middle of an evaluation.
@@ -548,13 +619,16 @@ class _Run:
         return distribution.of_hosts(self.trainer.strategy, value)[0]
 
     def roll_back(self, reason, *, step=None, path=None, **details):
-        """Goes on from a checkpoint (None: the newest) with other random numbers, or stops if that was done enough."""
+        """Goes on from a checkpoint (None: the newest) with other random numbers, or stops if that
+        was done enough.
+        """
         count = int(self.trainer.rollbacks.numpy())
         step = self.step if step is None else step
         if count >= self.schedule.max_rollbacks:
             self.announce("gave up", step=step, message=reason, rollbacks=count, **details)
             raise FloatingPointError(
-                f"{reason} After {count} rollbacks this run stops; the last good checkpoint is {self.path}. Try a "
+                f"{reason} After {count} rollbacks this run stops; the last good checkpoint is "
+                f"{self.path}. Try a "
                 "smaller learning rate, or another trainer.Trainer.seed in a new --model_dir."
             )
         if path is None:
@@ -565,21 +639,30 @@ class _Run:
         self.follow_restored(path)
         self.batches, self.clock, self.saturated_calls = None, None, 0
         self.announce(
-            "rolled back", step=step, message=reason, to=self.step, checkpoint=path, rollbacks=count + 1, **details
+            "rolled back",
+            step=step,
+            message=reason,
+            to=self.step,
+            checkpoint=path,
+            rollbacks=count + 1,
+            **details,
         )
         self.bar.n = self.step
         self.bar.refresh()
 
     def collapsed_by_saturation(self, metrics):
         """Looks at the discriminator; returns whether the run went back."""
-        loss, real, fake = (metrics[name] for name in ("loss/discriminator", "logits/real", "logits/fake"))
+        loss, real, fake = (
+            metrics[name] for name in ("loss/discriminator", "logits/real", "logits/fake")
+        )
         saturated = abs(loss) < self.schedule.collapse_loss or real < fake
         self.saturated_calls = self.saturated_calls + 1 if saturated else 0
         if self.saturated_calls < self.schedule.collapse_calls:
             return False
         self.saturated_calls = 0
         return self.collapse(
-            f"The discriminator was saturated for {self.schedule.collapse_calls} host calls in a row: loss {loss:.4g}, "
+            f"The discriminator was saturated for {self.schedule.collapse_calls} host calls in a "
+            f"row: loss {loss:.4g}, "
             f"mean output {real:.4g} on real and {fake:.4g} on generated images."
         )
 
@@ -589,14 +672,22 @@ class _Run:
         factor = self.schedule.collapse_factor
         if factor is None or not self.of_chief(int(fid > factor * best)):
             return False
-        return self.collapse(f"FID {fid:.4g} is more than {factor:g} times the best of this run, {best:.4g}.")
+        return self.collapse(
+            f"FID {fid:.4g} is more than {factor:g} times the best of this run, {best:.4g}."
+        )
 
     def collapse(self, message):
         self.announce("collapse", message=message)
         if not self.schedule.on_collapse(message):
             return False
-        best = self.of_chief(next((step for step in self.log.best_steps(1) if step < self.step), -1))
-        there = [name for name in checkpoints.available(self.model_dir) if checkpoints.step_of(name) == best]
+        best = self.of_chief(
+            next((step for step in self.log.best_steps(1) if step < self.step), -1)
+        )
+        there = [
+            name
+            for name in checkpoints.available(self.model_dir)
+            if checkpoints.step_of(name) == best
+        ]
         path = checkpoints.find(self.model_dir, there[0]) if there else None
         self.roll_back(message, path=path)
         return True
@@ -605,7 +696,9 @@ class _Run:
         """Starts and ends the profile where its steps begin and end."""
         if not self.profile or not self.writes:
             return
-        wanted = self.profile[0] <= self.step < self.profile[1] and self.step < self.schedule.num_steps
+        wanted = (
+            self.profile[0] <= self.step < self.profile[1] and self.step < self.schedule.num_steps
+        )
         if wanted and not self.profiling:
             tf.profiler.experimental.start(self.model_dir)
         elif self.profiling and not wanted:
@@ -618,5 +711,8 @@ class _Run:
             tf.profiler.experimental.stop()
             self.announce(
                 "profile",
-                message=f"of the steps {self.profile[0]} to {self.step}: tensorboard --logdir={self.model_dir}",
+                message=(
+                    f"of the steps {self.profile[0]} to {self.step}: "
+                    f"tensorboard --logdir={self.model_dir}"
+                ),
             )

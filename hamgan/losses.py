@@ -3,8 +3,8 @@
 Each takes unscaled discriminator outputs of one replica, in any float type, and returns a float32
 scalar: the mean over that replica's batch. The trainer divides by the number of replicas.
 
-Args of all: real_logits, [B] or [B, 1] outputs for real images, and fake_logits, those for generated
-images, of the same shape. Raises: ValueError: the shapes differ.
+Args of all: real_logits, [B] or [B, 1] outputs for real images, and fake_logits, those for
+generated images, of the same shape. Raises: ValueError: the shapes differ.
 """
 
 import tensorflow as tf
@@ -23,8 +23,12 @@ def hinge_generator(fake_logits: tf.Tensor) -> tf.Tensor:
 
 
 def non_saturating_discriminator(real_logits: tf.Tensor, fake_logits: tf.Tensor) -> tf.Tensor:
-    """mean(softplus(-real)) + mean(softplus(fake)): cross-entropy (https://arxiv.org/abs/1406.2661)."""
-    return _of_pair(tfgan.modified_discriminator_loss, real_logits, fake_logits, label_smoothing=0.0)
+    """mean(softplus(-real)) + mean(softplus(fake)): cross-entropy
+    (https://arxiv.org/abs/1406.2661).
+    """
+    return _of_pair(
+        tfgan.modified_discriminator_loss, real_logits, fake_logits, label_smoothing=0.0
+    )
 
 
 def non_saturating_generator(fake_logits: tf.Tensor) -> tf.Tensor:
@@ -43,7 +47,9 @@ def least_squares_generator(fake_logits: tf.Tensor) -> tf.Tensor:
 
 
 def wasserstein_discriminator(real_logits: tf.Tensor, fake_logits: tf.Tensor) -> tf.Tensor:
-    """mean(fake) - mean(real), the spectral norms keeping it bounded (https://arxiv.org/abs/1701.07875)."""
+    """mean(fake) - mean(real), the spectral norms keeping it bounded
+    (https://arxiv.org/abs/1701.07875).
+    """
     return _of_pair(tfgan.wasserstein_discriminator_loss, real_logits, fake_logits)
 
 
@@ -53,8 +59,8 @@ def wasserstein_generator(fake_logits: tf.Tensor) -> tf.Tensor:
 
 
 def _of_pair(loss, real_logits, fake_logits, **kwargs):
-    # Without the collection: it is TF1's list of losses, which nothing here would ever empty. In float32 from the
-    # start, because TF-GAN's cross-entropies keep the type they are given.
+    # Without the collection: it is TF1's list of losses, which nothing here would ever empty. In
+    # float32 from the start, because TF-GAN's cross-entropies keep the type they are given.
     real_logits.shape.assert_is_compatible_with(fake_logits.shape)
     return loss(_to_float(real_logits), _to_float(fake_logits), loss_collection=None, **kwargs)
 

@@ -1,9 +1,12 @@
-"""The generator and the projection discriminator of SAGAN with spectral normalisation in both, and a context module.
+"""The generator and the projection discriminator of SAGAN with spectral normalisation in both, and
+a context module.
 
-Zhang et al. 2019 (SAGAN); Miyato and Koyama 2018 (projection); Geng et al. 2021 (the Hamburger at 32x32).
+Zhang et al. 2019 (SAGAN); Miyato and Koyama 2018 (projection); Geng et al. 2021 (the Hamburger at
+32x32).
 
-The published nets are those of image size 128. Other sizes keep its width at each resolution: a generator block that
-ends at resolution r has 16 w * 8 / r channels, a discriminator block 16 w * 4 / r, and never fewer than w.
+The published nets are those of image size 128. Other sizes keep its width at each resolution: a
+generator block that ends at resolution r has 16 w * 8 / r channels, a discriminator block 16 w * 4
+/ r, and never fewer than w.
 """
 
 import keras
@@ -11,7 +14,13 @@ import tensorflow as tf
 
 from hamgan import context as contexts
 from hamgan.normalization import BatchNorm
-from hamgan.spectral import SpectralConv2D, SpectralDense, SpectralDownConv2D, SpectralEmbedding, SpectralUpConv2D
+from hamgan.spectral import (
+    SpectralConv2D,
+    SpectralDense,
+    SpectralDownConv2D,
+    SpectralEmbedding,
+    SpectralUpConv2D,
+)
 
 IMAGE_SIZES = (32, 64, 128, 256)
 
@@ -56,20 +65,28 @@ class UpBlock(keras.layers.Layer):
         y = self.conv_1(y, training=training)
         y = tf.nn.relu(self.norm_2(y, labels, training=training))
         y = self.conv_2(y, training=training)
-        # A 1x1 convolution commutes with nearest upsampling: the same values for a quarter of the work.
+        # A 1x1 convolution commutes with nearest upsampling: the same values for a quarter of the
+        # work.
         shortcut = self.shortcut(x, training=training)
         return y + tf.repeat(tf.repeat(shortcut, 2, axis=1), 2, axis=2)
 
     def get_config(self):
-        return {**super().get_config(), "filters": self.filters, "num_classes": self.num_classes, "norm": self.norm}
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "num_classes": self.num_classes,
+            "norm": self.norm,
+        }
 
 
 class DownBlock(keras.layers.Layer):
-    """Residual block of the discriminator, [B, H, W, C] -> [B, H/2, W/2, filters] (or [B, H, W, C] without `down`).
+    """Residual block of the discriminator, [B, H, W, C] -> [B, H/2, W/2, filters] (or [B, H, W, C]
+    without `down`).
 
     Args:
       filters: output channels.
-      down: halve the resolution; without it the shortcut is the identity and `filters` must equal C.
+      down: halve the resolution; without it the shortcut is the identity and `filters` must equal
+        C.
       first: the block sees the image itself: no ReLU before its first convolution.
     """
 
@@ -107,7 +124,12 @@ class DownBlock(keras.layers.Layer):
         return y + self.shortcut(tf.nn.avg_pool2d(x, 2, 2, "VALID"), training=training)
 
     def get_config(self):
-        return {**super().get_config(), "filters": self.filters, "down": self.down, "first": self.first}
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "down": self.down,
+            "first": self.first,
+        }
 
 
 class Generator(keras.Model):
@@ -159,7 +181,9 @@ class Generator(keras.Model):
             )
         for index, size in enumerate(resolutions):
             filters = max(16 * width * 8 // size, width)
-            block = UpBlock(filters, num_classes=num_classes, norm=norm, name=f"block_{index + 1}", **policy)
+            block = UpBlock(
+                filters, num_classes=num_classes, norm=norm, name=f"block_{index + 1}", **policy
+            )
             block.build(shape)
             self.blocks.append(block)
             shape = (None, size, size, block.filters)
@@ -169,13 +193,16 @@ class Generator(keras.Model):
                 self.context.build(shape)
         self.norm = norm(name="norm", **policy)
         self.norm.build(shape)
-        # The last layer is float32 in any precision: nothing after it averages out what is rounded there.
+        # The last layer is float32 in any precision: nothing after it averages out what is rounded
+        # there.
         self.to_rgb = SpectralConv2D(3, 3, name="to_rgb", dtype="float32")
         self.to_rgb.build(shape)
         self.built = True
 
     def call(self, z, labels, training=False, keys=None):
-        """Args: z [B, latent_dim]; labels int [B]; keys int32 [B, 2] for the context module's initial bases."""
+        """Args: z [B, latent_dim]; labels int [B]; keys int32 [B, 2] for the context module's
+        initial bases.
+        """
         x = self.dense(z, training=training)
         x = tf.reshape(x, [-1, 4, 4, 16 * self.width])
         for index, block in enumerate(self.blocks):
@@ -189,15 +216,16 @@ class Generator(keras.Model):
 class Discriminator(keras.Model):
     """images [B, image_size, image_size, 3] in [-1, 1], labels int [B] -> logits [B, 1].
 
-    The logit is a linear function of the features h (summed over the image) plus <h, embedding(label)>.
+    The logit is a linear function of the features h (summed over the image) plus <h,
+    embedding(label)>.
 
     Args:
       image_size: 32, 64, 128 or 256.
       num_classes: number of classes.
       width: w, the base number of channels (64 in the paper).
       context: constructor of a context module (`hamgan.context`), None for none.
-      context_resolution: the module follows the block that ends at this resolution; None: 32, or 16 for images of 32,
-        where the first block ends at 16 already.
+      context_resolution: the module follows the block that ends at this resolution; None: 32, or 16
+        for images of 32, where the first block ends at 16 already.
     """
 
     def __init__(
@@ -228,11 +256,17 @@ class Discriminator(keras.Model):
         resolutions = [size for size in (128, 64, 32, 16, 8, 4) if size < image_size]
         if context is not None and context_resolution not in resolutions:
             raise ValueError(
-                f"Discriminator: context_resolution must be one of {resolutions}, where a block of a "
+                f"Discriminator: context_resolution must be one of {resolutions}, where a block of "
+                "a "
                 f"{image_size}x{image_size} discriminator ends; got {context_resolution}."
             )
         for index, size in enumerate(resolutions):
-            block = DownBlock(max(16 * width * 4 // size, width), first=index == 0, name=f"block_{index + 1}", **policy)
+            block = DownBlock(
+                max(16 * width * 4 // size, width),
+                first=index == 0,
+                name=f"block_{index + 1}",
+                **policy,
+            )
             block.build(shape)
             self.blocks.append(block)
             shape = (None, size, size, block.filters)
@@ -243,20 +277,27 @@ class Discriminator(keras.Model):
         last = DownBlock(16 * width, down=False, name=f"block_{len(resolutions) + 1}", **policy)
         last.build(shape)
         self.blocks.append(last)
-        # The last layers are float32 in any precision: sums of 16 w terms of similar size, and nothing averages after.
+        # The last layers are float32 in any precision: sums of 16 w terms of similar size, and
+        # nothing averages after.
         self.dense = SpectralDense(1, name="dense", dtype="float32")
         self.dense.build((None, 16 * width))
-        self.embedding = SpectralEmbedding(num_classes, 16 * width, name="embedding", dtype="float32")
+        self.embedding = SpectralEmbedding(
+            num_classes, 16 * width, name="embedding", dtype="float32"
+        )
         self.embedding.build()
         self.built = True
 
     def call(self, images, labels, training=False, keys=None):
-        """Args: images [B, S, S, 3]; labels int [B]; keys int32 [B, 2] for the context module's initial bases."""
+        """Args: images [B, S, S, 3]; labels int [B]; keys int32 [B, 2] for the context module's
+        initial bases.
+        """
         x = images
         for index, block in enumerate(self.blocks):
             x = block(x, training=training)
             if index == self._context_index:
                 x = self.context(x, training=training, keys=keys)
         h = tf.reduce_sum(tf.cast(tf.nn.relu(x), tf.float32), axis=[1, 2])  # [B, 16w]
-        projection = tf.reduce_sum(h * self.embedding(labels, training=training), axis=1, keepdims=True)
+        projection = tf.reduce_sum(
+            h * self.embedding(labels, training=training), axis=1, keepdims=True
+        )
         return self.dense(h, training=training) + projection

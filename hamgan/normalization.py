@@ -1,4 +1,6 @@
-"""Batch norm over the global batch, plain and class-conditional (Ioffe and Szegedy 2015; Dumoulin et al. 2017)."""
+"""Batch norm over the global batch, plain and class-conditional (Ioffe and Szegedy 2015; Dumoulin
+et al. 2017).
+"""
 
 import keras
 import tensorflow as tf
@@ -11,7 +13,8 @@ def global_moments(x):
       x: [B, H, W, C] of this replica, float; every replica holds the same B.
 
     Returns:
-      (mean, variance), each [C] float32, biased (divided by the count). The gradient passes through both.
+      (mean, variance), each [C] float32, biased (divided by the count). The gradient passes through
+      both.
     """
     mean, variance = tf.nn.moments(tf.cast(x, tf.float32), axes=[0, 1, 2])
     replicas = tf.distribute.get_replica_context()
@@ -25,7 +28,8 @@ def global_moments(x):
 
 
 class BatchNorm(keras.layers.Layer):
-    """Batch norm with moments over the global batch, and one scale and offset per class where there are classes.
+    """Batch norm with moments over the global batch, and one scale and offset per class where there
+    are classes.
 
     [B, H, W, C] -> [B, H, W, C]. Moments are computed in float32 whatever the compute dtype.
 
@@ -36,7 +40,9 @@ class BatchNorm(keras.layers.Layer):
       cross_replica: moments over all replicas; False: each replica's own.
     """
 
-    def __init__(self, *, num_classes=None, momentum=0.999, epsilon=1e-3, cross_replica=True, **kwargs):
+    def __init__(
+        self, *, num_classes=None, momentum=0.999, epsilon=1e-3, cross_replica=True, **kwargs
+    ):
         super().__init__(**kwargs)
         self.num_classes = num_classes
         self.momentum = momentum
@@ -46,8 +52,12 @@ class BatchNorm(keras.layers.Layer):
     def build(self, input_shape):
         channels = input_shape[-1]
         rows = self.num_classes or 1
-        self.gamma = self.add_weight(name="gamma", shape=(rows, channels), initializer="ones", autocast=False)
-        self.beta = self.add_weight(name="beta", shape=(rows, channels), initializer="zeros", autocast=False)
+        self.gamma = self.add_weight(
+            name="gamma", shape=(rows, channels), initializer="ones", autocast=False
+        )
+        self.beta = self.add_weight(
+            name="beta", shape=(rows, channels), initializer="zeros", autocast=False
+        )
         # The mean over replicas: the same number on each where moments are global.
         moving = dict(shape=(channels,), trainable=False, autocast=False, aggregation="mean")
         self.moving_mean = self.add_weight(name="moving_mean", initializer="zeros", **moving)
@@ -55,7 +65,9 @@ class BatchNorm(keras.layers.Layer):
 
     def call(self, x, labels=None, training=False):
         if self.num_classes and labels is None:
-            raise ValueError(f"{self.name} has {self.num_classes} classes: labels are needed, got None.")
+            raise ValueError(
+                f"{self.name} has {self.num_classes} classes: labels are needed, got None."
+            )
         mean, variance = self._moments(x, training)
         gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
         if self.num_classes:
@@ -76,7 +88,9 @@ class BatchNorm(keras.layers.Layer):
         return mean, variance
 
     def inference_moments(self, x):
-        """(mean, variance), each [C] float32, for x [B, H, W, C]: the moving averages. `hamgan.sampling` has others."""
+        """(mean, variance), each [C] float32, for x [B, H, W, C]: the moving averages.
+        `hamgan.sampling` has others.
+        """
         return tf.convert_to_tensor(self.moving_mean), tf.convert_to_tensor(self.moving_variance)
 
     def get_config(self):

@@ -38,7 +38,9 @@ def to_uint8(images):
     images = images.astype(np.float32)
     if not np.isfinite(images).all():
         count = np.count_nonzero(~np.isfinite(images))
-        raise ValueError(f"images must be finite, got {count} values that aren't: the generator has diverged")
+        raise ValueError(
+            f"images must be finite, got {count} values that aren't: the generator has diverged"
+        )
     return np.clip(np.rint((images + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
@@ -59,10 +61,14 @@ def save_grid(path, images, *, columns, row_labels=None, title=None, scale=None)
     """
     images = to_uint8(images)
     if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
-        raise ValueError(f"images must have the shape [N, height, width, 3], got {list(images.shape)}")
+        raise ValueError(
+            f"images must have the shape [N, height, width, 3], got {list(images.shape)}"
+        )
     count, height, width, _ = images.shape
     if columns < 1 or count % columns:
-        raise ValueError(f"The number of images ({count}) must be a multiple of columns ({columns})")
+        raise ValueError(
+            f"The number of images ({count}) must be a multiple of columns ({columns})"
+        )
     rows = count // columns
     if row_labels is not None and len(row_labels) != rows:
         raise ValueError(f"row_labels must have one name per row ({rows}), got {len(row_labels)}")
@@ -107,7 +113,9 @@ def save_grid(path, images, *, columns, row_labels=None, title=None, scale=None)
 @functools.cache
 def _font(size):
     # The font that matplotlib brings along is the same on every machine, and has many scripts.
-    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
+    return ImageFont.truetype(
+        os.path.join(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size
+    )
 
 
 def _text_width(text, font):

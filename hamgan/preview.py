@@ -8,7 +8,16 @@ from hamgan import pictures, watching
 _NETWORKS = ("generator", "discriminator")
 _ROWS, _COLUMNS = 10, 10
 # Operations whose outputs are other tensors under another name or shape.
-_VIEWS = {"Identity", "IdentityN", "Reshape", "ExpandDims", "Squeeze", "ReadVariableOp", "Placeholder", "Const"}
+_VIEWS = {
+    "Identity",
+    "IdentityN",
+    "Reshape",
+    "ExpandDims",
+    "Squeeze",
+    "ReadVariableOp",
+    "Placeholder",
+    "Const",
+}
 
 
 def parameter_table(trainer):
@@ -21,7 +30,9 @@ def parameter_table(trainer):
         for variable in network.variables:
             shape = "x".join(map(str, variable.shape)) or "scalar"
             note = "" if variable.path in trained else "  not trained"
-            lines.append(f"  {variable.path:<58} {shape:>20} {np.prod(variable.shape, dtype=int):>12,}{note}")
+            lines.append(
+                f"  {variable.path:<58} {shape:>20} {np.prod(variable.shape, dtype=int):>12,}{note}"
+            )
         count = sum(np.prod(variable.shape, dtype=int) for variable in network.trainable_variables)
         lines += [f"  {'trained parameters':<58} {'':>20} {count:>12,}", ""]
     return "\n".join(lines)
@@ -30,9 +41,10 @@ def parameter_table(trainer):
 def memory_estimate(trainer):
     """{what: GiB} on one replica.
 
-    Variables (weights, Adam's moments, what else a checkpoint holds) and gradients are counted. Activations are an
-    estimate: all tensors of the forward passes that the larger of the two updates differentiates; the backward pass
-    needs some more, and TensorFlow lets go of some earlier.
+    Variables (weights, Adam's moments, what else a checkpoint holds) and gradients are counted.
+    Activations are an
+    estimate: all tensors of the forward passes that the larger of the two updates differentiates;
+    the backward pass needs some more, and TensorFlow lets go of some earlier.
     """
     generator, discriminator = trainer.generator, trainer.discriminator
     size = trainer.batch_size // trainer.strategy.num_replicas_in_sync // trainer.microbatches
@@ -44,14 +56,20 @@ def memory_estimate(trainer):
         image = [discriminator.image_size, discriminator.image_size, 3]
         return _forward_bytes(discriminator, tf.TensorSpec([batch, *image]), batch)
 
-    gradients = [sum(_bytes(v.value) for v in getattr(trainer, name).trainable_variables) for name in _NETWORKS]
+    gradients = [
+        sum(_bytes(v.value) for v in getattr(trainer, name).trainable_variables)
+        for name in _NETWORKS
+    ]
     found = {
         "variables": sum(map(_bytes, trainer.variables().values())),
         # With microbatches, their sum so far and those of the next one.
         "gradients": max(gradients) * min(2, trainer.microbatches),
         "activations (estimate)": max(generate(size) + discriminate(size), discriminate(2 * size)),
     }
-    return {name: count / watching.GIB for name, count in {**found, "together": sum(found.values())}.items()}
+    return {
+        name: count / watching.GIB
+        for name, count in {**found, "together": sum(found.values())}.items()
+    }
 
 
 def _bytes(tensor):
@@ -62,15 +80,19 @@ def _bytes(tensor):
 def _forward_bytes(network, inputs, batch):
     labels, keys = tf.TensorSpec([batch], tf.int32), tf.TensorSpec([batch, 2], tf.int32)
     # Inference: the same tensors, without changing the moving averages.
-    traced = tf.function(lambda x, y, k: network(x, y, training=False, keys=k)).get_concrete_function(
-        inputs, labels, keys
-    )
+    traced = tf.function(
+        lambda x, y, k: network(x, y, training=False, keys=k)
+    ).get_concrete_function(inputs, labels, keys)
     operations = [op for op in traced.graph.get_operations() if op.type not in _VIEWS]
-    return sum(_bytes(output) for op in operations for output in op.outputs if output.dtype.is_floating)
+    return sum(
+        _bytes(output) for op in operations for output in op.outputs if output.dtype.is_floating
+    )
 
 
 def draw_batch(path, batch, class_names):
-    """Draws a batch {'image', 'label'} as a PNG file: a row for each of its ten most frequent classes."""
+    """Draws a batch {'image', 'label'} as a PNG file: a row for each of its ten most frequent
+    classes.
+    """
     labels = np.asarray(batch["label"])
     images = np.asarray(batch["image"])
     classes, counts = np.unique(labels, return_counts=True)
@@ -80,5 +102,8 @@ def draw_batch(path, batch, class_names):
         found = images[labels == label][:_COLUMNS]
         row[: len(found)] = found
     pictures.save_grid(
-        path, grid.reshape(-1, *images.shape[1:]), columns=_COLUMNS, row_labels=[class_names[c] for c in shown]
+        path,
+        grid.reshape(-1, *images.shape[1:]),
+        columns=_COLUMNS,
+        row_labels=[class_names[c] for c in shown],
     )

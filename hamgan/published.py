@@ -1,7 +1,9 @@
-"""Checkpoints of the published TF1 code (HamGAN, SAGAN, YLG, no module): what they are of, and where variables go.
+"""Checkpoints of the published TF1 code (HamGAN, SAGAN, YLG, no module): what they are of, and
+where variables go.
 
-Names and shapes tell widths, classes, the kind of module and the ham's channels. They don't tell the decomposition, its
-rank, steps and sections, nor SAGAN's attention from YLG's, which has the same variables.
+Names and shapes tell widths, classes, the kind of module and the ham's channels. They don't tell
+the decomposition, its rank, steps and sections, nor SAGAN's attention from YLG's, which has the
+same variables.
 """
 
 import contextlib
@@ -39,11 +41,19 @@ _LAYERS = {
 # The same within g_ops and d_ops, for each kind of module.
 _MODULES = {
     None: (),
-    "hamburger_v1": ((r"sn_(lower_bread|upper_bread)", r"context/\1"), (r"upper_bread_bn", r"context/norm")),
-    "hamburger_v2": ((r"sn_(lower_bread|cheese|upper_bread)", r"context/\1"), (r"cheese_bn", r"context/norm")),
+    "hamburger_v1": (
+        (r"sn_(lower_bread|upper_bread)", r"context/\1"),
+        (r"upper_bread_bn", r"context/norm"),
+    ),
+    "hamburger_v2": (
+        (r"sn_(lower_bread|cheese|upper_bread)", r"context/\1"),
+        (r"cheese_bn", r"context/norm"),
+    ),
     "attention": ((r"sn_conv_(theta|phi|g|attn)", r"context/\1"),),
 }
-_WEIGHTS = {name: name for name in ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance")} | {
+_WEIGHTS = {
+    name: name for name in ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance")
+} | {
     "weights": "kernel",
     "embedding_map": "kernel",
 }
@@ -54,15 +64,24 @@ _STEP_COPY = re.compile(r"dummy_global_step_(generator|discriminator)")
 # What float32 holds in full precision; TF1's powers of beta end in 0.
 _SMALLEST = float(np.finfo(np.float32).tiny)
 _MAX_LINES = 40
-# TensorFlow's reader has a Python error for each kind of damage: IndexError for a file that ends too early.
-_READ_ERRORS = (tf.errors.OpError, ValueError, RuntimeError, LookupError, OSError, NotImplementedError)
+# TensorFlow's reader has a Python error for each kind of damage: IndexError for a file that ends
+# too early.
+_READ_ERRORS = (
+    tf.errors.OpError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    OSError,
+    NotImplementedError,
+)
 
 
 class Checkpoint:
     """A TF1 checkpoint; variables are read when they are asked for.
 
     Args:
-      path: its prefix, 'model.ckpt-1000'; 'model.ckpt-1000.index' or a folder (its newest one) will do too.
+      path: its prefix, 'model.ckpt-1000'; 'model.ckpt-1000.index' or a folder (its newest one) will
+        do too.
 
     Attributes:
       path: the prefix.
@@ -79,7 +98,8 @@ class Checkpoint:
             self.shapes = dict(self._reader.get_variable_to_shape_map())
         except _READ_ERRORS as error:
             raise ValueError(
-                f"{self.path} can't be read as a checkpoint: {error}\nGive the prefix: that of model.ckpt-1000.index "
+                f"{self.path} can't be read as a checkpoint: {error}\nGive the prefix: that of "
+                "model.ckpt-1000.index "
                 "and model.ckpt-1000.data-00000-of-00001 is model.ckpt-1000."
             ) from error
 
@@ -93,7 +113,8 @@ class Checkpoint:
             return np.asarray(self._reader.get_tensor(name))
         except _READ_ERRORS as error:
             raise ValueError(
-                f"{name} can't be read from {self.path}; is a file of it missing or cut short? {error}"
+                f"{name} can't be read from {self.path}; is a file of it missing or cut short? "
+                f"{error}"
             ) from error
 
 
@@ -124,7 +145,9 @@ class Network:
 
     @property
     def may_be_sparse(self):
-        """Whether this can be YLG's attention: its eight heads share queries, keys and values evenly."""
+        """Whether this can be YLG's attention: its eight heads share queries, keys and values
+        evenly.
+        """
         return self.module == "attention" and self.dim % 8 == 0 and self.value_dim % 8 == 0
 
 
@@ -140,7 +163,8 @@ def describe(checkpoint):
     for kind, prefix in _PREFIXES.items():
         if not any(name.startswith(prefix) for name in checkpoint.shapes):
             raise ValueError(
-                f"{checkpoint.path} isn't a checkpoint of the published code: that has its {kind} under {prefix}. "
+                f"{checkpoint.path} isn't a checkpoint of the published code: that has its {kind} "
+                f"under {prefix}. "
                 f"Here are {_excerpt(checkpoint.shapes)}."
             )
 
@@ -161,8 +185,10 @@ def describe(checkpoint):
     )
     if generator.num_classes != discriminator.num_classes:
         raise ValueError(
-            f"{checkpoint.path}: both networks must have the same classes, got {generator.num_classes} in the "
-            f"generator's g_block1/cbn_0 and {discriminator.num_classes} in the discriminator's d_embedding."
+            f"{checkpoint.path}: both networks must have the same classes, got "
+            f"{generator.num_classes} in the "
+            f"generator's g_block1/cbn_0 and {discriminator.num_classes} in the discriminator's "
+            "d_embedding."
         )
     return {"generator": generator, "discriminator": discriminator}
 
@@ -181,12 +207,16 @@ def _size(checkpoint, places):
     missing = " or ".join(f"{name} (of rank {axis + 1} or more)" for name, axis in places)
     scope = places[0][0].rsplit("/", 1)[0].split("/")[:2]
     there = [name for name in checkpoint.shapes if name.split("/")[:2] == scope]
-    raise ValueError(f"{checkpoint.path} has no {missing}. Of this network it has {_excerpt(there)}.")
+    raise ValueError(
+        f"{checkpoint.path} has no {missing}. Of this network it has {_excerpt(there)}."
+    )
 
 
 def _describe_module(checkpoint, kind):
     scope = f"{_PREFIXES[kind]}{_OPS[kind]}/"
-    parts = {name[len(scope) :].split("/")[0] for name in checkpoint.shapes if name.startswith(scope)}
+    parts = {
+        name[len(scope) :].split("/")[0] for name in checkpoint.shapes if name.startswith(scope)
+    }
 
     def size(*places):
         return _size(checkpoint, [(f"{scope}{name}/weights", axis) for name, axis in places])
@@ -194,14 +224,21 @@ def _describe_module(checkpoint, kind):
     if not parts:
         return {}
     if parts & {"sn_cheese", "cheese_bn"}:
-        return dict(module="hamburger_v2", ham_channels=size(("sn_lower_bread", 3), ("sn_cheese", 2)))
+        return dict(
+            module="hamburger_v2", ham_channels=size(("sn_lower_bread", 3), ("sn_cheese", 2))
+        )
     if parts & {"sn_lower_bread", "sn_upper_bread"}:
-        return dict(module="hamburger_v1", ham_channels=size(("sn_lower_bread", 3), ("sn_upper_bread", 2)))
+        return dict(
+            module="hamburger_v1", ham_channels=size(("sn_lower_bread", 3), ("sn_upper_bread", 2))
+        )
     if parts & {f"sn_conv_{name}" for name in ("theta", "phi", "g", "attn")}:
         dim = size(("sn_conv_theta", 3), ("sn_conv_phi", 3))
-        return dict(module="attention", dim=dim, value_dim=size(("sn_conv_g", 3), ("sn_conv_attn", 2)))
+        return dict(
+            module="attention", dim=dim, value_dim=size(("sn_conv_g", 3), ("sn_conv_attn", 2))
+        )
     raise ValueError(
-        f"{checkpoint.path}: {scope} must hold a Hamburger (sn_lower_bread, ...) or attention (sn_conv_theta, ...), "
+        f"{checkpoint.path}: {scope} must hold a Hamburger (sn_lower_bread, ...) or attention "
+        "(sn_conv_theta, ...), "
         f"got {', '.join(sorted(parts))}."
     )
 
@@ -239,13 +276,14 @@ def plan(checkpoint, variables, *, beta_2=0.999):
 
     Args:
       checkpoint: the `Checkpoint`.
-      variables: {name: tf.Variable} as `Trainer.variables` gives, or those of some of its parts, such as all that
-        begin with 'generator/'.
+      variables: {name: tf.Variable} as `Trainer.variables` gives, or those of some of its parts,
+        such as all that begin with 'generator/'.
       beta_2: of the run's Adam, for the number of its updates.
 
     Returns:
-      List of `Assignment`, one for each variable of the checkpoint (of these parts) and one for each of ours that
-      doesn't come from it: optimizer state where the checkpoint has none, learning rates.
+      List of `Assignment`, one for each variable of the checkpoint (of these parts) and one for
+      each of ours that doesn't come from it: optimizer state where the checkpoint has none,
+        learning rates.
 
     Raises:
       ValueError: a variable on either side is left over, or two differ in shape; all are listed.
@@ -295,7 +333,9 @@ def plan(checkpoint, variables, *, beta_2=0.999):
     if lines:
         more = f"\n  and {len(lines) - _MAX_LINES} more" if len(lines) > _MAX_LINES else ""
         raise ValueError(
-            f"{checkpoint.path} doesn't fit the networks it seems to be of:\n" + "\n".join(lines[:_MAX_LINES]) + more
+            f"{checkpoint.path} doesn't fit the networks it seems to be of:\n"
+            + "\n".join(lines[:_MAX_LINES])
+            + more
         )
     return sorted(assignments, key=lambda a: (a.published is None, a.published or "", a.ours or ""))
 
@@ -346,7 +386,8 @@ def _our_name_in_network(name, kind, module):
         if not match:
             continue
         layer, weight = match.expand(ours), name[match.end() :]
-        # TF1's scopes put much between a layer and its u, and not always the same. Only the two ends count.
+        # TF1's scopes put much between a layer and its u, and not always the same. Only the two
+        # ends count.
         if weight.split("/")[-1] == "spectral_norm_u":
             return f"{layer}/u"
         return f"{layer}/{_WEIGHTS[weight]}" if weight in _WEIGHTS else None
@@ -355,7 +396,11 @@ def _our_name_in_network(name, kind, module):
 
 def _our_shape(ours, shape):
     """Published scales and offsets, [rows, 1, 1, C], are [rows, C] here."""
-    if re.search(r"(gamma|beta)(_momentum|_velocity)?$", ours) and len(shape) == 4 and shape[1:3] == [1, 1]:
+    if (
+        re.search(r"(gamma|beta)(_momentum|_velocity)?$", ours)
+        and len(shape) == 4
+        and shape[1:3] == [1, 1]
+    ):
         return [shape[0], shape[3]]
     return shape
 
@@ -368,17 +413,26 @@ def _has_slots(sources, part):
 
 
 def _plan_counts(checkpoint, counts, sources, parts, beta_2):
-    """Assignments of the step and of the optimizers' iterations, with everything in `counts` accounted for."""
+    """Assignments of the step and of the optimizers' iterations, with everything in `counts`
+    accounted for.
+    """
     assignments, used = [], set()
     step = int(counts["global_step"]) if "global_step" in counts else None
 
     def add(ours, published, value, note=""):
         shape = checkpoint.shapes[published] if published else None
-        assignments.append(Assignment(ours=ours, published=published, value=value, shape=shape, note=note))
+        assignments.append(
+            Assignment(ours=ours, published=published, value=value, shape=shape, note=note)
+        )
         used.add(published)
 
     if "step" in parts:
-        add("step", None if step is None else "global_step", step or 0, "" if step is not None else "no global_step")
+        add(
+            "step",
+            None if step is None else "global_step",
+            step or 0,
+            "" if step is not None else "no global_step",
+        )
     for kind in _PREFIXES:
         part = f"{kind}_optimizer"
         if part not in parts or not _has_slots(sources, part):
@@ -387,7 +441,8 @@ def _plan_counts(checkpoint, counts, sources, parts, beta_2):
         name = _power_of(counts, kind)
         if name is None and step is None:
             raise ValueError(
-                f"{checkpoint.path} has Adam slots of the {kind}, but neither beta2_power nor global_step, which would "
+                f"{checkpoint.path} has Adam slots of the {kind}, but neither beta2_power nor "
+                "global_step, which would "
                 "tell after how many updates. Its variables: " + _excerpt(checkpoint.shapes)
             )
         if name is None:
@@ -408,7 +463,8 @@ def _power_of(counts, kind):
     scoped = [name for name, match in powers.items() if kind in (match["scope"] or "").lower()]
     if scoped:
         return min(scoped)
-    # Without a network's name they are numbered as they were made: TF-GAN makes the generator's optimizer first.
+    # Without a network's name they are numbered as they were made: TF-GAN makes the generator's
+    # optimizer first.
     numbered = sorted(
         (int(match["number"] or 0), name)
         for name, match in powers.items()
@@ -420,7 +476,9 @@ def _power_of(counts, kind):
 
 
 def _num_updates(checkpoint, name, power, step, beta_2):
-    """(updates that Adam has made, a note on it): TF1 keeps beta_2 to the power of updates + 1, in float32."""
+    """(updates that Adam has made, a note on it): TF1 keeps beta_2 to the power of updates + 1, in
+    float32.
+    """
     log_beta = math.log(np.float32(beta_2))
     if power < _SMALLEST:
         # Any number this high corrects the same: 1 - beta_2^t is 1.
@@ -432,7 +490,9 @@ def _num_updates(checkpoint, name, power, step, beta_2):
     # Each multiplication rounds by up to 2^-24 of the power.
     uncertainty = 0.5 + (updates + 1) * 2**-24 / -log_beta
     if not -uncertainty <= updates:
-        raise ValueError(f"{checkpoint.path}: {name} must not be above beta_2 ({beta_2}), got {power:g}.")
+        raise ValueError(
+            f"{checkpoint.path}: {name} must not be above beta_2 ({beta_2}), got {power:g}."
+        )
     if step is not None and abs(updates - step) <= uncertainty:
         return step, f"{power:g}"
     return max(0, round(updates)), f"{power:g}"
@@ -462,28 +522,33 @@ def check_arrays(arrays, described, *, bases):
     missing = shapes.keys() - arrays.keys()
     if missing:
         raise ValueError(
-            f"The record must have {', '.join(sorted(shapes))}; {', '.join(sorted(missing))} missing, got "
+            f"The record must have {', '.join(sorted(shapes))}; {', '.join(sorted(missing))} "
+            "missing, got "
             f"{', '.join(sorted(arrays))}."
         )
     for name, shape in shapes.items():
         if list(arrays[name].shape) != shape:
             means = " (batch * sections, d, rank)" if name.endswith("_bases") else ""
-            raise ValueError(f"The record's {name} must be {shape}{means}, got {list(arrays[name].shape)}.")
+            raise ValueError(
+                f"The record's {name} must be {shape}{means}, got {list(arrays[name].shape)}."
+            )
     labels, classes = arrays["labels"], described["generator"].num_classes
     if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(f"The record's labels must be in [0, {classes}), got {labels.min()} to {labels.max()}.")
+        raise ValueError(
+            f"The record's labels must be in [0, {classes}), got {labels.min()} to {labels.max()}."
+        )
 
 
 def replay_generator(generator, arrays):
     """{name: error} of a generator against a record.
 
-    Each error is the largest absolute difference over the largest absolute value of the recorded array. Inference mode:
-    moving averages; power iterations are computed, not stored.
+    Each error is the largest absolute difference over the largest absolute value of the recorded
+    array. Inference mode: moving averages; power iterations are computed, not stored.
 
     Args:
       generator: a `hamgan.networks.Generator`.
-      arrays: z [B, latent_dim], labels [B], g_bases [B*S, d, r] where there is a Hamburger, images, real_images
-        [B, 128, 128, 3], z_grad [B, latent_dim] = d sum(images * real_images) / dz.
+      arrays: z [B, latent_dim], labels [B], g_bases [B*S, d, r] where there is a Hamburger, images,
+        real_images [B, 128, 128, 3], z_grad [B, latent_dim] = d sum(images * real_images) / dz.
     """
     z = tf.constant(arrays["z"], tf.float32)
     with _given_bases(generator, arrays.get("g_bases"), len(z)), tf.GradientTape() as tape:
@@ -501,8 +566,8 @@ def replay_discriminator(discriminator, arrays):
 
     Args:
       discriminator: a `hamgan.networks.Discriminator`.
-      arrays: real_images [B, 128, 128, 3], labels [B], d_bases [B*S, d, r] where there is a Hamburger, logits [B, 1],
-        img_grad [B, 128, 128, 3] = d sum(logits) / d real_images.
+      arrays: real_images [B, 128, 128, 3], labels [B], d_bases [B*S, d, r] where there is a
+        Hamburger, logits [B, 1], img_grad [B, 128, 128, 3] = d sum(logits) / d real_images.
     """
     images = tf.constant(arrays["real_images"], tf.float32)
     with _given_bases(discriminator, arrays.get("d_bases"), len(images)), tf.GradientTape() as tape:
@@ -515,7 +580,9 @@ def replay_discriminator(discriminator, arrays):
 
 
 def relative_error(actual, expected):
-    """The largest absolute difference over the largest absolute expected value (over 1 if that is 0)."""
+    """The largest absolute difference over the largest absolute expected value (over 1 if that is
+    0).
+    """
     expected = np.asarray(expected, np.float64)
     difference = np.max(np.abs(np.asarray(actual, np.float64) - expected))
     return float(difference / (np.max(np.abs(expected)) or 1.0))

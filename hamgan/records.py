@@ -37,7 +37,9 @@ def append(path, record):
     plain = {str(key): _plain(value, name=key) for key, value in record.items()}
     kind, step = plain.get("kind"), plain.get("step")
     if not isinstance(kind, str) or not kind:
-        raise ValueError(f'record["kind"] must be a string like "train" or "evaluation", got {kind!r}')
+        raise ValueError(
+            f'record["kind"] must be a string like "train" or "evaluation", got {kind!r}'
+        )
     if not isinstance(step, int) or isinstance(step, bool):
         raise ValueError(f'record["step"] must be an integer, got {step!r}')
     plain = {"kind": kind, "step": step, "time": plain.pop("time", time.time()), **plain}
@@ -82,7 +84,9 @@ def read(path, kind=None):
             continue
         # The beginning of an object is no object, so a cut line is never taken for a record.
         if not line.startswith("{"):
-            raise ValueError(f"Each line of {path!r} must be a JSON object, but line {number} is {line[:80]!r}")
+            raise ValueError(
+                f"Each line of {path!r} must be a JSON object, but line {number} is {line[:80]!r}"
+            )
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
@@ -95,8 +99,9 @@ def read(path, kind=None):
 def scalars(record):
     """{tag: number} of a record for TensorBoard; two records of one step have no tag in common.
 
-    Scores of an evaluation stand under its kind and protocol; those of repeats, which differ by their seed, under the
-    seed too, so that no curve has several values at a step. An aggregate's are its means and standard deviations.
+    Scores of an evaluation stand under its kind and protocol; those of repeats, which differ by
+    their seed, under the seed too, so that no curve has several values at a step. An aggregate's
+    are its means and standard deviations.
     """
     kind = record["kind"]
     parts = [] if kind == "train" else [kind]
@@ -108,7 +113,11 @@ def scalars(record):
     numbers = {name: value for name, value in record.items() if name != "time"}
     for name, of in record.get("scores", {}).items():
         numbers[f"{name}_std"] = of["std"]
-    return {"/".join([*parts, name]): v for name, v in numbers.items() if isinstance(v, float | np.floating)}
+    return {
+        "/".join([*parts, name]): v
+        for name, v in numbers.items()
+        if isinstance(v, float | np.floating)
+    }
 
 
 def write_whole(path, data):
@@ -158,4 +167,7 @@ def _plain(value, *, name):
         # By way of float64, because bfloat16 has no Python number of its own.
         array = array.astype(np.float64)
         return np.where(np.isfinite(array), array.astype(object), None).tolist()
-    raise ValueError(f"record[{name!r}] must be a number, a string, or lists and dictionaries of them, got {value!r}")
+    raise ValueError(
+        f"record[{name!r}] must be a number, a string, or lists and dictionaries of them, got "
+        f"{value!r}"
+    )

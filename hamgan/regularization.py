@@ -1,9 +1,10 @@
 """Penalties added to the discriminator's loss: R1 and consistency. Off unless given to the trainer.
 
-A part is a function (discriminator, real, fake) -> float32 scalar, the mean over this replica's examples, with two
-attributes: `name`, under which it is logged, and `interval`: it is applied at every so many steps, that many times as
-strong. It sees the images as they are, before any augmentation, and calls the discriminator with training=False, which
-computes the same and stores nothing.
+A part is a function (discriminator, real, fake) -> float32 scalar, the mean over this replica's
+examples, with two
+attributes: `name`, under which it is logged, and `interval`: it is applied at every so many steps,
+that many times as strong. It sees the images as they are, before any augmentation, and calls the
+discriminator with training=False, which computes the same and stores nothing.
 """
 
 import dataclasses
@@ -32,17 +33,21 @@ class Examples(NamedTuple):
 
 def _check(part):
     if part.interval < 1:
-        raise ValueError(f"{type(part).__name__}: interval must be at least 1, got {part.interval}.")
+        raise ValueError(
+            f"{type(part).__name__}: interval must be at least 1, got {part.interval}."
+        )
     for field in dataclasses.fields(part):
         if field.name.endswith("weight") and getattr(part, field.name) < 0:
             raise ValueError(
-                f"{type(part).__name__}: {field.name} must not be negative, got {getattr(part, field.name)}."
+                f"{type(part).__name__}: {field.name} must not be negative, got "
+                f"{getattr(part, field.name)}."
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class R1:
-    """weight / 2 times the squared gradient of the logit with respect to real images (Mescheder et al. 2018).
+    """weight / 2 times the squared gradient of the logit with respect to real images (Mescheder et
+    al. 2018).
 
     Attributes:
       weight: gamma in the paper.
@@ -61,7 +66,9 @@ class R1:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(real.images)
             # Rows don't see one another, so the gradient of the sum has each row's own.
-            total = tf.reduce_sum(discriminator(real.images, real.labels, training=False, keys=real.keys))
+            total = tf.reduce_sum(
+                discriminator(real.images, real.labels, training=False, keys=real.keys)
+            )
         gradient = tape.gradient(total, real.images)
         return self.weight / 2 * tf.reduce_mean(tf.reduce_sum(tf.square(gradient), axis=[1, 2, 3]))
 
@@ -96,6 +103,8 @@ class Consistency:
     def _change(self, discriminator, examples):
         augmented = self.augment(examples.images, examples.augmentation_keys)
         images = tf.concat([examples.images, augmented], axis=0)
-        labels, keys = (tf.concat([value, value], axis=0) for value in (examples.labels, examples.keys))
+        labels, keys = (
+            tf.concat([value, value], axis=0) for value in (examples.labels, examples.keys)
+        )
         plain, changed = tf.split(discriminator(images, labels, training=False, keys=keys), 2)
         return tf.reduce_mean(tf.square(plain - changed))

@@ -22,7 +22,9 @@ def check_weights(weights):
 def check_truncation(truncation):
     """ValueError unless `truncation` is None or positive."""
     if truncation is not None and truncation <= 0:
-        raise ValueError(f"truncation must be positive (None: the whole normal distribution), got {truncation}.")
+        raise ValueError(
+            f"truncation must be positive (None: the whole normal distribution), got {truncation}."
+        )
 
 
 def restore(generator, path, *, weights="raw"):
@@ -34,13 +36,17 @@ def restore(generator, path, *, weights="raw"):
       weights: 'raw', or 'ema' for their moving average.
 
     Raises:
-      ValueError: the checkpoint has no such weights, or is of another configuration: both sides are named.
+      ValueError: the checkpoint has no such weights, or is of another configuration: both sides are
+        named.
     """
     check_weights(weights)
     prefix = PREFIXES[weights]
-    if weights == "ema" and not any(name.startswith(prefix) for name, _ in tf.train.list_variables(path)):
+    if weights == "ema" and not any(
+        name.startswith(prefix) for name, _ in tf.train.list_variables(path)
+    ):
         raise ValueError(
-            f"weights is 'ema', but {path} holds no {prefix}/ variables: it was trained without a moving average. "
+            f"weights is 'ema', but {path} holds no {prefix}/ variables: it was trained without a "
+            "moving average. "
             "Use weights 'raw'."
         )
     checkpoints.restore(path, checkpoints.network_variables(prefix, generator), partial=True)
@@ -49,20 +55,21 @@ def restore(generator, path, *, weights="raw"):
 class Sampler:
     """Draws images on all replicas of a strategy.
 
-    The generator runs in inference mode (moving averages). The result depends neither on the batch size nor on the
-    number of replicas.
+    The generator runs in inference mode (moving averages). The result depends neither on the batch
+    size nor on the number of replicas.
 
     Args:
       generator: a `hamgan.networks.Generator`.
       strategy: the strategy in whose scope it was made.
       batch_size: images per call over all replicas.
       seed: of noise, labels and initial bases.
-      truncation: components of the noise are drawn from N(0, 1) within plus or minus this (Brock et al. 2019); None:
-        from all of it.
+      truncation: components of the noise are drawn from N(0, 1) within plus or minus this (Brock et
+        al. 2019); None: from all of it.
       labels: function (indices [B], keys [B, 2]) -> int32 [B], in `tf.function`; None: uniform.
 
     Raises:
-      ValueError: the batch size isn't divisible by the number of replicas, or `truncation` isn't positive.
+      ValueError: the batch size isn't divisible by the number of replicas, or `truncation` isn't
+        positive.
     """
 
     def __init__(self, generator, *, strategy, batch_size=64, seed=0, truncation=None, labels=None):
@@ -73,7 +80,9 @@ class Sampler:
         self._seed = seed
         self._truncation = truncation
         self._labels = labels
-        self._replica_batch_size = distribution.per_replica_batch_size(batch_size, strategy.num_replicas_in_sync)
+        self._replica_batch_size = distribution.per_replica_batch_size(
+            batch_size, strategy.num_replicas_in_sync
+        )
 
     def with_batch_size(self, batch_size):
         """A sampler of the same samples in other batches."""
@@ -87,7 +96,8 @@ class Sampler:
         )
 
     def of_replica(self, first, labels=None, seed=None):
-        """Images of this replica for the batch that begins with sample `first`; to be called in `strategy.run`.
+        """Images of this replica for the batch that begins with sample `first`; to be called in
+        `strategy.run`.
 
         Args:
           first: integer tensor, may be negative.
@@ -102,7 +112,10 @@ class Sampler:
         indices = first + offset + tf.range(self._replica_batch_size)
         parent = stateless.key(self._seed if seed is None else seed, stateless.EVALUATION)
         z, drawn, keys = stateless.generator_inputs(
-            parent, indices, latent_dim=self.generator.latent_dim, num_classes=self.generator.num_classes
+            parent,
+            indices,
+            latent_dim=self.generator.latent_dim,
+            num_classes=self.generator.num_classes,
         )
         if self._truncation is not None:
             keys_of_noise = stateless.example_keys(stateless.fold(parent, stateless.NOISE), indices)
@@ -110,7 +123,9 @@ class Sampler:
         if labels is not None:
             drawn = tf.slice(labels, [offset], [self._replica_batch_size])
         elif self._labels is not None:
-            keys_of_labels = stateless.example_keys(stateless.fold(parent, stateless.LABELS), indices)
+            keys_of_labels = stateless.example_keys(
+                stateless.fold(parent, stateless.LABELS), indices
+            )
             drawn = self._labels(indices, keys_of_labels)
         return self.generator(z, drawn, training=False, keys=keys), drawn
 
@@ -131,7 +146,8 @@ class Sampler:
             bad = labels[(labels < 0) | (labels >= self.generator.num_classes)]
             if bad.size:
                 raise ValueError(
-                    f"Label {bad[0]} is outside the classes of this generator, 0 to {self.generator.num_classes - 1}."
+                    f"Label {bad[0]} is outside the classes of this generator, 0 to "
+                    f"{self.generator.num_classes - 1}."
                 )
         for first in range(0, count, self.batch_size):
             size = min(self.batch_size, count - first)
@@ -149,7 +165,8 @@ class Sampler:
 
 def _truncated_normal(shape, keys, bound):
     """N(0, 1) within [-bound, bound], float32 [B, *shape]; row i is a function of keys[i] alone."""
-    # The distribution function turned round; half a step of the uniform numbers, so that none is at an end.
+    # The distribution function turned round; half a step of the uniform numbers, so that none is at
+    # an end.
     u = stateless.uniform(shape, keys) + 2**-25
     return math.sqrt(2) * tf.math.erfinv((2 * u - 1) * math.erf(bound / math.sqrt(2)))
 
@@ -186,12 +203,15 @@ class BatchStatistics:
 
 
 class StandingStatistics:
-    """Batch norm with moments that belong to the weights: the plain mean over the moments of some generated batches.
+    """Batch norm with moments that belong to the weights: the plain mean over the moments of some
+    generated batches.
 
-    They are kept in variables of their own; the generator's moving averages stay as they are. (Brock et al. 2019)
+    They are kept in variables of their own; the generator's moving averages stay as they are.
+    (Brock et al. 2019)
 
     Args:
-      sampler: the `Sampler` whose generator it is; labels, truncation and seed are those of its samples.
+      sampler: the `Sampler` whose generator it is; labels, truncation and seed are those of its
+        samples.
       batches: how many.
       batch_size: samples in each, over all replicas.
     """
@@ -205,27 +225,38 @@ class StandingStatistics:
         self.words = f"standing statistics of {batches} batches of {batch_size}"
         with sampler.strategy.scope():
             self._moments = [
-                [tf.Variable(tf.zeros(layer.moving_mean.shape), trainable=False, aggregation=_FIRST) for _ in range(2)]
+                [
+                    tf.Variable(
+                        tf.zeros(layer.moving_mean.shape), trainable=False, aggregation=_FIRST
+                    )
+                    for _ in range(2)
+                ]
                 for layer in self._layers
             ]
 
     @contextlib.contextmanager
     def applied(self, seed):
-        """As `MovingAverages.applied`; computes the moments first, from the samples before sample 0."""
+        """As `MovingAverages.applied`; computes the moments first, from the samples before sample
+        0.
+        """
         batches = [
-            self._of_batch(tf.constant(-(batch + 1) * self._sampler.batch_size), seed) for batch in range(self._batches)
+            self._of_batch(tf.constant(-(batch + 1) * self._sampler.batch_size), seed)
+            for batch in range(self._batches)
         ]
         for variables, moments in zip(self._moments, zip(*batches, strict=True), strict=True):
             for variable, values in zip(variables, zip(*moments, strict=True), strict=True):
                 variable.assign(np.mean(values, axis=0, dtype=np.float64))
-        functions = [lambda x, of=of: tuple(tf.convert_to_tensor(v) for v in of) for of in self._moments]
+        functions = [
+            lambda x, of=of: tuple(tf.convert_to_tensor(v) for v in of) for of in self._moments
+        ]
         with _moments_from(self._layers, functions):
             yield
 
     @tf.function
     def _of_batch(self, first, seed):
         """The moments of every layer in one batch, [[mean, variance], ...]."""
-        # By thread: a mirrored strategy traces the replicas in threads that take turns at each reduction.
+        # By thread: a mirrored strategy traces the replicas in threads that take turns at each
+        # reduction.
         seen = {}
 
         def record(index):
@@ -242,24 +273,31 @@ class StandingStatistics:
         with _moments_from(self._layers, [record(index) for index in range(len(self._layers))]):
             moments = self._sampler.strategy.run(of_replica, args=(first, seed))
         # The same on all replicas.
-        return tf.nest.map_structure(lambda value: self._sampler.strategy.experimental_local_results(value)[0], moments)
+        return tf.nest.map_structure(
+            lambda value: self._sampler.strategy.experimental_local_results(value)[0], moments
+        )
 
 
 _FIRST = tf.VariableAggregation.ONLY_FIRST_REPLICA
 
 
 def _batch_norms(generator):
-    layers = [layer for layer in generator._flatten_layers() if isinstance(layer, normalization.BatchNorm)]
+    layers = [
+        layer for layer in generator._flatten_layers() if isinstance(layer, normalization.BatchNorm)
+    ]
     if not layers:
         raise ValueError(
-            "The generator has no hamgan.normalization.BatchNorm: take sampling.MovingAverages for its batch norm."
+            "The generator has no hamgan.normalization.BatchNorm: take sampling.MovingAverages for "
+            "its batch norm."
         )
     return layers
 
 
 @contextlib.contextmanager
 def _moments_from(layers, functions):
-    """Batch norm at inference takes its moments from functions x -> (mean, variance), in what is traced within."""
+    """Batch norm at inference takes its moments from functions x -> (mean, variance), in what is
+    traced within.
+    """
     for layer, function in zip(layers, functions, strict=True):
         layer.inference_moments = function
     try:

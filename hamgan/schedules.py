@@ -7,7 +7,8 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearDecay:
-    """step (integer tensor, steps finished before this one) -> float32 rate: constant, then falling along a line.
+    """step (integer tensor, steps finished before this one) -> float32 rate: constant, then falling
+    along a line.
 
     Attributes:
       initial: rate until step `start`.
@@ -28,13 +29,19 @@ class LinearDecay:
         for name in ("start", "end"):
             if not isinstance(getattr(self, name), int):
                 raise ValueError(
-                    f"LinearDecay: {name} must be a whole number like 1_000_000, got {getattr(self, name)}."
+                    f"LinearDecay: {name} must be a whole number like 1_000_000, got "
+                    f"{getattr(self, name)}."
                 )
         if not 0 <= self.start < self.end:
-            raise ValueError(f"LinearDecay: start must be in [0, end), got start {self.start} and end {self.end}.")
+            raise ValueError(
+                f"LinearDecay: start must be in [0, end), got start {self.start} and end "
+                f"{self.end}."
+            )
         for name in ("initial", "final"):
             if getattr(self, name) < 0:
-                raise ValueError(f"LinearDecay: {name} must not be negative, got {getattr(self, name)}.")
+                raise ValueError(
+                    f"LinearDecay: {name} must not be negative, got {getattr(self, name)}."
+                )
 
     def __call__(self, step):
         # Integers first: float32 doesn't hold every step beyond 16 million.

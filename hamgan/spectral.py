@@ -1,8 +1,9 @@
 """Spectrally normalised layers (Miyato et al. 2018), as the published HamGAN and TF-GAN have them.
 
-A weight is divided by an estimate of its largest singular value, sigma = u^T W v, from one power iteration per forward
-pass. The gradient passes through sigma but not through u and v. `keras.layers.SpectralNormalization` is another layer:
-it overwrites the kernel and stops the gradient through sigma.
+A weight is divided by an estimate of its largest singular value, sigma = u^T W v, from one power
+iteration per forward pass. The gradient passes through sigma but not through u and v.
+`keras.layers.SpectralNormalization` is another layer: it overwrites the kernel and stops the
+gradient through sigma.
 """
 
 import keras
@@ -26,11 +27,13 @@ def power_iteration(matrix, u):
 
 
 class SpectralLayer(keras.layers.Layer):
-    """What the layers below share: a kernel, its persistent vector u, and what the kernel is divided by.
+    """What the layers below share: a kernel, its persistent vector u, and what the kernel is
+    divided by.
 
     Args:
       use_bias: add a bias, initially 0.
-      exact: divide by sigma itself. False divides by max(1, sigma), which leaves a kernel of small norm as it is.
+      exact: divide by sigma itself. False divides by max(1, sigma), which leaves a kernel of small
+        norm as it is.
     """
 
     def __init__(self, *, use_bias=True, exact=False, **kwargs):
@@ -39,9 +42,11 @@ class SpectralLayer(keras.layers.Layer):
         self.exact = exact
 
     def _add_kernel(self, shape, *, rows):
-        # Neither is autocast: sigma is taken in float32 whatever the compute dtype, since bfloat16 has 8 bits
-        # for sums over thousands of rows.
-        self.kernel = self.add_weight(name="kernel", shape=shape, initializer="glorot_uniform", autocast=False)
+        # Neither is autocast: sigma is taken in float32 whatever the compute dtype, since bfloat16
+        # has 8 bits for sums over thousands of rows.
+        self.kernel = self.add_weight(
+            name="kernel", shape=shape, initializer="glorot_uniform", autocast=False
+        )
         # Every replica computes the same u from the same kernel, so one of them is enough to store.
         self.u = self.add_weight(
             name="u",
@@ -53,7 +58,11 @@ class SpectralLayer(keras.layers.Layer):
         )
 
     def _add_bias(self, size):
-        self.bias = self.add_weight(name="bias", shape=(size,), initializer="zeros") if self.use_bias else None
+        self.bias = (
+            self.add_weight(name="bias", shape=(size,), initializer="zeros")
+            if self.use_bias
+            else None
+        )
 
     def _kernel_matrix(self):
         """The kernel as the matrix [rows, columns] whose norm counts."""
@@ -141,15 +150,16 @@ def _spread(kernel):
 class SpectralUpConv2D(SpectralConv2D):
     """Nearest upsampling by 2, then a 3x3 convolution: [B, H, W, C] -> [B, 2H, 2W, filters].
 
-    Computed as one transposed 4x4 convolution of stride 2, which is the same sum with 4/9 of the multiplications and
-    without the upsampled tensor in memory.
+    Computed as one transposed 4x4 convolution of stride 2, which is the same sum with 4/9 of the
+    multiplications and without the upsampled tensor in memory.
     """
 
     def __init__(self, filters, **kwargs):
         super().__init__(filters, 3, **kwargs)
 
     def _convolve(self, x, kernel):
-        # y[o] = sum_d k[d+1] x[(o+d)//2]: input pixel i meets output o = 2i - 1 + t with weight k[2-t] + k[3-t].
+        # y[o] = sum_d k[d+1] x[(o+d)//2]: input pixel i meets output o = 2i - 1 + t with weight
+        # k[2-t] + k[3-t].
         kernel = tf.transpose(_spread(tf.reverse(kernel, [0, 1])), [0, 1, 3, 2])
         shape = tf.shape(x)
         output_shape = [shape[0], 2 * x.shape[1], 2 * x.shape[2], self.filters]
@@ -180,7 +190,9 @@ class SpectralDownConv2D(SpectralConv2D):
 
 
 class SpectralEmbedding(SpectralLayer):
-    """Labels [B] -> [B, dim]. The matrix whose norm counts is the embedding transposed, [dim, classes]."""
+    """Labels [B] -> [B, dim]. The matrix whose norm counts is the embedding transposed, [dim,
+    classes].
+    """
 
     def __init__(self, num_classes, dim, **kwargs):
         super().__init__(use_bias=False, **kwargs)

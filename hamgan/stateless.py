@@ -1,16 +1,18 @@
 """Random numbers as pure functions of a key, one key per example.
 
-Every number that a run draws - noise, labels, initial bases - is keyed by (seed, stream, step, index of the example
-in the global batch). A forward pass can therefore be repeated, and its result depends neither on how a batch is cut
-nor on the number of replicas. `tf.random.*` with op seeds gives neither, and on TPUs it isn't reproducible at all.
+Every number that a run draws - noise, labels, initial bases - is keyed by (seed, stream, step,
+index of the example in the global batch). A forward pass can therefore be repeated, and its result
+depends neither on how a batch is cut nor on the number of replicas. `tf.random.*` with op seeds
+gives neither, and on TPUs it isn't reproducible at all.
 """
 
 import math
 
 import tensorflow as tf
 
-# The same key must give the same numbers on a CPU and on a TPU. So the algorithm is named, because the default differs
-# between devices; and only integers are drawn, because XLA makes other floats of the same bits than TensorFlow does.
+# The same key must give the same numbers on a CPU and on a TPU. So the algorithm is named, because
+# the default differs between devices; and only integers are drawn, because XLA makes other floats
+# of the same bits than TensorFlow does.
 _ALGORITHM = "philox"
 
 # Streams under a run's seed. A number once given stays, so that old runs can be repeated.
@@ -24,7 +26,8 @@ def key(seed, *path):
 
     Args:
       seed: Python integer or integer tensor.
-      *path: integers or integer tensors (stream, step, ...); a different path gives an independent key.
+      *path: integers or integer tensors (stream, step, ...); a different path gives an independent
+        key.
 
     Returns:
       int32 tensor [2].
@@ -35,8 +38,11 @@ def key(seed, *path):
 def fold(parent, *path):
     """The key [2] that is reached from the key `parent` [2] along `path`, as in `key`."""
     for part in path:
-        # The key's type and value would follow the type of `part`: a step counter is int64, a Python integer int32.
-        parent = tf.random.experimental.stateless_fold_in(parent, tf.cast(part, tf.int32), alg=_ALGORITHM)
+        # The key's type and value would follow the type of `part`: a step counter is int64, a
+        # Python integer int32.
+        parent = tf.random.experimental.stateless_fold_in(
+            parent, tf.cast(part, tf.int32), alg=_ALGORITHM
+        )
     return parent
 
 
@@ -47,9 +53,12 @@ def fresh_keys(count):
 
 
 def example_keys(parent, indices):
-    """One key per example, `fold(parent, index)`: [B, 2] int32 from a key [2] and the examples' indices [B]."""
+    """One key per example, `fold(parent, index)`: [B, 2] int32 from a key [2] and the examples'
+    indices [B].
+    """
     indices = tf.cast(indices, tf.int32)
-    # A fold puts its number beside a hash of the whole parent, so the hash is the same for every example.
+    # A fold puts its number beside a hash of the whole parent, so the hash is the same for every
+    # example.
     parent_hash = fold(parent, 0)[0]
     return tf.stack([tf.broadcast_to(parent_hash, tf.shape(indices)), indices], axis=1)
 
@@ -59,7 +68,9 @@ def _integers(shape, key, limit):
 
 
 def _uniform(shape, key):
-    return tf.cast(_integers(shape, key, 2**24), tf.float32) * 2**-24  # all that float32 holds: below 1, and exact
+    return (
+        tf.cast(_integers(shape, key, 2**24), tf.float32) * 2**-24
+    )  # all that float32 holds: below 1, and exact
 
 
 def _normal(shape, key):
@@ -69,8 +80,8 @@ def _normal(shape, key):
 
 
 def _per_example(draw, keys, dtype):
-    # A loop over examples, because TensorFlow has no stateless draw with a batch of keys. Its bodies are a few
-    # microseconds each, beside milliseconds for the networks.
+    # A loop over examples, because TensorFlow has no stateless draw with a batch of keys. Its
+    # bodies are a few microseconds each, beside milliseconds for the networks.
     return tf.map_fn(draw, keys, fn_output_signature=dtype)
 
 
@@ -85,7 +96,9 @@ def uniform(shape, keys):
 
 
 def labels(num_classes, keys):
-    """Uniform class labels in [0, num_classes), int32 [B]; entry i is a function of keys[i] alone."""
+    """Uniform class labels in [0, num_classes), int32 [B]; entry i is a function of keys[i]
+    alone.
+    """
     return _per_example(lambda key: _integers([], key, num_classes), keys, tf.int32)
 
 
@@ -93,11 +106,15 @@ def generator_inputs(parent, indices, *, latent_dim, num_classes):
     """A generator's inputs for examples `indices` [B] under the key `parent` [2].
 
     Returns:
-      z [B, latent_dim] from N(0, 1), labels [B] uniform, keys [B, 2] of the initial bases; each row a function of the
-      key and the example's index alone.
+      z [B, latent_dim] from N(0, 1), labels [B] uniform, keys [B, 2] of the initial bases; each row
+      a function of the key and the example's index alone.
     """
 
     def keys(purpose):
         return example_keys(fold(parent, purpose), indices)
 
-    return normal([latent_dim], keys(NOISE)), labels(num_classes, keys(LABELS)), keys(GENERATOR_BASES)
+    return (
+        normal([latent_dim], keys(NOISE)),
+        labels(num_classes, keys(LABELS)),
+        keys(GENERATOR_BASES),
+    )

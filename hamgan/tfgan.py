@@ -120,11 +120,18 @@ wasserstein_discriminator_loss = _tfgan.losses.wargs.wasserstein_discriminator_l
 wasserstein_generator_loss = _tfgan.losses.wargs.wasserstein_generator_loss
 
 classifier_score_from_logits = _tfgan.eval.classifier_score_from_logits
-frechet_classifier_distance_from_activations = _tfgan.eval.frechet_classifier_distance_from_activations
-kernel_classifier_distance_from_activations = _tfgan.eval.kernel_classifier_distance_from_activations
-kernel_classifier_distance_and_std_from_activations = _tfgan.eval.kernel_classifier_distance_and_std_from_activations
+frechet_classifier_distance_from_activations = (
+    _tfgan.eval.frechet_classifier_distance_from_activations
+)
+kernel_classifier_distance_from_activations = (
+    _tfgan.eval.kernel_classifier_distance_from_activations
+)
+kernel_classifier_distance_and_std_from_activations = (
+    _tfgan.eval.kernel_classifier_distance_and_std_from_activations
+)
 
-# Not among its public names: the part of its FID that takes the time, of covariances instead of activations.
+# Not among its public names: the part of its FID that takes the time, of covariances instead of
+# activations.
 trace_sqrt_product = _tfgan.eval.classifier_metrics.trace_sqrt_product
 
 INCEPTION_TFHUB = _tfgan.eval.INCEPTION_TFHUB

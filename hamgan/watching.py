@@ -10,12 +10,15 @@ GIB = 2**30
 
 
 class TimedBatches(collections.namedtuple("TimedBatches", ["batches", "seconds"])):
-    """An iterator over batches that adds up, on the host and inside the device loop, how long `next` takes.
+    """An iterator over batches that adds up, on the host and inside the device loop, how long
+    `next` takes.
 
-    It is the time in which the loop over steps stood still for a batch. Where a device works ahead of the host (GPU,
-    TPU), part of it may be hidden behind the device's work: then it is an upper bound of what input costs.
+    It is the time in which the loop over steps stood still for a batch. Where a device works ahead
+    of the host (GPU, TPU), part of it may be hidden behind the device's work: then it is an upper
+    bound of what input costs.
 
-    Attributes (a tuple of them, so that a traced function takes other batches without being traced again):
+    Attributes (a tuple of them, so that a traced function takes other batches without being traced
+    again):
       batches: an iterator of `tf.data` or of a strategy.
       seconds: float64 variable, the sum.
     """
@@ -28,7 +31,8 @@ class TimedBatches(collections.namedtuple("TimedBatches", ["batches", "seconds"]
 
     def __next__(self):
         asked = tf.timestamp()
-        # A graph has no order of its own: each reading of the clock is tied to what it is to measure.
+        # A graph has no order of its own: each reading of the clock is tied to what it is to
+        # measure.
         with tf.control_dependencies([asked]):
             batch = next(self.batches)
         with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
@@ -43,7 +47,9 @@ class TimedBatches(collections.namedtuple("TimedBatches", ["batches", "seconds"]
 
 
 def memory():
-    """{name: GiB}: peak of this process on the host, and peak of the fullest accelerator where TensorFlow tells it."""
+    """{name: GiB}: peak of this process on the host, and peak of the fullest accelerator where
+    TensorFlow tells it.
+    """
     # Kilobytes on Linux, bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
     found = {"memory/host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB}

@@ -1,26 +1,27 @@
 """Measures what parts of the project cost on this machine.
 
     python scripts/benchmark.py context
-    python scripts/benchmark.py context --shape=paper --modules=self_attention,v1_nmf,v1_cd --sweeps=none
-    python scripts/benchmark.py context --shape=4x64x64x128 --repeats=20 --output=runs/benchmark
-    python scripts/benchmark.py context --shape=none --sweeps=steps
+    python scripts/benchmark.py context --shape=paper --modules=self_attention,v1_nmf,v1_cd
+    --sweeps=none python scripts/benchmark.py context --shape=4x64x64x128 --repeats=20
+    --output=runs/benchmark python scripts/benchmark.py context --shape=none --sweeps=steps
     python scripts/benchmark.py fid
     python scripts/benchmark.py input
 
-context: the modules that mix the whole image. Parameters; multiply-adds, counted in the program that XLA compiles,
-beside those by formula; peak memory beyond weights and input, each in a process of its own; forward and forward +
-backward time, the median of rounds in which all modules take turns. Then growth with n = H W ("scaling") and with K
-("steps").
+context: the modules that mix the whole image. Parameters; multiply-adds, counted in the program
+that XLA compiles, beside those by formula; peak memory beyond weights and input, each in a process
+of its own; forward and forward + backward time, the median of rounds in which all modules take
+turns. Then growth with n = H W ("scaling") and with K ("steps").
 
-fid: FID of 2048 features from moments, on the CPU. Ours, ours with the reference's factor cached, and TF-GAN's own
-(half a minute) of the same moments: time, value, relative difference.
+fid: FID of 2048 features from moments, on the CPU. Ours, ours with the reference's factor cached,
+and TF-GAN's own (half a minute) of the same moments: time, value, relative difference.
 
-input: images per second and resident memory of the input pipeline, on made full-size JPEGs and on squares packed from
-them, beside the plain `tfds.load(...).map(decode, crop_and_resize).shuffle(10000).batch()`; and an estimate of what TPU
+input: images per second and resident memory of the input pipeline, on made full-size JPEGs and on
+squares packed from them, beside the plain
+`tfds.load(...).map(decode, crop_and_resize).shuffle(10000).batch()`; and an estimate of what TPU
 slices take. Took 11 minutes on two busy cores, and half a GB of temporary files.
 
-Tables go to the terminal, everything to context.json, fid.json or input.json, with a picture of context and input,
-in --output.
+Tables go to the terminal, everything to context.json, fid.json or input.json, with a picture of
+context and input, in --output.
 """
 
 import json
@@ -39,7 +40,9 @@ SWEEPS = ("scaling", "steps")
 
 
 def parse_shapes(names):
-    """The `context.Shape`s of names: 'all', names of `context.SHAPES`, or sizes like 4x64x64x128."""
+    """The `context.Shape`s of names: 'all', names of `context.SHAPES`, or sizes like
+    4x64x64x128.
+    """
     shapes = []
     for name in names:
         sizes = re.fullmatch(r"(?:(\d+)x)?(\d+)x(\d+)x(\d+)", name)
@@ -51,27 +54,46 @@ def parse_shapes(names):
             batch, height, width, channels = (int(size or 1) for size in sizes.groups())
             rank = max(1, channels // 8)
             shapes.append(
-                context.Shape(name=name, batch=batch, height=height, width=width, channels=channels, rank=rank)
+                context.Shape(
+                    name=name, batch=batch, height=height, width=width, channels=channels, rank=rank
+                )
             )
         elif name != "none":
             raise ValueError(
-                f"--shape must be all, none, some of {', '.join(context.SHAPES)}, or sizes like 4x64x64x128 (batch, "
+                f"--shape must be all, none, some of {', '.join(context.SHAPES)}, or sizes like "
+                "4x64x64x128 (batch, "
                 f"height, width, channels); got {name!r}."
             )
     return shapes
 
 
-def benchmark_context(*, shapes, modules, sweeps, repeats, accelerator, jit, output, run=measure.in_child):
-    """Measures, prints, and writes context.json and context.png into the folder `output`, anew after every part."""
+def benchmark_context(
+    *, shapes, modules, sweeps, repeats, accelerator, jit, output, run=measure.in_child
+):
+    """Measures, prints, and writes context.json and context.png into the folder `output`, anew
+    after every part.
+    """
     context.check_modules(modules)
     (device,) = run(context.device_job, {"accelerator": accelerator, "jit": jit})
-    how = f"{device['device']}, {device['cores']} cores, load {device['load']}, {'XLA' if device['jit'] else 'no XLA'}"
+    how = (
+        f"{device['device']}, {device['cores']} cores, load {device['load']}, "
+        f"{'XLA' if device['jit'] else 'no XLA'}"
+    )
     print(f"{how}, TensorFlow {device['tensorflow']}", flush=True)
-    result = {"kind": "context", **device, "repeats": repeats, "shapes": [], "scaling": [], "steps": []}
+    result = {
+        "kind": "context",
+        **device,
+        "repeats": repeats,
+        "shapes": [],
+        "scaling": [],
+        "steps": [],
+    }
     path = os.path.join(output, "context")
 
     def measured(cases, **modes):
-        return context.measure_cases(cases, repeats=repeats, accelerator=accelerator, jit=jit, run=run, **modes)
+        return context.measure_cases(
+            cases, repeats=repeats, accelerator=accelerator, jit=jit, run=run, **modes
+        )
 
     def publish(title, table):
         print(f"\n{title}\n{table}\n", flush=True)
@@ -79,27 +101,40 @@ def benchmark_context(*, shapes, modules, sweeps, repeats, accelerator, jit, out
         context_report.draw(result, path + ".png")
 
     for shape in shapes:
-        rows = measured([context.Case(module=module, shape=shape) for module in modules], title=shape.name)
+        rows = measured(
+            [context.Case(module=module, shape=shape) for module in modules], title=shape.name
+        )
         title = f"{shape.name.capitalize()}: {shape}, K=6"
         result["shapes"].append({"name": shape.name, "title": title, "rows": rows})
         publish(title, context_report.cost_table(rows, published=shape == context.SHAPES["paper"]))
     scaled = [module for module in context.SCALING_MODULES if module in modules]
     if "scaling" in sweeps and scaled:
         training = dict(memory_modes=("training",), time_modes=("training",))
-        result["scaling"] = rows = measured(context.scaling_cases(scaled), title="scaling", **training)
+        result["scaling"] = rows = measured(
+            context.scaling_cases(scaled), title="scaling", **training
+        )
         result["exponents"] = context.exponents(rows)
-        publish("Growth with n = H W; exponents p fitted to the largest n", context_report.scaling_table(rows))
+        publish(
+            "Growth with n = H W; exponents p fitted to the largest n",
+            context_report.scaling_table(rows),
+        )
     if "steps" in sweeps:
         parts = dict(memory_modes=("training",), time_modes=("forward", "backward"))
         result["steps"] = rows = measured(context.steps_cases(), title="steps", **parts)
-        publish(f"Growth with K: {rows[0]['title']}, {context.STEPS_SHAPE}", context_report.steps_table(rows))
+        publish(
+            f"Growth with K: {rows[0]['title']}, {context.STEPS_SHAPE}",
+            context_report.steps_table(rows),
+        )
     print(f"Written: {path}.json, {path}.png")
 
 
 def context_command():
     unknown = set(FLAGS.sweeps) - {*SWEEPS, "none"}
     if unknown:
-        raise ValueError(f"--sweeps must be none or some of {', '.join(SWEEPS)}; got {', '.join(sorted(unknown))!r}.")
+        raise ValueError(
+            f"--sweeps must be none or some of {', '.join(SWEEPS)}; got "
+            f"{', '.join(sorted(unknown))!r}."
+        )
     shapes = parse_shapes(FLAGS.shape)
     if not shapes and "none" in FLAGS.sweeps:
         raise ValueError("There is nothing to measure: --shape=none and --sweeps=none.")
@@ -118,20 +153,28 @@ def fid_command():
     result = fid.measure_fid(width=FLAGS.width, repeats=FLAGS.repeats)
     path = os.path.join(FLAGS.output, "fid.json")
     records.write_whole(path, json.dumps(result, indent=1).encode())
-    how = f"{result['cores']} cores, load {result['load']} before, TensorFlow {result['tensorflow']}"
-    print(f"{how}\n\nFID from moments of {result['width']} features\n{fid.fid_table(result)}\n\nWritten: {path}")
+    how = (
+        f"{result['cores']} cores, load {result['load']} before, TensorFlow {result['tensorflow']}"
+    )
+    print(
+        f"{how}\n\nFID from moments of {result['width']} "
+        f"features\n{fid.fid_table(result)}\n\nWritten: {path}"
+    )
 
 
 def benchmark_input(*, images, batch_size, repeats, output, seconds=3.0, run=measure.in_child):
     """Measures, prints, and writes input.json and input.png into the folder `output`."""
     (device,) = run(context.device_job, {"accelerator": "cpu", "jit": False})
     device = {name: device[name] for name in ("device", "cores", "load", "tensorflow")}
-    print("{device}, {cores} cores, load {load}, TensorFlow {tensorflow}".format(**device), flush=True)
+    print(
+        "{device}, {cores} cores, load {load}, TensorFlow {tensorflow}".format(**device), flush=True
+    )
     measured = feeding.measure_arrangements(
         count=images, batch_size=batch_size, repeats=repeats, seconds=seconds, run=run
     )
     print(
-        f"\n{images:,} JPEGs of {feeding.WIDTH}x{feeding.HEIGHT}, {measured['bytes'] / 1e3:.0f} KB each, to "
+        f"\n{images:,} JPEGs of {feeding.WIDTH}x{feeding.HEIGHT}, {measured['bytes'] / 1e3:.0f} KB "
+        "each, to "
         f"{feeding.IMAGE_SIZE}x{feeding.IMAGE_SIZE}; batch {batch_size}\n{feeding.HOW_MADE}"
     )
     print(f"\n{feeding.feed_table(measured['rows'])}")
@@ -146,7 +189,9 @@ def benchmark_input(*, images, batch_size, repeats, output, seconds=3.0, run=mea
 
 
 def input_command():
-    benchmark_input(images=FLAGS.images, batch_size=FLAGS.batch_size, repeats=FLAGS.repeats, output=FLAGS.output)
+    benchmark_input(
+        images=FLAGS.images, batch_size=FLAGS.batch_size, repeats=FLAGS.repeats, output=FLAGS.output
+    )
 
 
 COMMANDS = {"context": context_command, "fid": fid_command, "input": input_command}
@@ -164,12 +209,20 @@ def main(argv):
 
 if __name__ == "__main__":
     flags.DEFINE_list(
-        "shape", ["all"], "context: paper, generator, discriminator, all, none, or sizes like 4x64x64x128."
+        "shape",
+        ["all"],
+        "context: paper, generator, discriminator, all, none, or sizes like 4x64x64x128.",
     )
-    flags.DEFINE_list("modules", None, f"context: some of {', '.join(context.MODULES)}; default: all.")
-    flags.DEFINE_list("sweeps", list(SWEEPS), f"context: growth to measure, some of {', '.join(SWEEPS)}; or none.")
+    flags.DEFINE_list(
+        "modules", None, f"context: some of {', '.join(context.MODULES)}; default: all."
+    )
+    flags.DEFINE_list(
+        "sweeps", list(SWEEPS), f"context: growth to measure, some of {', '.join(SWEEPS)}; or none."
+    )
     flags.DEFINE_integer("width", 2048, "fid: number of features.", lower_bound=2)
-    flags.DEFINE_enum("accelerator", "auto", distribution.ACCELERATORS, "context: what to compute on.")
+    flags.DEFINE_enum(
+        "accelerator", "auto", distribution.ACCELERATORS, "context: what to compute on."
+    )
     flags.DEFINE_bool("jit", None, "context: compile with XLA; default: on TPUs.")
     flags.DEFINE_integer("images", 2_000, "input: how many photographs to make.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 128, "input: images a batch.", lower_bound=1)

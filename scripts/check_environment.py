@@ -1,10 +1,12 @@
-"""Checks that this Python environment can run HamGAN: a line for each check, `ok` or `FAIL` with what to do.
+"""Checks that this Python environment can run HamGAN: a line for each check, `ok` or `FAIL` with
+what to do.
 
     python scripts/check_environment.py         what `pip install -e .` makes
-    python scripts/check_environment.py --tpu   what requirements-tpu.txt makes, on a TPU VM or on any other machine
+    python scripts/check_environment.py --tpu   what requirements-tpu.txt makes, on a TPU VM or on
+    any other machine
 
-The exit status is 1 when a check failed. It imports nothing but Python's own library at first, so that it can speak
-where nothing else is installed.
+The exit status is 1 when a check failed. It imports nothing but Python's own library at first, so
+that it can speak where nothing else is installed.
 """
 
 import argparse
@@ -33,7 +35,8 @@ TENSORFLOW_WHEELS = (
     "tf-nightly-cpu",
     "tf-nightly-tpu",
 )
-# Each was loaded by tensorflow-tpu 2.20.0; 0.0.10, 0.0.37 and 0.0.52 end the process that imports TensorFlow.
+# Each was loaded by tensorflow-tpu 2.20.0; 0.0.10, 0.0.37 and 0.0.52 end the process that imports
+# TensorFlow.
 LIBTPU_VERSIONS = ("0.0.17", "0.0.21", "0.0.23.1", "0.0.24", "0.0.29")
 MODULES = (
     "keras",
@@ -57,7 +60,8 @@ MODULES = (
 INSTALL = "python -m pip install -e ."
 INSTALL_TPU = (
     f"python -m pip install -r {REQUIREMENTS} && "
-    f"python -m pip install --no-deps -r {REQUIREMENTS_NODEPS} && python -m pip install --no-deps -e ."
+    f"python -m pip install --no-deps -r {REQUIREMENTS_NODEPS} && python -m pip install --no-deps "
+    "-e ."
 )
 # What the child prints after this mark is the answer; libraries print before it.
 _MARK = "devices of this environment: "
@@ -108,7 +112,8 @@ def pairing_errors(installed):
     libtpu = installed.get("libtpu")
     if "tensorflow-tpu" in installed and libtpu not in LIBTPU_VERSIONS:
         errors.append(
-            f"tensorflow-tpu was seen to load libtpu {', '.join(LIBTPU_VERSIONS)}, but not {libtpu or 'none'}"
+            f"tensorflow-tpu was seen to load libtpu {', '.join(LIBTPU_VERSIONS)}, but not "
+            f"{libtpu or 'none'}"
         )
     return errors
 
@@ -117,7 +122,8 @@ def requirement_errors(requirements, installed):
     """What `installed` lacks of a list of requirements.
 
     Args:
-      requirements: lines as pip takes them; comments, empty lines and those for other Pythons are passed over.
+      requirements: lines as pip takes them; comments, empty lines and those for other Pythons are
+        passed over.
       installed: {normalised name: version}.
 
     Returns:
@@ -131,7 +137,8 @@ def requirement_errors(requirements, installed):
         if not line:
             continue
         requirement = Requirement(line)
-        # `extra == "test"` and the like are false here: only what every environment needs is asked for.
+        # `extra == "test"` and the like are false here: only what every environment needs is asked
+        # for.
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
         version = installed.get(_normalised(requirement.name))
@@ -163,7 +170,9 @@ class Report:
         self.failures = 0
 
     def check(self, what, error, remedy):
-        """Prints `what` when `error` is empty, else the error and what to do. Returns whether it was ok."""
+        """Prints `what` when `error` is empty, else the error and what to do. Returns whether it
+        was ok.
+        """
         if not error:
             print(f"ok    {what}", flush=True)
             return True
@@ -177,32 +186,54 @@ class Report:
 
 
 def _check_devices(report, *, tpu, install):
-    """TensorFlow and its devices, from a child process: an unsuitable libtpu aborts the process that loads it."""
+    """TensorFlow and its devices, from a child process: an unsuitable libtpu aborts the process
+    that loads it.
+    """
     try:
         child = subprocess.run(
-            [sys.executable, "-c", _LIST_DEVICES], capture_output=True, text=True, timeout=600, check=False
+            [sys.executable, "-c", _LIST_DEVICES],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return report.check(
             "import tensorflow",
             "no answer within 600 seconds",
-            "end other programs that use the TPU (sudo lsof /dev/accel* /dev/vfio/*), or export TPU_SKIP_MDS_QUERY=1 "
+            "end other programs that use the TPU (sudo lsof /dev/accel* /dev/vfio/*), or export "
+            "TPU_SKIP_MDS_QUERY=1 "
             "when this machine has no TPU",
         )
     if child.returncode or _MARK not in child.stdout:
         lines = child.stderr.strip().splitlines()
-        telling = [line for line in lines if "Error" in line or "not available in this library" in line] or lines
-        how = f"ended by signal {-child.returncode}" if child.returncode < 0 else f"exit status {child.returncode}"
-        return report.check("import tensorflow", f"{how}: {telling[-1] if telling else 'no message'}", install)
+        telling = [
+            line for line in lines if "Error" in line or "not available in this library" in line
+        ] or lines
+        how = (
+            f"ended by signal {-child.returncode}"
+            if child.returncode < 0
+            else f"exit status {child.returncode}"
+        )
+        return report.check(
+            "import tensorflow", f"{how}: {telling[-1] if telling else 'no message'}", install
+        )
     version, devices, schemes = json.loads(child.stdout.rpartition(_MARK)[2])
     report.check("import tensorflow", None, install)
     other = not version.startswith(TENSORFLOW_VERSION + ".")
-    report.check(f"TensorFlow {version}", f"it must be {TENSORFLOW_VERSION}.*" if other else None, install)
-    report.check("gs:// paths", None if "gs" in schemes else f"this TensorFlow knows only {schemes}", install)
+    report.check(
+        f"TensorFlow {version}", f"it must be {TENSORFLOW_VERSION}.*" if other else None, install
+    )
+    report.check(
+        "gs:// paths", None if "gs" in schemes else f"this TensorFlow knows only {schemes}", install
+    )
     if not tpu:
-        report.check(f"devices {', '.join(devices)}", None if devices else "there are none", install)
+        report.check(
+            f"devices {', '.join(devices)}", None if devices else "there are none", install
+        )
     elif os.environ.get("TPU_LOAD_LIBRARY") == "0":
-        # On a slice of several hosts the image's TensorFlow server holds the chips; this process only talks to it.
+        # On a slice of several hosts the image's TensorFlow server holds the chips; this process
+        # only talks to it.
         report.skip("libtpu: TPU_LOAD_LIBRARY=0")
     else:
         found = "/device:TPU_SYSTEM:0" in devices
@@ -228,12 +259,22 @@ def check_tensorflow(report, *, tpu):
     python = ".".join(map(str, sys.version_info[:3]))
     report.check(
         f"Python {python}",
-        None if (3, 10) <= sys.version_info[:2] <= (3, 12) else "TensorFlow 2.20 on TPUs needs 3.10, 3.11 or 3.12",
+        None
+        if (3, 10) <= sys.version_info[:2] <= (3, 12)
+        else "TensorFlow 2.20 on TPUs needs 3.10, 3.11 or 3.12",
         "make the virtual environment with one of those, e.g. python3.11 -m venv",
     )
     installed = installed_packages()
-    report.check("the project is installed", None if "hamgan" in installed else "there is no package hamgan", install)
-    report.check("one TensorFlow wheel", wheel_error(installed, tpu=tpu), f"in a fresh virtual environment: {install}")
+    report.check(
+        "the project is installed",
+        None if "hamgan" in installed else "there is no package hamgan",
+        install,
+    )
+    report.check(
+        "one TensorFlow wheel",
+        wheel_error(installed, tpu=tpu),
+        f"in a fresh virtual environment: {install}",
+    )
     try:
         errors = requirement_errors(_requirements(tpu), installed)
     except ImportError as error:
@@ -253,7 +294,8 @@ def check(*, tpu):
     """Runs all checks, prints their lines and returns how many failed."""
     report = Report()
     if check_tensorflow(report, tpu=tpu):
-        # That libtpu loads is known by now; loading it once more here would only bring its complaints again.
+        # That libtpu loads is known by now; loading it once more here would only bring its
+        # complaints again.
         os.environ["TPU_LOAD_LIBRARY"] = "0"
         # tensorflow-hub's import of pkg_resources.
         warnings.simplefilter("ignore")
@@ -261,15 +303,21 @@ def check(*, tpu):
             error = None
             try:
                 importlib.import_module(name)
-            except Exception as exception:  # Whatever a package does at import, the other lines are wanted too.
+            except (
+                Exception
+            ) as exception:  # Whatever a package does at import, the other lines are wanted too.
                 error = f"{type(exception).__name__}: {exception}"
             report.check(f"import {name}", error, INSTALL_TPU if tpu else INSTALL)
     return report.failures
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tpu", action="store_true", help="check for the environment of requirements-tpu.txt")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--tpu", action="store_true", help="check for the environment of requirements-tpu.txt"
+    )
     failures = check(tpu=parser.parse_args().tpu)
     if failures:
         sys.exit(f"{failures} of the checks failed.")

@@ -1,10 +1,13 @@
-"""Proves on your own set-up that a resumed run is the same run: N steps, a restart and N steps equal 2N steps.
+"""Proves on your own set-up that a resumed run is the same run: N steps, a restart and N steps
+equal 2N steps.
 
     python scripts/check_resume.py --gin_file=configs/digits.gin --data_dir=data --steps=20
 
-Trains 2N steps in one process, and N and N in two others, in a temporary folder, and compares every variable of the two
-last checkpoints: weights, Adam's moments, batch-norm moments, spectral-norm vectors, step. Exits with 0 if all are
-equal, bit for bit. Where the device isn't deterministic (most GPUs), --tolerance allows a difference.
+Trains 2N steps in one process, and N and N in two others, in a temporary folder, and compares every
+variable of the two
+last checkpoints: weights, Adam's moments, batch-norm moments, spectral-norm vectors, step. Exits
+with 0 if all are equal, bit for bit. Where the device isn't deterministic (most GPUs), --tolerance
+allows a difference.
 """
 
 import os
@@ -24,7 +27,10 @@ FLAGS = flags.FLAGS
 def configuration_files():
     """Those of --gin_file, or the one that the run in --model_dir has kept."""
     if not FLAGS.gin_file and not FLAGS.model_dir:
-        raise ValueError("No configuration: give --gin_file, or --model_dir of a run whose configuration to check.")
+        raise ValueError(
+            "No configuration: give --gin_file, or --model_dir of a run whose configuration to "
+            "check."
+        )
     return FLAGS.gin_file or [os.path.join(FLAGS.model_dir, cli.CONFIG_NAME)]
 
 
@@ -32,7 +38,9 @@ def train(model_dir, steps):
     """Trains in a process of its own, as scripts/train.py does, until `steps`."""
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "train.py")
     never = 2 * FLAGS.steps + 1
-    schedule = dict(num_steps=steps, save_every=never, sample_every=never, evaluate_every=never, max_rollbacks=0)
+    schedule = dict(
+        num_steps=steps, save_every=never, sample_every=never, evaluate_every=never, max_rollbacks=0
+    )
     arguments = [
         sys.executable,
         script,
@@ -70,7 +78,10 @@ def main():
         print(f"{2 * FLAGS.steps} steps", flush=True)
         expected = train(whole, 2 * FLAGS.steps)
         for part in (1, 2):
-            print(f"{FLAGS.steps} steps, {'' if part == 1 else 'and again '}in a new process", flush=True)
+            print(
+                f"{FLAGS.steps} steps, {'' if part == 1 else 'and again '}in a new process",
+                flush=True,
+            )
             path = train(parts, part * FLAGS.steps)
         found = differences(expected, path)
     parts = {}
@@ -83,10 +94,16 @@ def main():
         if not differing:
             verdict = "equal bit for bit"
         else:
-            verdict = f"{differing} differ, at most by {of_part[name]:.2g} of the largest entry: {name}"
+            verdict = (
+                f"{differing} differ, at most by {of_part[name]:.2g} of the largest entry: {name}"
+            )
             failed |= of_part[name] > FLAGS.tolerance or np.isnan(of_part[name])
         print(f"{part:<24} {len(of_part):>4} variables  {verdict}")
-    print("FAILED: a resumed run isn't the same run." if failed else "OK: a resumed run is the same run.")
+    print(
+        "FAILED: a resumed run isn't the same run."
+        if failed
+        else "OK: a resumed run is the same run."
+    )
     sys.exit(int(failed))
 
 
@@ -94,5 +111,10 @@ if __name__ == "__main__":
     cli.define_flags(model_dir_required=False)
     flags.adopt_module_key_flags(cli)
     flags.DEFINE_integer("steps", 20, "N.", lower_bound=1)
-    flags.DEFINE_float("tolerance", 0.0, "Allowed difference, relative to a variable's largest entry.", lower_bound=0.0)
+    flags.DEFINE_float(
+        "tolerance",
+        0.0,
+        "Allowed difference, relative to a variable's largest entry.",
+        lower_bound=0.0,
+    )
     cli.run(main)

@@ -1,9 +1,11 @@
-"""Trains several configurations with several seeds, one after the other, and compares them in one table and one figure.
+"""Trains several configurations with several seeds, one after the other, and compares them in one
+table and one figure.
 
     python scripts/compare.py --data_dir=data --output_dir=runs/compare
 
-Each run is a run of scripts/train.py in a folder of its own, OUTPUT_DIR/NAME-seedS; what is finished isn't run again,
-and what was interrupted goes on where it was. Ends with OUTPUT_DIR/comparison.md, .json and .png.
+Each run is a run of scripts/train.py in a folder of its own, OUTPUT_DIR/NAME-seedS; what is
+finished isn't run again, and what was interrupted goes on where it was. Ends with
+OUTPUT_DIR/comparison.md, .json and .png.
 """
 
 import json
@@ -25,7 +27,9 @@ DEFAULT = ("digits_sngan", "digits_sagan", "digits_ylg", "digits", "digits_stron
 
 
 def run(config, seed, *, output_dir, data_dir, params=()):
-    """Trains one configuration with one seed; returns the run's folder. ValueError: the training failed."""
+    """Trains one configuration with one seed; returns the run's folder. ValueError: the training
+    failed.
+    """
     name = os.path.splitext(os.path.basename(config))[0]
     model_dir = os.path.join(output_dir, f"{name}-seed{seed}")
     command = [
@@ -39,7 +43,9 @@ def run(config, seed, *, output_dir, data_dir, params=()):
     ]
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if result.returncode:
-        raise ValueError(f"{' '.join(command)}\nended with status {result.returncode}:\n{result.stdout[-3000:]}")
+        raise ValueError(
+            f"{' '.join(command)}\nended with status {result.returncode}:\n{result.stdout[-3000:]}"
+        )
     return model_dir
 
 
@@ -68,24 +74,32 @@ def summarize(name, model_dirs):
 
 def table(rows):
     """The rows as a Markdown table, the best first."""
-    lines = ["| configuration | FID mean | std | min | seeds | step | images/s |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| configuration | FID mean | std | min | seeds | step | images/s |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in sorted(rows, key=lambda row: row["fid_mean"]):
         lines.append(
-            f"| {row['name']} | {row['fid_mean']:.2f} | {row['fid_std']:.2f} | {row['fid_min']:.2f} | {row['seeds']} "
+            f"| {row['name']} | {row['fid_mean']:.2f} | {row['fid_std']:.2f} | "
+            f"{row['fid_min']:.2f} | {row['seeds']} "
             f"| {row['steps'][-1]:,} | {row['images_per_second']:.0f} |"
         )
     return "\n".join(lines)
 
 
 def draw(path, rows):
-    """FID over steps: a line for each configuration's mean, a band from its smallest to its largest value."""
+    """FID over steps: a line for each configuration's mean, a band from its smallest to its largest
+    value.
+    """
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for row in rows:
         fids = np.array(row["fid"])
         (line,) = axes.plot(row["steps"], fids.mean(axis=0), marker="o", label=row["name"])
-        axes.fill_between(row["steps"], fids.min(axis=0), fids.max(axis=0), color=line.get_color(), alpha=0.15)
+        axes.fill_between(
+            row["steps"], fids.min(axis=0), fids.max(axis=0), color=line.get_color(), alpha=0.15
+        )
     axes.set(xlabel="step", ylabel="FID (mean of seeds; band: smallest to largest)", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -102,13 +116,22 @@ def main(argv):
     try:
         for config, seed in (bar := tqdm(jobs, unit="run")):
             bar.set_description(f"{os.path.basename(config)} seed {seed}")
-            folder = run(config, seed, output_dir=FLAGS.output_dir, data_dir=FLAGS.data_dir, params=FLAGS.gin_param)
+            folder = run(
+                config,
+                seed,
+                output_dir=FLAGS.output_dir,
+                data_dir=FLAGS.data_dir,
+                params=FLAGS.gin_param,
+            )
             folders[config].append(folder)
     except ValueError as error:
         sys.exit(f"\nERROR: {error}")
     rows = [summarize(os.path.splitext(os.path.basename(c))[0], folders[c]) for c in configs]
     text = table(rows)
-    output = {ending: os.path.join(FLAGS.output_dir, f"comparison.{ending}") for ending in ("md", "json", "png")}
+    output = {
+        ending: os.path.join(FLAGS.output_dir, f"comparison.{ending}")
+        for ending in ("md", "json", "png")
+    }
     records.write_whole(output["md"], (text + "\n").encode())
     records.write_whole(output["json"], json.dumps(rows, indent=1).encode())
     draw(output["png"], rows)
@@ -118,8 +141,12 @@ def main(argv):
 
 if __name__ == "__main__":
     flags.DEFINE_list("configs", list(DEFAULT), "Gin files, or names of files in configs/.")
-    flags.DEFINE_integer("seeds", 3, "Runs of each configuration, with the seeds 0, 1, ...", lower_bound=1)
+    flags.DEFINE_integer(
+        "seeds", 3, "Runs of each configuration, with the seeds 0, 1, ...", lower_bound=1
+    )
     flags.DEFINE_string("output_dir", "runs/compare", "Folder of the runs and of the comparison.")
     flags.DEFINE_string("data_dir", "data", "Folder of the prepared TFDS data sets.")
-    flags.DEFINE_multi_string("gin_param", [], "One more gin binding for all runs. May be repeated.")
+    flags.DEFINE_multi_string(
+        "gin_param", [], "One more gin binding for all runs. May be repeated."
+    )
     app.run(main)

@@ -11,13 +11,15 @@ Give it the flags of the training that is to follow. It prints one line per chec
     fail  a run would stop or compute nonsense; the line ends with what to do
     skip  not checked, and why
 
-and exits with status 1 when one failed, else 0. Checked are: versions of Python, TensorFlow, tf-keras and libtpu;
-devices and batch size; whether model_dir and data_dir can be written; free disk for the checkpoints; memory for the
-shuffle buffer; the feature network; that the data set is complete, its files whole, its labels those of the classes; a
-sample of decoded images; the input's images per second. doctor.png in model_dir shows images beside the names of their
+and exits with status 1 when one failed, else 0. Checked are: versions of Python, TensorFlow,
+tf-keras and libtpu; devices and batch size; whether model_dir and data_dir can be written; free
+disk for the checkpoints; memory for the shuffle buffer; the feature network; that the data set is
+complete, its files whole, its labels those of the classes; a sample of decoded images; the input's
+images per second. doctor.png in model_dir shows images beside the names of their
 classes: look at it. It, and model_dir if there was none, is all that stays behind.
 
-All records are read once (ImageNet: about 145 GB); --quick reads samples. --json prints one JSON object and nothing
+All records are read once (ImageNet: about 145 GB); --quick reads samples. --json prints one JSON
+object and nothing
 else: {"ok": true, "checks": [{"name": ..., "status": ..., "message": ..., "remedy": ...}, ...]}.
 
 Where packages are missing, start with scripts/check_environment.py.
@@ -42,7 +44,9 @@ class Environment:
         self._checkup = checkup
 
     def check(self, what, error, remedy):
-        self._checkup.check("environment", lambda: fail(f"{what}: {error}", remedy) if error else ok(what))
+        self._checkup.check(
+            "environment", lambda: fail(f"{what}: {error}", remedy) if error else ok(what)
+        )
         return not error
 
     def skip(self, what):
@@ -81,11 +85,29 @@ def main(checkup, cli, distribution, doctor):
     flags.adopt_module_key_flags(cli)
     flags.DEFINE_bool("json", False, "Print JSON and nothing else.")
     flags.DEFINE_bool("quick", False, "Read samples of the records instead of all.")
-    flags.DEFINE_string("output", None, "PNG file of images and their classes' names; default: model_dir/doctor.png.")
-    flags.DEFINE_enum("mode", MODES[0], MODES, "Of the training that is to follow: train needs no feature network.")
-    flags.DEFINE_integer("replicas", None, "Of the machine the run is meant for, 8 for a v3-8; default: this one's.", 1)
-    flags.DEFINE_float("seconds", 5.0, "How long the input's speed is measured; 0: not at all.", 0.0)
-    flags.DEFINE_float("steps_per_second", None, "Of the device, if known: warn when the input can't keep up.", 0.0)
+    flags.DEFINE_string(
+        "output",
+        None,
+        "PNG file of images and their classes' names; default: model_dir/doctor.png.",
+    )
+    flags.DEFINE_enum(
+        "mode",
+        MODES[0],
+        MODES,
+        "Of the training that is to follow: train needs no feature network.",
+    )
+    flags.DEFINE_integer(
+        "replicas",
+        None,
+        "Of the machine the run is meant for, 8 for a v3-8; default: this one's.",
+        1,
+    )
+    flags.DEFINE_float(
+        "seconds", 5.0, "How long the input's speed is measured; 0: not at all.", 0.0
+    )
+    flags.DEFINE_float(
+        "steps_per_second", None, "Of the device, if known: warn when the input can't keep up.", 0.0
+    )
     FLAGS = flags.FLAGS
 
     def configuration():
@@ -97,7 +119,9 @@ def main(checkup, cli, distribution, doctor):
         with contextlib.redirect_stdout(sys.stderr) if FLAGS.json else contextlib.nullcontext():
             doctor.examine(
                 checkup,
-                checkup.check("configuration", configuration, remedy="correct the gin file or --gin_param"),
+                checkup.check(
+                    "configuration", configuration, remedy="correct the gin file or --gin_param"
+                ),
                 create_strategy=lambda: distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu),
                 model_dir=FLAGS.model_dir,
                 data_dir=FLAGS.data_dir,
@@ -116,7 +140,9 @@ def main(checkup, cli, distribution, doctor):
 if __name__ == "__main__":
     early = early_flags(sys.argv[1:])
     as_json = early.json == "true"
-    checkup = Checkup(publish=None if as_json or early.help else lambda outcome: print(outcome.line(), flush=True))
+    checkup = Checkup(
+        publish=None if as_json or early.help else lambda outcome: print(outcome.line(), flush=True)
+    )
     tpu = early.accelerator == "tpu" or "tensorflow-tpu" in check_environment.installed_packages()
     # Help comes at once.
     if not early.help and not check_environment.check_tensorflow(Environment(checkup), tpu=tpu):

@@ -1,26 +1,31 @@
-"""Scores checkpoints of a run: FID, Inception Score and KID, written to metrics.jsonl, TensorBoard and the report.
+"""Scores checkpoints of a run: FID, Inception Score and KID, written to metrics.jsonl, TensorBoard
+and the report.
 
     python scripts/evaluate.py --model_dir=runs/digits --data_dir=data
-    python scripts/evaluate.py --model_dir=runs/digits --data_dir=data --checkpoint=ckpt-400 --checkpoint=ckpt-800
-    python scripts/evaluate.py --model_dir=runs/digits --data_dir=data --repeats=3
-    python scripts/evaluate.py --model_dir=runs/digits --data_dir=data --watch
+    python scripts/evaluate.py --model_dir=runs/digits --data_dir=data --checkpoint=ckpt-400
+    --checkpoint=ckpt-800 python scripts/evaluate.py --model_dir=runs/digits --data_dir=data
+    --repeats=3 python scripts/evaluate.py --model_dir=runs/digits --data_dir=data --watch
 
-The configuration is the one kept in model_dir. --protocol takes one of configs/protocols or a gin file of your own; one
-setting is changed by, e.g., --gin_param="protocol.Protocol.num_samples=10000". What has been scored is kept in
+The configuration is the one kept in model_dir. --protocol takes one of configs/protocols or a gin
+file of your own; one setting is changed by, e.g.,
+--gin_param="protocol.Protocol.num_samples=10000". What has been scored is kept in
 model_dir/evaluation and isn't computed again; what was interrupted goes on where it was.
 
-    python scripts/evaluate.py --build_reference --gin_file=configs/hamgan_baby.gin --data_dir=DIR --protocol=paper
-    python scripts/evaluate.py --show --gin_file=configs/hamgan_baby.gin --data_dir=DIR --protocol=paper
+    python scripts/evaluate.py --build_reference --gin_file=configs/hamgan_baby.gin --data_dir=DIR
+    --protocol=paper python scripts/evaluate.py --show --gin_file=configs/hamgan_baby.gin
+    --data_dir=DIR --protocol=paper
 
-computes the features of the real images, and prints what is kept of them. Otherwise the first evaluation does it.
+computes the features of the real images, and prints what is kept of them. Otherwise the first
+evaluation does it.
 
     python scripts/evaluate.py --selftest --gin_file=configs/hamgan_baby.gin --data_dir=DIR
 
-tests the feature network, the device and the data before any model is scored: real images must get the score they are
-known to get.
+tests the feature network, the device and the data before any model is scored: real images must get
+the score they are known to get.
 
-Several hosts share the work when each is started with --num_shards=N and its own --shard_index=0 to N-1 (or TF_CONFIG),
-on folders that all of them see. Host 0 puts the parts together and writes the records.
+Several hosts share the work when each is started with --num_shards=N and its own --shard_index=0 to
+N-1 (or TF_CONFIG), on folders that all of them see. Host 0 puts the parts together and writes the
+records.
 """
 
 import dataclasses
@@ -37,8 +42,19 @@ from hamgan.evaluation import reference, report, runner, selftest, shards
 FLAGS = flags.FLAGS
 
 
-def evaluate(experiment, *, names=(), watch=False, repeats=None, timeout=3600, share=None, keep_features=False):
-    """Scores the checkpoints of these names (none: the newest), or with `watch` every one as it appears."""
+def evaluate(
+    experiment,
+    *,
+    names=(),
+    watch=False,
+    repeats=None,
+    timeout=3600,
+    share=None,
+    keep_features=False,
+):
+    """Scores the checkpoints of these names (none: the newest), or with `watch` every one as it
+    appears.
+    """
     paths = [] if watch else [checkpoints.find(FLAGS.model_dir, name) for name in names or [None]]
     strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
     dataset = experiment.dataset(data_dir=FLAGS.data_dir)
@@ -54,10 +70,16 @@ def evaluate(experiment, *, names=(), watch=False, repeats=None, timeout=3600, s
         share=share,
         keep_features=keep_features,
     )
-    print(f"Protocol {evaluator.description['name']}: {evaluator.description['words']}.", flush=True)
+    print(
+        f"Protocol {evaluator.description['name']}: {evaluator.description['words']}.", flush=True
+    )
     log = loop.Log(FLAGS.model_dir)
     metrics = os.path.join(FLAGS.model_dir, "metrics.jsonl")
-    written = {runner.key_of(record) for record in records.read(metrics)} if tf.io.gfile.exists(metrics) else set()
+    written = (
+        {runner.key_of(record) for record in records.read(metrics)}
+        if tf.io.gfile.exists(metrics)
+        else set()
+    )
 
     def publish(record):
         key = runner.key_of(record)
@@ -97,14 +119,22 @@ def line_of(record):
         # Records have null for what isn't a number.
         text = "-" if record.get(name) is None else f"{record[name]:.{digits}f}"
         if record["kind"] == "aggregate" and name in record["scores"]:
-            text += " +- {std:.{0}f} (smallest {min:.{0}f})".format(digits, **record["scores"][name])
+            text += " +- {std:.{0}f} (smallest {min:.{0}f})".format(
+                digits, **record["scores"][name]
+            )
         return text
 
-    of = f"seed {record['seed']}" if record["kind"] == "evaluation" else f"mean of {record['repeats']} seeds"
+    of = (
+        f"seed {record['seed']}"
+        if record["kind"] == "evaluation"
+        else f"mean of {record['repeats']} seeds"
+    )
     real = record["reference"]
     return (
-        f"{record['checkpoint']}: FID {score('fid', 3)}  IS {score('inception_score', 3)}  KID {score('kid', 5)}  "
-        f"({record['protocol']['name']}, {record['num_samples']:,} samples, {of}, {real['count']:,} images of "
+        f"{record['checkpoint']}: FID {score('fid', 3)}  IS {score('inception_score', 3)}  KID "
+        f"{score('kid', 5)}  "
+        f"({record['protocol']['name']}, {record['num_samples']:,} samples, {of}, "
+        f"{real['count']:,} images of "
         f"{real['dataset']} {real['split']})"
     )
 
@@ -115,7 +145,9 @@ def test_set_up(experiment):
 
     def embedder(strategy, batch_size):
         protocol = dataclasses.replace(experiment.protocol, batch_size=batch_size)
-        return runner.Embedder(strategy=strategy, protocol=protocol, data_dir=FLAGS.data_dir, progress=False)
+        return runner.Embedder(
+            strategy=strategy, protocol=protocol, data_dir=FLAGS.data_dir, progress=False
+        )
 
     passed = True
     for check in selftest.checks(
@@ -137,8 +169,14 @@ def build_reference(experiment, share):
         protocol=dataclasses.replace(experiment.protocol, reference_folder=None),
         data_dir=FLAGS.data_dir,
     )
-    built = embedder.reference(experiment.dataset(data_dir=FLAGS.data_dir), data_dir=FLAGS.data_dir, share=share)
-    print(reference.describe(built) if built else f"The part of host {share.index} is done; host 0 puts it together.")
+    built = embedder.reference(
+        experiment.dataset(data_dir=FLAGS.data_dir), data_dir=FLAGS.data_dir, share=share
+    )
+    print(
+        reference.describe(built)
+        if built
+        else f"The part of host {share.index} is done; host 0 puts it together."
+    )
 
 
 def show_reference(experiment):
@@ -150,7 +188,9 @@ def show_reference(experiment):
         wanted = reference.fingerprint(dataset, network=network, protocol=experiment.protocol)
         folder = reference.folder_of(FLAGS.data_dir, wanted)
         if not reference.is_built(folder):
-            raise ValueError(f"There is no reference in {folder} yet. Build it with --build_reference.")
+            raise ValueError(
+                f"There is no reference in {folder} yet. Build it with --build_reference."
+            )
     print(reference.describe(reference.load(folder)))
 
 
@@ -159,10 +199,16 @@ def share_of_flags():
     index, of = FLAGS.shard_index, FLAGS.num_shards
     if index is None and of is None and "TF_CONFIG" in os.environ:
         config = json.loads(os.environ["TF_CONFIG"])
-        hosts = [(kind, i) for kind in ("chief", "worker") for i in range(len(config["cluster"].get(kind, [])))]
+        hosts = [
+            (kind, i)
+            for kind in ("chief", "worker")
+            for i in range(len(config["cluster"].get(kind, [])))
+        ]
         task = config["task"]["type"], int(config["task"]["index"])
         if task not in hosts:
-            raise ValueError(f"TF_CONFIG names the task {task}; only chief and workers evaluate: {hosts}.")
+            raise ValueError(
+                f"TF_CONFIG names the task {task}; only chief and workers evaluate: {hosts}."
+            )
         index, of = hosts.index(task), len(hosts)
     if (index is None) != (of is None):
         raise ValueError("--shard_index and --num_shards belong together: give both or neither.")
@@ -182,7 +228,9 @@ def main():
     elif FLAGS.build_reference:
         build_reference(experiment, share_of_flags())
     elif not FLAGS.model_dir:
-        raise ValueError("--model_dir is needed: the folder of the run whose checkpoints are to be scored.")
+        raise ValueError(
+            "--model_dir is needed: the folder of the run whose checkpoints are to be scored."
+        )
     else:
         evaluate(
             experiment,
@@ -199,19 +247,38 @@ if __name__ == "__main__":
     cli.define_flags(model_dir_required=False)
     flags.adopt_module_key_flags(cli)
     flags.DEFINE_multi_string(
-        "checkpoint", [], "Path or name (ckpt-1000) of a checkpoint; may be repeated; default: the newest."
+        "checkpoint",
+        [],
+        "Path or name (ckpt-1000) of a checkpoint; may be repeated; default: the newest.",
     )
-    flags.DEFINE_string("protocol", None, "paper, val-50k, train-full, or a gin file; default: the run's own.")
-    flags.DEFINE_integer("repeats", None, "Evaluations of each checkpoint, each with the next seed.", lower_bound=1)
-    flags.DEFINE_bool("watch", False, "Score every checkpoint as it appears, until training is over.")
-    flags.DEFINE_float("timeout", 3600, "Seconds to wait for a new checkpoint, or for the other hosts.", lower_bound=0)
+    flags.DEFINE_string(
+        "protocol", None, "paper, val-50k, train-full, or a gin file; default: the run's own."
+    )
+    flags.DEFINE_integer(
+        "repeats", None, "Evaluations of each checkpoint, each with the next seed.", lower_bound=1
+    )
+    flags.DEFINE_bool(
+        "watch", False, "Score every checkpoint as it appears, until training is over."
+    )
+    flags.DEFINE_float(
+        "timeout",
+        3600,
+        "Seconds to wait for a new checkpoint, or for the other hosts.",
+        lower_bound=0,
+    )
     flags.DEFINE_bool("build_reference", False, "Only compute the features of the real images.")
     flags.DEFINE_bool(
-        "selftest", False, "Only test the set-up: real images through the feature network, on this device."
+        "selftest",
+        False,
+        "Only test the set-up: real images through the feature network, on this device.",
     )
     flags.DEFINE_bool("show", False, "Only print the reference: the run's, or that of --reference.")
-    flags.DEFINE_string("reference", None, "Folder of a built reference to compare with; default: that in data_dir.")
+    flags.DEFINE_string(
+        "reference", None, "Folder of a built reference to compare with; default: that in data_dir."
+    )
     flags.DEFINE_integer("shard_index", None, "Number of this host, from 0.", lower_bound=0)
     flags.DEFINE_integer("num_shards", None, "Number of hosts that share the work.", lower_bound=1)
-    flags.DEFINE_bool("keep_features", False, "Leave the samples' features in model_dir/evaluation.")
+    flags.DEFINE_bool(
+        "keep_features", False, "Leave the samples' features in model_dir/evaluation."
+    )
     cli.run(main)

@@ -1,16 +1,18 @@
-"""Imports a checkpoint of the published TF1 code (HamGAN, SAGAN, YLG or no module) as a run's folder.
+"""Imports a checkpoint of the published TF1 code (HamGAN, SAGAN, YLG or no module) as a run's
+folder.
 
-    python scripts/import_checkpoint.py --checkpoint=published/model.ckpt-1000000 --model_dir=runs/published
-    python scripts/import_checkpoint.py --checkpoint=published/model.ckpt-30 --model_dir=runs/published \\
+    python scripts/import_checkpoint.py --checkpoint=published/model.ckpt-1000000
+    --model_dir=runs/published python scripts/import_checkpoint.py
+    --checkpoint=published/model.ckpt-30 --model_dir=runs/published \\
         --ham=cd --rank=8,4 --sections=2 --verify=published/golden.npz
 
-Names and shapes tell widths, classes, modules and d. What they don't tell is a flag: one value for both networks, or
-the generator's and the discriminator's with a comma between. All other settings are those of --gin_file, by default
-configs/imagenet128.gin. Training goes on with the settings of the import only, so data set, batch size and learning
-rates are given here, with --gin_param.
+Names and shapes tell widths, classes, modules and d. What they don't tell is a flag: one value for
+both networks, or the generator's and the discriminator's with a comma between. All other settings
+are those of --gin_file, by default configs/imagenet128.gin. Training goes on with the settings of
+the import only, so data set, batch size and learning rates are given here, with --gin_param.
 
---verify replays recorded arrays through the networks of the checkpoint that was written, and takes it away again if
-images, logits or their gradients differ by more than the tolerances.
+--verify replays recorded arrays through the networks of the checkpoint that was written, and takes
+it away again if images, logits or their gradients differ by more than the tolerances.
 """
 
 import dataclasses
@@ -59,7 +61,8 @@ class Module:
 def hamburger(kind, network):
     """The `Module` of a network with a Hamburger, from the checkpoint and the flags.
 
-    Without a record to compare with, a rank above d counts as a mistake: the default is that of published widths.
+    Without a record to compare with, a rank above d counts as a mistake: the default is that of
+    published widths.
     """
     ham = _of_pair("ham", kind, _one_of(HAMS))
     rank = _of_pair("rank", kind, _at_least(1))
@@ -67,15 +70,28 @@ def hamburger(kind, network):
     steps = _of_pair("steps", kind, _at_least(0))
     channels = network.ham_channels
     if channels % sections:
-        raise ValueError(f"--sections must divide the {channels} channels of the {kind}'s lower bread, got {sections}.")
+        raise ValueError(
+            f"--sections must divide the {channels} channels of the {kind}'s lower bread, got "
+            f"{sections}."
+        )
     dim = channels // sections
     if rank > dim and not FLAGS.verify:
         raise ValueError(
-            f"--rank must not be above d, in the {kind} {channels} channels / {sections} sections = {dim}, got {rank}. "
+            f"--rank must not be above d, in the {kind} {channels} channels / {sections} sections "
+            f"= {dim}, got {rank}. "
             "(The default, 32,16, is that of width 64.)"
         )
-    settings = dict(dim=dim, rank=rank, sections=sections, num_steps=steps, decomposition=f"@decomposition.{ham}")
-    return Module(constructor=HAMBURGERS[network.module], settings={"norm": "@normalization.BatchNorm", **settings})
+    settings = dict(
+        dim=dim,
+        rank=rank,
+        sections=sections,
+        num_steps=steps,
+        decomposition=f"@decomposition.{ham}",
+    )
+    return Module(
+        constructor=HAMBURGERS[network.module],
+        settings={"norm": "@normalization.BatchNorm", **settings},
+    )
 
 
 def _of_pair(name, kind, convert):
@@ -83,7 +99,8 @@ def _of_pair(name, kind, convert):
     values = FLAGS[name].value
     if len(values) not in (1, 2):
         raise ValueError(
-            f"--{name} must be one value, or the generator's and the discriminator's with a comma between, got "
+            f"--{name} must be one value, or the generator's and the discriminator's with a comma "
+            "between, got "
             f"{len(values)} values: {','.join(values)}."
         )
     converted = [convert(name, value.strip()) for value in values]
@@ -97,7 +114,9 @@ def _at_least(minimum):
         except ValueError:
             number = None
         if number is None or number < minimum:
-            raise ValueError(f"--{name} must be a whole number of at least {minimum}, got {value!r}.")
+            raise ValueError(
+                f"--{name} must be a whole number of at least {minimum}, got {value!r}."
+            )
         return number
 
     return convert
@@ -113,7 +132,8 @@ def _one_of(choices):
 
 
 def attention(kind, network, checkpoint, arrays):
-    """The `Module` of a network with attention, from the flags or, where they say nothing, from the record.
+    """The `Module` of a network with attention, from the flags or, where they say nothing, from the
+    record.
 
     Args:
       kind: 'generator' or 'discriminator'.
@@ -127,20 +147,29 @@ def attention(kind, network, checkpoint, arrays):
     elif not network.may_be_sparse:
         name, note = "sagan", "not ylg, whose eight heads can't share these channels"
     elif arrays is None:
-        name, note = "sagan", "ASSUMED: ylg has the same variables. --verify finds out, --attention=ylg decides"
+        name, note = (
+            "sagan",
+            "ASSUMED: ylg has the same variables. --verify finds out, --attention=ylg decides",
+        )
     else:
         errors = {
-            name: _error_with(functools.partial(constructor, **settings), kind, network, checkpoint, arrays)
+            name: _error_with(
+                functools.partial(constructor, **settings), kind, network, checkpoint, arrays
+            )
             for name, constructor in ATTENTIONS.items()
         }
         name = min(errors, key=errors.get)
-        note = "by the record: " + ", ".join(f"error {error:.1e} as {name}" for name, error in errors.items())
+        note = "by the record: " + ", ".join(
+            f"error {error:.1e} as {name}" for name, error in errors.items()
+        )
     return Module(constructor=ATTENTIONS[name], settings=settings, note=note)
 
 
 def _error_with(module, kind, network, checkpoint, arrays):
     """How far a network is from the record with this module."""
-    sizes = dict(image_size=published.IMAGE_SIZE, num_classes=network.num_classes, width=network.width)
+    sizes = dict(
+        image_size=published.IMAGE_SIZE, num_classes=network.num_classes, width=network.width
+    )
     if kind == "generator":
         built = networks.Generator(**sizes, latent_dim=network.latent_dim, context=module)
     else:
@@ -157,7 +186,10 @@ def configuration(described, modules):
     lines = [
         "from __gin__ import dynamic_registration",
         *(f"include {path!r}" for path in files),
-        *(f"from hamgan import {name}" for name in ("context", "decomposition", "networks", "normalization")),
+        *(
+            f"from hamgan import {name}"
+            for name in ("context", "decomposition", "networks", "normalization")
+        ),
         f"IMAGE_SIZE = {published.IMAGE_SIZE}",
         f"NUM_CLASSES = {generator.num_classes}",
         f"WIDTH = {generator.width}",
@@ -166,7 +198,11 @@ def configuration(described, modules):
     if discriminator.width != generator.width:
         lines.append(f"networks.Discriminator.width = {discriminator.width}")
     for kind, module in modules.items():
-        scoped = f"{kind[0].upper()}/context.{module.constructor.__name__}" if module.constructor else None
+        scoped = (
+            f"{kind[0].upper()}/context.{module.constructor.__name__}"
+            if module.constructor
+            else None
+        )
         lines.append(f"networks.{kind.capitalize()}.context = {'@' + scoped if scoped else None}")
         lines += [f"{scoped}.{name} = {value}" for name, value in module.settings.items()]
     return "\n".join(lines) + "\n"
@@ -187,26 +223,43 @@ def load_arrays(path):
     try:
         with tf.io.gfile.GFile(path, "rb") as file, np.load(io.BytesIO(file.read())) as arrays:
             return dict(arrays)
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile, tf.errors.OpError) as error:
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        AttributeError,
+        zipfile.BadZipFile,
+        tf.errors.OpError,
+    ) as error:
         raise ValueError(f"--verify: {path} can't be read as an .npz file: {error}") from error
 
 
 def class_names(experiment):
-    """The data set's names of the classes, None where it isn't prepared or isn't of these classes; and a note."""
+    """The data set's names of the classes, None where it isn't prepared or isn't of these classes;
+    and a note.
+    """
     try:
         names = experiment.dataset(data_dir=FLAGS.data_dir).class_names
     except (ValueError, OSError, tf.errors.OpError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
-        return None, f"their numbers. {reason}. Another data set: --gin_param=\"data.ImageDataset.name = 'NAME'\""
+        return (
+            None,
+            f'their numbers. {reason}. Another data set: --gin_param="data.ImageDataset.name = '
+            "'NAME'\"",
+        )
     return names, f"{len(names)}, from the data set"
 
 
 def write(trainer, experiment, names):
-    """Writes configuration, checkpoint and class names; returns the checkpoint's path and the files that are new."""
+    """Writes configuration, checkpoint and class names; returns the checkpoint's path and the files
+    that are new.
+    """
     before = _files(FLAGS.model_dir)
     cli.settle_configuration()
     folder = os.path.join(FLAGS.model_dir, "checkpoints")
-    saved = checkpoints.Checkpoints(folder, trainer.variables(), max_to_keep=experiment.schedule.max_to_keep)
+    saved = checkpoints.Checkpoints(
+        folder, trainer.variables(), max_to_keep=experiment.schedule.max_to_keep
+    )
     path = saved.save()
     if names:
         loop.write_class_names(FLAGS.model_dir, names)
@@ -230,18 +283,25 @@ def verify(experiment, path, arrays):
         network = getattr(experiment, kind)()
         checkpoints.restore(path, checkpoints.network_variables(kind, network), partial=True)
         errors |= REPLAYS[kind](network, arrays)
-    limits = {name: FLAGS.gradient_tolerance if name.endswith("_grad") else FLAGS.tolerance for name in errors}
+    limits = {
+        name: FLAGS.gradient_tolerance if name.endswith("_grad") else FLAGS.tolerance
+        for name in errors
+    }
     # An error that isn't a number isn't below anything.
     bad = [name for name, error in errors.items() if not error <= limits[name]]
     print(f"Replayed {FLAGS.verify}; largest difference over the largest recorded value:")
     for name in ("images", "logits", "z_grad", "img_grad"):
-        print(f"  {name:<9} {errors[name]:.2e}  {'ABOVE' if name in bad else 'within'} {limits[name]:g}", flush=True)
+        print(
+            f"  {name:<9} {errors[name]:.2e}  {'ABOVE' if name in bad else 'within'} "
+            f"{limits[name]:g}",
+            flush=True,
+        )
     if bad:
         raise ValueError(
             f"The networks don't reproduce {FLAGS.verify}: "
             + ", ".join(f"{name} {errors[name]:.2e} (tolerance {limits[name]:g})" for name in bad)
-            + f". Nothing was left in {FLAGS.model_dir}. Are --ham, --rank, --sections, --steps and --attention "
-            "those of the record?"
+            + f". Nothing was left in {FLAGS.model_dir}. Are --ham, --rank, --sections, --steps "
+            "and --attention those of the record?"
         )
 
 
@@ -250,7 +310,10 @@ def report(assignments, described, modules, variables):
     for assignment in assignments:
         print(assignment)
     theirs = {assignment.published for assignment in assignments} - {None}
-    print(f"{len(theirs)} variables of {FLAGS.checkpoint} accounted for, {len(variables)} of {FLAGS.model_dir} set")
+    print(
+        f"{len(theirs)} variables of {FLAGS.checkpoint} accounted for, {len(variables)} of "
+        f"{FLAGS.model_dir} set"
+    )
     for kind, network in described.items():
         print(f"{kind}: width {network.width}, {network.num_classes} classes, {modules[kind]}")
 
@@ -258,14 +321,22 @@ def report(assignments, described, modules, variables):
 def main():
     there = checkpoints.available(FLAGS.model_dir)
     if there:
-        raise ValueError(f"{FLAGS.model_dir} has checkpoints already ({', '.join(there)}). Choose another --model_dir.")
+        raise ValueError(
+            f"{FLAGS.model_dir} has checkpoints already ({', '.join(there)}). Choose another "
+            "--model_dir."
+        )
     checkpoint = published.Checkpoint(FLAGS.checkpoint)
     described = published.describe(checkpoint)
-    modules = {kind: hamburger(kind, network) for kind, network in described.items() if network.module in HAMBURGERS}
+    modules = {
+        kind: hamburger(kind, network)
+        for kind, network in described.items()
+        if network.module in HAMBURGERS
+    }
     arrays = load_arrays(FLAGS.verify) if FLAGS.verify else None
     if arrays is not None:
         sizes = {
-            kind: [module.settings[name] for name in ("sections", "dim", "rank")] for kind, module in modules.items()
+            kind: [module.settings[name] for name in ("sections", "dim", "rank")]
+            for kind, module in modules.items()
         }
         published.check_arrays(arrays, described, bases=sizes)
     for kind, network in described.items():
@@ -303,20 +374,31 @@ def main():
 
 def define_flags():
     """Defines the flags of an import, beside those of a run."""
-    flags.DEFINE_string("checkpoint", None, "Prefix of the TF1 checkpoint, e.g. model.ckpt-1000000.", required=True)
-    flags.DEFINE_list("ham", ["nmf"], f"Decomposition of a Hamburger: {' or '.join(HAMS)}. One value or a pair.")
+    flags.DEFINE_string(
+        "checkpoint", None, "Prefix of the TF1 checkpoint, e.g. model.ckpt-1000000.", required=True
+    )
+    flags.DEFINE_list(
+        "ham", ["nmf"], f"Decomposition of a Hamburger: {' or '.join(HAMS)}. One value or a pair."
+    )
     flags.DEFINE_list("rank", ["32", "16"], "r of a Hamburger. One value or a pair.")
     flags.DEFINE_list("sections", ["1"], "Sections of a Hamburger. One value or a pair.")
     flags.DEFINE_list("steps", ["6"], "K of a Hamburger. One value or a pair.")
     flags.DEFINE_list(
         "attention",
         None,
-        f"Kind of attention, where the channels allow both: {' or '.join(ATTENTIONS)}. One value or a pair. Default: "
+        f"Kind of attention, where the channels allow both: {' or '.join(ATTENTIONS)}. One value "
+        "or a pair. Default: "
         "what reproduces the record of --verify; without it sagan.",
     )
-    flags.DEFINE_string("verify", None, "An .npz file with recorded inputs, initial bases, outputs and gradients.")
-    flags.DEFINE_float("tolerance", 1e-4, "With --verify: largest error of images and logits.", lower_bound=0)
-    flags.DEFINE_float("gradient_tolerance", 2e-2, "With --verify: largest error of gradients.", lower_bound=0)
+    flags.DEFINE_string(
+        "verify", None, "An .npz file with recorded inputs, initial bases, outputs and gradients."
+    )
+    flags.DEFINE_float(
+        "tolerance", 1e-4, "With --verify: largest error of images and logits.", lower_bound=0
+    )
+    flags.DEFINE_float(
+        "gradient_tolerance", 2e-2, "With --verify: largest error of gradients.", lower_bound=0
+    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""Shows what the Hamburger of a checkpoint does to its features: spectra, errors and feature maps, before and after.
+"""Shows what the Hamburger of a checkpoint does to its features: spectra, errors and feature maps,
+before and after.
 
     python scripts/inspect_ham.py --model_dir=runs/digits
-    python scripts/inspect_ham.py --model_dir=runs/digits --checkpoint=ckpt-400 --network=discriminator
-    python scripts/inspect_ham.py --model_dir=runs/digits --data_dir=data --network=discriminator --images=real
+    python scripts/inspect_ham.py --model_dir=runs/digits --checkpoint=ckpt-400
+    --network=discriminator python scripts/inspect_ham.py --model_dir=runs/digits --data_dir=data
+    --network=discriminator --images=real
 
 Writes into --output
-    curves.png        accumulative ratio of squared singular values, and the decomposition's error after each update
-    feature_maps.png  feature maps before and after the Hamburger, and before and after the decomposition in it
-    inspection.json   the numbers
+    curves.png        accumulative ratio of squared singular values, and the decomposition's error
+    after each update feature_maps.png  feature maps before and after the Hamburger, and before and
+    after the decomposition in it inspection.json   the numbers
 """
 
 import json
@@ -23,22 +25,31 @@ FLAGS = flags.FLAGS
 
 
 def inspected(experiment, path):
-    """(images, labels, `inspection.Inspection`, name of the module) of the network that the flags name."""
+    """(images, labels, `inspection.Inspection`, name of the module) of the network that the flags
+    name.
+    """
     batch_size = FLAGS.batch_size
     generator = experiment.generator()
     key = stateless.key(FLAGS.seed, stateless.EVALUATION)
     z, labels, keys = stateless.generator_inputs(
-        key, tf.range(batch_size), latent_dim=generator.latent_dim, num_classes=generator.num_classes
+        key,
+        tf.range(batch_size),
+        latent_dim=generator.latent_dim,
+        num_classes=generator.num_classes,
     )
     if FLAGS.network == "generator":
         inspection.hamburger_of(generator)
         sampling.restore(generator, path, weights=FLAGS.weights)
-        images, found = inspection.inspect(generator, z, labels, keys=keys, num_steps=FLAGS.num_steps)
+        images, found = inspection.inspect(
+            generator, z, labels, keys=keys, num_steps=FLAGS.num_steps
+        )
         return images.numpy(), labels.numpy(), found, generator.context
 
     discriminator = experiment.discriminator()
     inspection.hamburger_of(discriminator)
-    checkpoints.restore(path, checkpoints.network_variables("discriminator", discriminator), partial=True)
+    checkpoints.restore(
+        path, checkpoints.network_variables("discriminator", discriminator), partial=True
+    )
     if FLAGS.images == "real":
         dataset = experiment.dataset(data_dir=FLAGS.data_dir)
         batch = next(iter(dataset.reference_batches(batch_size=batch_size)))
@@ -46,14 +57,20 @@ def inspected(experiment, path):
     else:
         sampling.restore(generator, path, weights=FLAGS.weights)
         images = generator(z, labels, training=False, keys=keys)
-    keys = stateless.example_keys(stateless.fold(key, stateless.DISCRIMINATOR_BASES), tf.range(len(images)))
-    _, found = inspection.inspect(discriminator, images, labels, keys=keys, num_steps=FLAGS.num_steps)
+    keys = stateless.example_keys(
+        stateless.fold(key, stateless.DISCRIMINATOR_BASES), tf.range(len(images))
+    )
+    _, found = inspection.inspect(
+        discriminator, images, labels, keys=keys, num_steps=FLAGS.num_steps
+    )
     return images.numpy(), labels.numpy(), found, discriminator.context
 
 
 def main():
     if FLAGS.images == "real" and FLAGS.network == "generator":
-        raise ValueError("--images=real is for --network=discriminator: a generator sees no images.")
+        raise ValueError(
+            "--images=real is for --network=discriminator: a generator sees no images."
+        )
     experiment = cli.load_experiment()
     path = checkpoints.find(FLAGS.model_dir, FLAGS.checkpoint)
     device = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu).extended.worker_devices[0]
@@ -78,29 +95,44 @@ def main():
     name = os.path.basename(path)
     output = FLAGS.output or os.path.join(FLAGS.model_dir, "inspection", f"{FLAGS.network}-{name}")
     title = (
-        f"{numbers['module']} with {numbers['decomposition'].upper()} in the {FLAGS.network}, {name}, "
+        f"{numbers['module']} with {numbers['decomposition'].upper()} in the {FLAGS.network}, "
+        f"{name}, "
         f"{len(images)} {numbers['images']} images, gate {found.gate:.3g}"
     )
-    records.write_whole(os.path.join(output, "inspection.json"), json.dumps(numbers, indent=1).encode())
+    records.write_whole(
+        os.path.join(output, "inspection.json"), json.dumps(numbers, indent=1).encode()
+    )
     inspection.draw_curves(numbers, os.path.join(output, "curves.png"), title=title)
-    inspection.draw_maps(found, images, os.path.join(output, "feature_maps.png"), examples=FLAGS.examples, title=title)
+    inspection.draw_maps(
+        found,
+        images,
+        os.path.join(output, "feature_maps.png"),
+        examples=FLAGS.examples,
+        title=title,
+    )
 
     print(title)
     for name, ratio in numbers["accumulative_ratio"].items():
         print(
-            f"  {name}: {ratio['values_for_90']} of {len(ratio['mean'])} singular values hold 90 %, "
+            f"  {name}: {ratio['values_for_90']} of {len(ratio['mean'])} singular values hold 90 "
+            "%, "
             f"{ratio['values_for_99']} hold 99 % of the sum of squares"
         )
     for name, error in numbers["reconstruction_error"].items():
         means = error["mean"]
-        print(f"  ham over {name}: error {means[0]:.3f} without updates, {means[-1]:.3f} after {len(means) - 1}")
+        print(
+            f"  ham over {name}: error {means[0]:.3f} without updates, {means[-1]:.3f} after "
+            f"{len(means) - 1}"
+        )
     print(f"Written: {output}/curves.png, feature_maps.png, inspection.json")
 
 
 if __name__ == "__main__":
     cli.define_flags()
     flags.adopt_module_key_flags(cli)
-    flags.DEFINE_string("checkpoint", None, "Path or name (ckpt-1000) of a checkpoint; default: the newest.")
+    flags.DEFINE_string(
+        "checkpoint", None, "Path or name (ckpt-1000) of a checkpoint; default: the newest."
+    )
     flags.DEFINE_enum("network", "generator", ["generator", "discriminator"], "Whose Hamburger.")
     flags.DEFINE_enum(
         "weights",
@@ -108,10 +140,19 @@ if __name__ == "__main__":
         [*sampling.PREFIXES],
         "The generator's weights, or their moving average (batch norm as in training).",
     )
-    flags.DEFINE_enum("images", "generated", ["generated", "real"], "What the discriminator sees; real: of --data_dir.")
+    flags.DEFINE_enum(
+        "images",
+        "generated",
+        ["generated", "real"],
+        "What the discriminator sees; real: of --data_dir.",
+    )
     flags.DEFINE_integer("batch_size", 64, "Examples.", lower_bound=1)
     flags.DEFINE_integer("examples", 3, "Examples whose feature maps are drawn.", lower_bound=1)
-    flags.DEFINE_integer("num_steps", None, "Updates whose errors are shown; default: K.", lower_bound=0)
+    flags.DEFINE_integer(
+        "num_steps", None, "Updates whose errors are shown; default: K.", lower_bound=0
+    )
     flags.DEFINE_integer("seed", 0, "Seed of the noise, as in sample.py.")
-    flags.DEFINE_string("output", None, "Folder to write to, local or gs://; default: inspection/ in model_dir.")
+    flags.DEFINE_string(
+        "output", None, "Folder to write to, local or gs://; default: inspection/ in model_dir."
+    )
     cli.run(main)

@@ -1,11 +1,12 @@
 """Draws samples from a checkpoint: a labelled grid, and on request single files.
 
     python scripts/sample.py --model_dir=runs/digits
-    python scripts/sample.py --model_dir=runs/digits --classes=3,7 --per_class=8 --seed=1 --output=threes_and_sevens.png
-    python scripts/sample.py --model_dir=runs/digits --per_class=100 --output=samples.npz
+    python scripts/sample.py --model_dir=runs/digits --classes=3,7 --per_class=8 --seed=1
+    --output=threes_and_sevens.png python scripts/sample.py --model_dir=runs/digits --per_class=100
+    --output=samples.npz
 
-Sample i is a function of (seed, i): the same command gives the same images, on any device up to rounding. Only with
---batch_norm=batch does it depend on the others.
+Sample i is a function of (seed, i): the same command gives the same images, on any device up to
+rounding. Only with --batch_norm=batch does it depend on the others.
 """
 
 import io
@@ -48,11 +49,19 @@ def main():
     classes = FLAGS.classes or loop.grid_classes(generator.num_classes)
     classes = [int(c) for c in classes]
     labels = np.repeat(classes, FLAGS.per_class)
-    batch_size = strategy.num_replicas_in_sync * max(1, min(64, len(labels)) // strategy.num_replicas_in_sync)
-    sampler = sampling.Sampler(
-        generator, strategy=strategy, batch_size=batch_size, seed=FLAGS.seed, truncation=FLAGS.truncation
+    batch_size = strategy.num_replicas_in_sync * max(
+        1, min(64, len(labels)) // strategy.num_replicas_in_sync
     )
-    batch_norm = FLAGS.batch_norm or ("standing_statistics" if FLAGS.weights == "ema" else "moving_averages")
+    sampler = sampling.Sampler(
+        generator,
+        strategy=strategy,
+        batch_size=batch_size,
+        seed=FLAGS.seed,
+        truncation=FLAGS.truncation,
+    )
+    batch_norm = FLAGS.batch_norm or (
+        "standing_statistics" if FLAGS.weights == "ema" else "moving_averages"
+    )
     with BATCH_NORMS[batch_norm](sampler).applied(tf.constant(FLAGS.seed)):
         images, _ = sampler.sample(len(labels), labels)
 
@@ -62,27 +71,41 @@ def main():
         records.write_whole(output, buffer.getvalue())
     else:
         names = loop.read_class_names(FLAGS.model_dir, generator.num_classes)
-        pictures.save_grid(output, images, columns=FLAGS.per_class, row_labels=[names[c] for c in classes])
+        pictures.save_grid(
+            output, images, columns=FLAGS.per_class, row_labels=[names[c] for c in classes]
+        )
     print(f"{len(labels)} samples of {path}: {output}")
 
 
 if __name__ == "__main__":
     cli.define_flags()
     flags.adopt_module_key_flags(cli)
-    flags.DEFINE_string("checkpoint", None, "Path or name (ckpt-1000) of a checkpoint; default: the newest.")
-    flags.DEFINE_list("classes", None, "Labels, one row of the grid each; default: up to ten, evenly spread.")
+    flags.DEFINE_string(
+        "checkpoint", None, "Path or name (ckpt-1000) of a checkpoint; default: the newest."
+    )
+    flags.DEFINE_list(
+        "classes", None, "Labels, one row of the grid each; default: up to ten, evenly spread."
+    )
     flags.DEFINE_integer("per_class", 10, "Samples of each class.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Seed of the noise.")
-    flags.DEFINE_enum("weights", "raw", [*sampling.PREFIXES], "The weights themselves, or their moving average.")
+    flags.DEFINE_enum(
+        "weights", "raw", [*sampling.PREFIXES], "The weights themselves, or their moving average."
+    )
     flags.DEFINE_enum(
         "batch_norm",
         None,
         [*BATCH_NORMS],
-        "Moments of batch norm: of training, of some batches that these weights generate, or of each batch of samples. "
-        "Default: standing_statistics with --weights=ema, since training's belong to the other weights.",
+        "Moments of batch norm: of training, of some batches that these weights generate, or of "
+        "each batch of samples. "
+        "Default: standing_statistics with --weights=ema, since training's belong to the other "
+        "weights.",
     )
-    flags.DEFINE_float("truncation", None, "Noise within plus or minus this; default: all of N(0, 1).")
+    flags.DEFINE_float(
+        "truncation", None, "Noise within plus or minus this; default: all of N(0, 1)."
+    )
     flags.DEFINE_string(
-        "output", None, "File to write, .png or .npz, local or gs://; default: samples.png in model_dir."
+        "output",
+        None,
+        "File to write, .png or .npz, local or gs://; default: samples.png in model_dir.",
     )
     cli.run(main)

@@ -4,12 +4,13 @@
 
 --mode=train                  trains
 --mode=train_and_evaluate     trains, and scores the generator every Schedule.evaluate_every steps
---mode=evaluate_continuously  scores every checkpoint that another process writes, until its training is over
---mode=evaluate               scores the newest checkpoint
+--mode=evaluate_continuously  scores every checkpoint that another process writes, until its
+training is over --mode=evaluate               scores the newest checkpoint
 
-A run goes on from the newest checkpoint in model_dir. Without --gin_file the configuration is the one kept there.
-SIGTERM or Ctrl-C ends it early: it saves, and the same command goes on. With several hosts, run the same command on
-each, with the environment variable TF_CONFIG and a model_dir that all share.
+A run goes on from the newest checkpoint in model_dir. Without --gin_file the configuration is the
+one kept there. SIGTERM or Ctrl-C ends it early: it saves, and the same command goes on. With
+several hosts, run the same command on each, with the environment variable TF_CONFIG and a model_dir
+that all share.
 """
 
 import os
@@ -44,7 +45,9 @@ def parse_profile(text):
         if not 0 <= start < stop:
             raise ValueError
     except ValueError:
-        raise ValueError(f"--profile must be START:STOP, two steps with 0 <= START < STOP, got {text!r}.") from None
+        raise ValueError(
+            f"--profile must be START:STOP, two steps with 0 <= START < STOP, got {text!r}."
+        ) from None
     return start, stop
 
 
@@ -69,8 +72,11 @@ def train(experiment, profile):
             dataset=dataset,
             protocol=experiment.protocol,
             data_dir=FLAGS.data_dir,
-            # Of hosts that sample together, none can go on with what it finds, or delete what others look for.
-            work_dir=os.path.join(FLAGS.model_dir, "evaluation") if distribution.num_hosts(strategy) == 1 else None,
+            # Of hosts that sample together, none can go on with what it finds, or delete what
+            # others look for.
+            work_dir=os.path.join(FLAGS.model_dir, "evaluation")
+            if distribution.num_hosts(strategy) == 1
+            else None,
         )
     if FLAGS.dry_run:
         dry_run(trainer, dataset, experiment.schedule)
@@ -99,14 +105,19 @@ def train(experiment, profile):
 
 
 def dry_run(trainer, dataset, schedule):
-    """Prints what would be trained; writes nothing but the picture of a batch, outside of model_dir."""
+    """Prints what would be trained; writes nothing but the picture of a batch, outside of
+    model_dir.
+    """
     strategy = trainer.strategy
     print(cli.resolved_configuration())
     print(preview.parameter_table(trainer))
     print(
-        f"{schedule.num_steps:,} steps of {trainer.batch_size} images on {strategy.num_replicas_in_sync} "
-        f"{type(strategy).__name__} replicas, {trainer.batch_size // strategy.num_replicas_in_sync} each; "
-        f"{dataset.num_examples(dataset.train_split):,} images of {dataset.name} {dataset.train_split}"
+        f"{schedule.num_steps:,} steps of {trainer.batch_size} images on "
+        f"{strategy.num_replicas_in_sync} "
+        f"{type(strategy).__name__} replicas, "
+        f"{trainer.batch_size // strategy.num_replicas_in_sync} each; "
+        f"{dataset.num_examples(dataset.train_split):,} images of {dataset.name} "
+        f"{dataset.train_split}"
     )
     for name, gib in preview.memory_estimate(trainer).items():
         print(f"Memory of a replica, {name}: {gib:.3g} GiB")
@@ -123,7 +134,8 @@ def evaluated_generator(trainer, protocol):
         return trainer.generator
     if trainer.ema is None:
         raise ValueError(
-            f"protocol.Protocol.weights is {protocol.weights!r}, but this run keeps no moving average of the weights. "
+            f"protocol.Protocol.weights is {protocol.weights!r}, but this run keeps no moving "
+            "average of the weights. "
             "Switch it on in trainer.Trainer, or set protocol.Protocol.weights = 'raw'."
         )
     return trainer.ema
@@ -134,7 +146,11 @@ if __name__ == "__main__":
     flags.adopt_module_key_flags(cli)
     flags.DEFINE_enum("mode", "train_and_evaluate", MODES, "What to do.")
     flags.DEFINE_bool(
-        "dry_run", False, "Print configuration, parameters and memory, draw a first batch, and train nothing."
+        "dry_run",
+        False,
+        "Print configuration, parameters and memory, draw a first batch, and train nothing.",
     )
-    flags.DEFINE_string("profile", None, "START:STOP, steps of which a TensorFlow profile is written to model_dir.")
+    flags.DEFINE_string(
+        "profile", None, "START:STOP, steps of which a TensorFlow profile is written to model_dir."
+    )
     cli.run(main)

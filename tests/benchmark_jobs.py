@@ -20,7 +20,9 @@ def be_killed():
 
 
 def take_memory(*, peak, too_much):
-    """Yields the peak memory of a call that takes `peak` bytes and gives them back, then keeps `too_much`."""
+    """Yields the peak memory of a call that takes `peak` bytes and gives them back, then keeps
+    `too_much`.
+    """
 
     def call(size):
         return tf.reduce_sum(tf.fill([size // 4], 1.0))

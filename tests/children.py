@@ -1,4 +1,6 @@
-"""What tests run in processes of their own: a run that is small enough to be started thirty times."""
+"""What tests run in processes of their own: a run that is small enough to be started thirty
+times.
+"""
 
 import contextlib
 import json
@@ -54,7 +56,8 @@ def train(model_dir, num_steps, *, devices=1, tf_config=None, save_every=1, epsi
     if tf_config:
         os.environ["TF_CONFIG"] = json.dumps(tf_config)
     tf.config.set_logical_device_configuration(
-        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * devices
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * devices,
     )
     loop.train(
         trainer=trainer.Trainer(
@@ -68,7 +71,11 @@ def train(model_dir, num_steps, *, devices=1, tf_config=None, save_every=1, epsi
         ),
         dataset=made.MadeDataset(image_size=IMAGE_SIZE),
         schedule=loop.Schedule(
-            num_steps=num_steps, steps_per_loop=save_every, save_every=save_every, sample_every=10**9, max_to_keep=3
+            num_steps=num_steps,
+            steps_per_loop=save_every,
+            save_every=save_every,
+            sample_every=10**9,
+            max_to_keep=3,
         ),
         model_dir=str(model_dir),
         progress=False,
@@ -81,12 +88,17 @@ def cluster():
         for sock in (first, second):
             sock.bind(("localhost", 0))
         workers = [f"localhost:{sock.getsockname()[1]}" for sock in (first, second)]
-    return [{"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}} for index in range(2)]
+    return [
+        {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        for index in range(2)
+    ]
 
 
 @contextlib.contextmanager
 def nursery():
-    """Yields start(*args, **kwargs) of a process that runs `train`: TensorFlow is imported once for all of them."""
+    """Yields start(*args, **kwargs) of a process that runs `train`: TensorFlow is imported once for
+    all of them.
+    """
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     children = multiprocessing.get_context("forkserver")

@@ -27,7 +27,9 @@ def assert_modes_agree(function, *args, tolerance=1e-5):
     """Eager, graph and XLA give the same; returns eager's result."""
     expected = function(*args)
     for mode in ("graph", "xla"):
-        for one, other in zip(tf.nest.flatten(run(mode, function, *args)), tf.nest.flatten(expected), strict=True):
+        for one, other in zip(
+            tf.nest.flatten(run(mode, function, *args)), tf.nest.flatten(expected), strict=True
+        ):
             assert_close(one, other, tolerance)
     return expected
 
@@ -38,7 +40,9 @@ def array(*shape, seed=0, scale=1.0):
 
 
 def randomize(layer, seed=0):
-    """Gives every weight a value that matters: nothing stays 0 or 1, kernels have norms on both sides of 1."""
+    """Gives every weight a value that matters: nothing stays 0 or 1, kernels have norms on both
+    sides of 1.
+    """
     rng = np.random.default_rng(seed)
     for variable in layer.variables:
         name, shape = variable.path.split("/")[-1], tuple(variable.shape)
@@ -49,7 +53,11 @@ def randomize(layer, seed=0):
         elif name == "kernel":
             # A Gaussian m x n matrix has a norm of about sqrt(m) + sqrt(n).
             rows = np.prod(shape[:-1])
-            value = rng.normal(size=shape) * rng.uniform(0.5, 1.5) / (np.sqrt(rows) + np.sqrt(shape[-1]))
+            value = (
+                rng.normal(size=shape)
+                * rng.uniform(0.5, 1.5)
+                / (np.sqrt(rows) + np.sqrt(shape[-1]))
+            )
         else:
             value = rng.normal(scale=0.5, size=shape)
         variable.assign(value)
@@ -68,12 +76,16 @@ def weights(layer):
 
 
 def assert_config_round_trips(layer, *input_shape):
-    """`from_config(get_config())` is a layer of the same configuration, and with the same weights once built."""
+    """`from_config(get_config())` is a layer of the same configuration, and with the same weights
+    once built.
+    """
     config = layer.get_config()
     copy = type(layer).from_config(config)
     assert copy.get_config() == config
     copy.build(tuple(input_shape) or None)
-    assert [(v.path, v.shape) for v in copy.variables] == [(v.path, v.shape) for v in layer.variables]
+    assert [(v.path, v.shape) for v in copy.variables] == [
+        (v.path, v.shape) for v in layer.variables
+    ]
 
 
 def gradients(function, *args):
@@ -109,7 +121,8 @@ def two_replicas():
     """A strategy of two replicas on the logical CPUs that conftest.py makes."""
     devices = [device.name for device in tf.config.list_logical_devices("CPU")]
     assert len(devices) == 2
-    # Without collective operations: TensorFlow mixes up those of two strategies in one process, if their shapes differ.
+    # Without collective operations: TensorFlow mixes up those of two strategies in one process, if
+    # their shapes differ.
     return tf.distribute.MirroredStrategy(devices, tf.distribute.ReductionToOneDevice())
 
 
@@ -117,7 +130,9 @@ def per_replica(strategy, *arrays):
     """The halves of each array, as values of two replicas."""
     return [
         strategy.experimental_distribute_values_from_function(
-            lambda context, array=array: tf.constant(np.split(array, 2)[context.replica_id_in_sync_group])
+            lambda context, array=array: tf.constant(
+                np.split(array, 2)[context.replica_id_in_sync_group]
+            )
         )
         for array in arrays
     ]

@@ -33,18 +33,28 @@ class MadeDataset:
         return len(self.images)
 
     def train_batches(self, *, batch_size, seed, start_batch=0, shard_index=0, num_shards=1):
-        whole = tf.data.Dataset.from_tensor_slices({"image": self.images, "label": self.labels}).repeat()
-        return whole.batch(batch_size, drop_remainder=True).shard(num_shards, shard_index).skip(start_batch)
+        whole = tf.data.Dataset.from_tensor_slices(
+            {"image": self.images, "label": self.labels}
+        ).repeat()
+        return (
+            whole.batch(batch_size, drop_remainder=True)
+            .shard(num_shards, shard_index)
+            .skip(start_batch)
+        )
 
     def label_batches(self, *, batch_size, split):
         return tf.data.Dataset.from_tensor_slices(self.labels).batch(batch_size)
 
     def reference_batches(self, *, batch_size, split=None):
-        return tf.data.Dataset.from_tensor_slices({"image": self.images, "label": self.labels}).batch(batch_size)
+        return tf.data.Dataset.from_tensor_slices(
+            {"image": self.images, "label": self.labels}
+        ).batch(batch_size)
 
 
 def small_generator(**kwargs):
-    defaults = dict(image_size=IMAGE_SIZE, num_classes=NUM_CLASSES, width=1, latent_dim=8, context=rank_2)
+    defaults = dict(
+        image_size=IMAGE_SIZE, num_classes=NUM_CLASSES, width=1, latent_dim=8, context=rank_2
+    )
     return networks.Generator(**{**defaults, **kwargs})
 
 
@@ -54,7 +64,9 @@ def small_discriminator(**kwargs):
 
 
 class Tiny(keras.Model):
-    """The interface of a generator with little to compile: one batch norm, and images of 4x4 patches."""
+    """The interface of a generator with little to compile: one batch norm, and images of 4x4
+    patches.
+    """
 
     latent_dim, num_classes = 8, NUM_CLASSES
 
@@ -75,7 +87,9 @@ class Tiny(keras.Model):
 
 
 def small_trainer(strategy=None, **kwargs):
-    defaults = dict(generator=small_generator, discriminator=small_discriminator, batch_size=8, seed=3)
+    defaults = dict(
+        generator=small_generator, discriminator=small_discriminator, batch_size=8, seed=3
+    )
     return trainer.Trainer(strategy=strategy or one_device(), **{**defaults, **kwargs})
 
 

@@ -1,6 +1,8 @@
-"""A network of Inception's shape with random weights: 299x299 in, 2048 features and 1008 logits out, little inside.
+"""A network of Inception's shape with random weights: 299x299 in, 2048 features and 1008 logits
+out, little inside.
 
-Its weights are NumPy arrays, so that every format holds the same network, and tests can compute it by hand.
+Its weights are NumPy arrays, so that every format holds the same network, and tests can compute it
+by hand.
 """
 
 import pathlib
@@ -33,7 +35,9 @@ def by_hand(images):
 def compute(images, w):
     """The same in TensorFlow; `pool_3` keeps its two axes of one pixel, as Inception's does."""
     cells = tf.nn.avg_pool2d(images, PATCH, PATCH, "VALID")
-    pool = tf.nn.relu(tf.tanh(tf.reshape(cells, [-1, w["conv"].shape[0]]) @ w["conv"]) @ w["expand"])
+    pool = tf.nn.relu(
+        tf.tanh(tf.reshape(cells, [-1, w["conv"].shape[0]]) @ w["conv"]) @ w["expand"]
+    )
     return {"pool_3": pool[:, None, None, :], "logits": pool @ w["softmax"]}
 
 
@@ -55,7 +59,9 @@ def save_tf2(folder):
 
 
 def save_tf1_hub(folder, outputs=("pool_3", "logits", "default")):
-    """As TF1's hub saved it: two graphs, one without tags, TF1's variables, the signature 'default', its own file."""
+    """As TF1's hub saved it: two graphs, one without tags, TF1's variables, the signature
+    'default', its own file.
+    """
     folder = pathlib.Path(folder)
     builder = tf.compat.v1.saved_model.Builder(str(folder))
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
@@ -84,9 +90,11 @@ def batch_norm(width):
 
 
 def save_frozen_2015(path, *, scale=False):
-    """As `classify_image_graph_def.pb` is made: a JPEG file in, one image at a time, pixels 0 to 255.
+    """As `classify_image_graph_def.pb` is made: a JPEG file in, one image at a time, pixels 0 to
+    255.
 
-    Ahead of the network above stands a batch norm of the op that TensorFlow has dropped since; it scales if `scale`.
+    Ahead of the network above stands a batch norm of the op that TensorFlow has dropped since; it
+    scales if `scale`.
     """
     with tf.Graph().as_default() as graph:
         contents = tf.compat.v1.placeholder(tf.string, [], name="DecodeJpeg/contents")
@@ -94,7 +102,9 @@ def save_frozen_2015(path, *, scale=False):
         image = tf.expand_dims(image, 0, name="ExpandDims")
         image = tf.compat.v1.image.resize_bilinear(image, [SIZE, SIZE], name="ResizeBilinear")
         image = tf.multiply(tf.subtract(image, 128.0, name="Sub"), 1 / 128, name="Mul")
-        statistics = [tf.constant(value, name=f"batchnorm/{i}") for i, value in enumerate(batch_norm(3))]
+        statistics = [
+            tf.constant(value, name=f"batchnorm/{i}") for i, value in enumerate(batch_norm(3))
+        ]
         image = tf.identity(image, name="batchnorm")
         cells = tf.nn.avg_pool2d(image, PATCH, PATCH, "VALID", name="pool")
         w = {name: tf.constant(value, name=f"weights/{name}") for name, value in weights().items()}
@@ -103,7 +113,9 @@ def save_frozen_2015(path, *, scale=False):
         conv = tf.tanh(tf.nn.conv2d(cells, kernel, 1, "VALID"))
         expand = tf.constant(weights()["expand"][None, None], name="expand/kernel")
         tf.identity(tf.nn.relu(tf.nn.conv2d(conv, expand, 1, "VALID")), name="pool_3")
-        row = tf.reshape(graph.get_tensor_by_name("pool_3:0"), [1, FEATURES], name="pool_3/_reshape")
+        row = tf.reshape(
+            graph.get_tensor_by_name("pool_3:0"), [1, FEATURES], name="pool_3/_reshape"
+        )
         logits = tf.matmul(row, w["softmax"], name="softmax/logits/MatMul")
         logits = tf.nn.bias_add(logits, tf.ones([CLASSES]), name="softmax/logits")
         tf.nn.softmax(logits, name="softmax")

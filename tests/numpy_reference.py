@@ -1,8 +1,10 @@
-"""The published HamGAN in float64 NumPy, written from the paper and its constants: what the tests compare with.
+"""The published HamGAN in float64 NumPy, written from the paper and its constants: what the tests
+compare with.
 
-Plain and literal on purpose: every sum is taken as the formula has it (upsample, then convolve; convolve, then pool),
-with nothing fused, folded or reordered. Feature maps are [B, H, W, C]; a matrix to decompose is the paper's X, [D, N].
-Geng et al. 2021 (Hamburger, NMF); Miyato et al. 2018 (spectral normalisation); Zhang et al. 2019 (the networks).
+Plain and literal on purpose: every sum is taken as the formula has it (upsample, then convolve;
+convolve, then pool), with nothing fused, folded or reordered. Feature maps are [B, H, W, C]; a
+matrix to decompose is the paper's X, [D, N]. Geng et al. 2021 (Hamburger, NMF); Miyato et al. 2018
+(spectral normalisation); Zhang et al. 2019 (the networks).
 """
 
 import numpy as np
@@ -26,7 +28,9 @@ def softmax(x):
 
 
 def nmf_factors(x, bases, num_steps):
-    """Factors (bases [B, D, R], coef [B, N, R]) of relu(x), x [B, D, N], after `num_steps` updates of both."""
+    """Factors (bases [B, D, R], coef [B, N, R]) of relu(x), x [B, D, N], after `num_steps` updates
+    of both.
+    """
     x = relu(np.float64(x))
     bases = np.float64(bases)
     coef = softmax(x.transpose(0, 2, 1) @ bases)
@@ -86,7 +90,9 @@ def normalizer(matrix, u, *, exact=False):
 
 
 def normalized_kernel(kernel, u, *, exact=False):
-    """Of a convolution [h, w, in, out] or a dense layer [in, out]: the last axis makes the columns."""
+    """Of a convolution [h, w, in, out] or a dense layer [in, out]: the last axis makes the
+    columns.
+    """
     kernel = np.float64(kernel)
     return kernel / normalizer(kernel.reshape(-1, kernel.shape[-1]), u, exact=exact)
 
@@ -133,18 +139,26 @@ def average_pool(x):
 
 def under(weights, scope):
     """The entries under `scope`, by their names in it: {'scope/name': array} -> {'name': array}."""
-    inner = {name[len(scope) + 1 :]: array for name, array in weights.items() if name.startswith(scope + "/")}
+    inner = {
+        name[len(scope) + 1 :]: array
+        for name, array in weights.items()
+        if name.startswith(scope + "/")
+    }
     if not inner:
         raise KeyError(f"no weights under {scope}/")
     return inner
 
 
 def sn_conv(weights, x, *, exact=False):
-    return conv2d(x, normalized_kernel(weights["kernel"], weights["u"], exact=exact), weights.get("bias", 0.0))
+    return conv2d(
+        x, normalized_kernel(weights["kernel"], weights["u"], exact=exact), weights.get("bias", 0.0)
+    )
 
 
 def sn_dense(weights, x):
-    return np.float64(x) @ normalized_kernel(weights["kernel"], weights["u"]) + weights.get("bias", 0.0)
+    return np.float64(x) @ normalized_kernel(weights["kernel"], weights["u"]) + weights.get(
+        "bias", 0.0
+    )
 
 
 def moments(x):
@@ -156,17 +170,26 @@ def moments(x):
 def batch_norm(weights, x, labels=None, *, training=False):
     """gamma, beta: [1, C], or [classes, C] where `labels` choose the row."""
     x = np.float64(x)
-    mean, variance = moments(x) if training else (weights["moving_mean"], weights["moving_variance"])
+    mean, variance = (
+        moments(x) if training else (weights["moving_mean"], weights["moving_variance"])
+    )
     rows = np.zeros(len(x), int) if labels is None else labels
     normalized = (x - mean) / np.sqrt(variance + BATCH_NORM_EPSILON)
-    return weights["gamma"][rows][:, None, None, :] * normalized + weights["beta"][rows][:, None, None, :]
+    return (
+        weights["gamma"][rows][:, None, None, :] * normalized
+        + weights["beta"][rows][:, None, None, :]
+    )
 
 
 def hamburger(weights, x, bases, labels=None, *, num_steps=6, training=False):
-    """Hamburger V1 with NMF. bases [B, S, D, R]: section s owns the channels s*D..(s+1)*D of the lower bread."""
+    """Hamburger V1 with NMF. bases [B, S, D, R]: section s owns the channels s*D..(s+1)*D of the
+    lower bread.
+    """
     batch, height, width, _ = x.shape
     _, sections, dim, _ = bases.shape
-    lower = sn_conv(under(weights, "lower_bread"), x, exact=True).reshape(batch, height * width, sections * dim)
+    lower = sn_conv(under(weights, "lower_bread"), x, exact=True).reshape(
+        batch, height * width, sections * dim
+    )
     ham = np.zeros_like(lower)
     for b in range(batch):
         for s in range(sections):
@@ -189,7 +212,9 @@ def up_block(weights, x, labels, *, training=False):
 
 
 def first_down_block(weights, x):
-    """The discriminator's first: no ReLU before the image, and the shortcut pools before it convolves."""
+    """The discriminator's first: no ReLU before the image, and the shortcut pools before it
+    convolves.
+    """
     y = relu(sn_conv(under(weights, "conv_1"), x))
     y = average_pool(sn_conv(under(weights, "conv_2"), y))
     return y + sn_conv(under(weights, "shortcut"), average_pool(x))
@@ -214,14 +239,20 @@ def _num_blocks(weights):
     return len({name.split("/")[0] for name in weights if name.startswith("block_")})
 
 
-def generator(weights, z, labels, bases=None, *, context_resolution=32, num_steps=6, training=False):
-    """Images [B, S, S, 3]. bases [B, sections, D, R] of the context module; None: there is no such module."""
+def generator(
+    weights, z, labels, bases=None, *, context_resolution=32, num_steps=6, training=False
+):
+    """Images [B, S, S, 3]. bases [B, sections, D, R] of the context module; None: there is no such
+    module.
+    """
     x = sn_dense(under(weights, "dense"), z)
     x = x.reshape(len(x), 4, 4, -1)
     for block in range(1, _num_blocks(weights) + 1):
         x = up_block(under(weights, f"block_{block}"), x, labels, training=training)
         if bases is not None and x.shape[1] == context_resolution:
-            x = hamburger(under(weights, "context"), x, bases, labels, num_steps=num_steps, training=training)
+            x = hamburger(
+                under(weights, "context"), x, bases, labels, num_steps=num_steps, training=training
+            )
     x = relu(batch_norm(under(weights, "norm"), x, training=training))
     return np.tanh(sn_conv(under(weights, "to_rgb"), x))
 
@@ -238,5 +269,7 @@ def discriminator(weights, images, labels, bases=None, *, context_resolution=32,
     x = last_block(under(weights, f"block_{last}"), x)
     h = relu(x).sum(axis=(1, 2))
     embedding = under(weights, "embedding")
-    projection = (h * normalized_embedding(embedding["kernel"], embedding["u"])[labels]).sum(axis=1, keepdims=True)
+    projection = (h * normalized_embedding(embedding["kernel"], embedding["u"])[labels]).sum(
+        axis=1, keepdims=True
+    )
     return sn_dense(under(weights, "dense"), h) + projection

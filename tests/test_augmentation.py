@@ -40,8 +40,14 @@ def test_modes_agree():
 
 @with_parts
 def test_gradient_is_that_of_an_affine_function(part):
-    # All changes are affine in the image: f(x + d) - f(x) = J d, and the gradient of sum(w f) is J^T w.
-    augment, x, d, w = PARTS[part], images(), array(6, 16, 16, 3, seed=1), array(6, 16, 16, 3, seed=2)
+    # All changes are affine in the image: f(x + d) - f(x) = J d, and the gradient of sum(w f) is
+    # J^T w.
+    augment, x, d, w = (
+        PARTS[part],
+        images(),
+        array(6, 16, 16, 3, seed=1),
+        array(6, 16, 16, 3, seed=2),
+    )
     (gradient,) = gradients(lambda x: w * augment(x, KEYS), x)
     change = augment(tf.constant(x + d), KEYS).numpy() - augment(tf.constant(x), KEYS).numpy()
     per_example = np.sum(gradient.numpy() * d, axis=(1, 2, 3)), np.sum(w * change, axis=(1, 2, 3))
@@ -60,23 +66,30 @@ def test_colours_equal_numpy():
     got = augmentation.change_colour(tf.constant(x, tf.float32), brightness, saturation, contrast)
     np.testing.assert_allclose(got, expected, atol=1e-5)
     half = tf.fill([2], 0.5)
-    np.testing.assert_allclose(augmentation.change_colour(tf.constant(x, tf.float32), half, half, half), x, atol=1e-6)
+    np.testing.assert_allclose(
+        augmentation.change_colour(tf.constant(x, tf.float32), half, half, half), x, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("down, right", [(0, 0), (2, -1), (-2, 2)])
 def test_translation_equals_numpy(down, right):
     x = images(1)
-    # Shifts of -2 to 2 at 16 pixels and a share of 1/8: u = (shift + 2.5) / 5 is the middle of a shift's part.
+    # Shifts of -2 to 2 at 16 pixels and a share of 1/8: u = (shift + 2.5) / 5 is the middle of a
+    # shift's part.
     u, v = (np.float32([(shift + 2.5) / 5]) for shift in (down, right))
     padded = np.pad(x, [(0, 0), (2, 2), (2, 2), (0, 0)])
     expected = padded[:, 2 - down : 18 - down, 2 - right : 18 - right]
-    np.testing.assert_array_equal(augmentation.translate(tf.constant(x), u, v, share=0.125), expected)
+    np.testing.assert_array_equal(
+        augmentation.translate(tf.constant(x), u, v, share=0.125), expected
+    )
 
 
 def test_translations_reach_both_limits_and_no_further():
     x = np.zeros([2, 16, 16, 1], np.float32)
     x[:, 8, 8] = 1
-    moved = augmentation.translate(tf.constant(x), np.float32([0, 1 - 2**-24]), np.float32([0, 0.5]), share=0.125)
+    moved = augmentation.translate(
+        tf.constant(x), np.float32([0, 1 - 2**-24]), np.float32([0, 0.5]), share=0.125
+    )
     assert [tuple(place) for place in np.argwhere(moved.numpy()[..., 0])] == [(0, 6, 6), (1, 10, 8)]
 
 
@@ -86,18 +99,27 @@ def test_cutout_equals_numpy(size, share, length):
     places = size + 1 - length % 2
     for y, x in [(0, places - 1), (3, places // 2)]:
         expected = ones.copy()
-        rows, columns = (slice(max(first, 0), max(first + length, 0)) for first in (y - length // 2, x - length // 2))
+        rows, columns = (
+            slice(max(first, 0), max(first + length, 0))
+            for first in (y - length // 2, x - length // 2)
+        )
         expected[:, rows, columns] = 0
         u, v = (np.float32([(place + 0.5) / places]) for place in (y, x))
-        np.testing.assert_array_equal(augmentation.cut_out(tf.constant(ones), u, v, share=share), expected)
+        np.testing.assert_array_equal(
+            augmentation.cut_out(tf.constant(ones), u, v, share=share), expected
+        )
 
 
 def test_parts_that_are_off_change_nothing():
     x = images()
-    np.testing.assert_array_equal(DiffAugment(colour=False, translation=0.0, cutout=0.0)(tf.constant(x), KEYS), x)
+    np.testing.assert_array_equal(
+        DiffAugment(colour=False, translation=0.0, cutout=0.0)(tf.constant(x), KEYS), x
+    )
 
 
 @pytest.mark.parametrize("name, value", [("translation", -0.1), ("cutout", 1.5)])
 def test_share_outside_the_image_is_refused(name, value):
-    with pytest.raises(ValueError, match=rf"{name} is a share of the image, in \[0, 1\]; got {value}"):
+    with pytest.raises(
+        ValueError, match=rf"{name} is a share of the image, in \[0, 1\]; got {value}"
+    ):
         DiffAugment(**{name: value})

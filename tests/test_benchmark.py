@@ -28,7 +28,9 @@ def test_macs_of_products_by_hand():
     assert measure.count_macs(tf.matmul, a, b) == 3 * 4 * 5 * 6
     assert measure.count_macs(functools.partial(tf.einsum, "bij,bjk->ik"), a, b) == 3 * 4 * 5 * 6
     assert measure.count_macs(lambda a: a * a + 1, a) == 0
-    assert measure.count_macs(lambda a: tf.matmul(a, a, transpose_b=True) @ a, a) == 2 * 3 * 4 * 4 * 5
+    assert (
+        measure.count_macs(lambda a: tf.matmul(a, a, transpose_b=True) @ a, a) == 2 * 3 * 4 * 4 * 5
+    )
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -71,7 +73,8 @@ def test_macs_in_a_loop_are_refused():
 
 
 @pytest.mark.parametrize(
-    "module, num_steps", [*((module, 2) for module in context.MODULES), ("v1_nmf", 0), ("v1_cd", 0), ("v1_vq", 0)]
+    "module, num_steps",
+    [*((module, 2) for module in context.MODULES), ("v1_nmf", 0), ("v1_cd", 0), ("v1_vq", 0)],
 )
 def test_counted_macs_equal_the_formula(module, num_steps):
     case = context.Case(module=module, shape=SMALL, num_steps=num_steps)
@@ -102,7 +105,10 @@ def test_paper_shape_has_the_papers_macs(module):
 def test_work_grows_as_promised():
     counted = {}
     for module in ("self_attention", "v1_nmf"):
-        cases = [case.as_json() for case in context.scaling_cases([module], sides=(32, 64), channels=16, rank=2)]
+        cases = [
+            case.as_json()
+            for case in context.scaling_cases([module], sides=(32, 64), channels=16, rank=2)
+        ]
         small, large = (record["macs"] for record in context.count_job(cases=cases))
         counted[module] = large / small
     assert 15 < counted["self_attention"] < 16 and 3.9 < counted["v1_nmf"] <= 4
@@ -123,7 +129,9 @@ def test_work_of_the_backward_pass_grows_with_k_only_where_unrolled():
 
 def attention_inputs(layer, x):
     w = weights(layer)
-    convs = [reference.sn_conv(reference.under(w, name), x, exact=True) for name in ("theta", "phi", "g")]
+    convs = [
+        reference.sn_conv(reference.under(w, name), x, exact=True) for name in ("theta", "phi", "g")
+    ]
     return [y.reshape(len(x), -1, y.shape[-1]) for y in convs]
 
 
@@ -200,14 +208,19 @@ def test_child_gives_what_it_has_and_then_its_error(findable, job, arguments, yi
     assert got == yielded
 
 
-@pytest.mark.skipif(measure.resident_memory() is None, reason="without Linux's /proc memory isn't measured")
+@pytest.mark.skipif(
+    measure.resident_memory() is None, reason="without Linux's /proc memory isn't measured"
+)
 @pytest.mark.slow
 def test_child_sees_a_peak_that_is_gone_and_ends_itself_before_it_takes_too_much(findable):
     got = []
     sizes = {"peak": 300 * 10**6, "too_much": 1900 * 10**6}
     with pytest.raises(measure.ChildError, match="out of memory: more than 2.0 GB"):
         for value in measure.in_child(
-            benchmark_jobs.take_memory, sizes, environment=measure.MEMORY_ENVIRONMENT, memory_limit=2 * 10**9
+            benchmark_jobs.take_memory,
+            sizes,
+            environment=measure.MEMORY_ENVIRONMENT,
+            memory_limit=2 * 10**9,
         ):
             got.append(value)
     (peak,) = got
@@ -226,7 +239,9 @@ def test_errors_in_one_line():
 
 
 def scripted(memory_errors=(), dies_at=()):
-    """A `run` for `measure_cases` that measures nothing: counts and times by the index, with errors where asked for."""
+    """A `run` for `measure_cases` that measures nothing: counts and times by the index, with errors
+    where asked for.
+    """
     deaths = list(dies_at)
 
     def run(job, arguments, *, environment=None):
@@ -252,7 +267,9 @@ def scripted(memory_errors=(), dies_at=()):
 
 
 def test_what_fails_leaves_the_others_standing():
-    cases = [context.Case(module=module, shape=SMALL) for module in ("self_attention", "v1_nmf", "v1_cd")]
+    cases = [
+        context.Case(module=module, shape=SMALL) for module in ("self_attention", "v1_nmf", "v1_cd")
+    ]
     run = scripted(memory_errors=[("self_attention", "training")], dies_at=[("v1_nmf", "training")])
     attention, nmf, cd = context.measure_cases(cases, repeats=3, run=run, progress=False)
     assert attention["memory"] == {"forward": 5} and attention["seconds"] == {"forward": 7}
@@ -270,9 +287,13 @@ def test_process_that_dies_at_once_ends_the_timing():
         raise measure.ChildError("no TensorFlow")
         yield
 
-    (row,) = context.measure_cases([context.Case(module="v1_nmf", shape=SMALL)], run=run, progress=False)
+    (row,) = context.measure_cases(
+        [context.Case(module="v1_nmf", shape=SMALL)], run=run, progress=False
+    )
     assert row["seconds"] == {} and "macs" not in row
-    assert row["errors"] == {name: "no TensorFlow" for name in ("counts", "forward memory", "training memory")}
+    assert row["errors"] == {
+        name: "no TensorFlow" for name in ("counts", "forward memory", "training memory")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +303,9 @@ def measured(tmp_path_factory):
     shape = context.Shape(name="4x6x64", height=4, width=6, channels=64, rank=8)
     patch = pytest.MonkeyPatch()
     patch.setattr(
-        context, "scaling_cases", functools.partial(context.scaling_cases, sides=(8, 16), channels=64, rank=2)
+        context,
+        "scaling_cases",
+        functools.partial(context.scaling_cases, sides=(8, 16), channels=64, rank=2),
     )
     few = dict(shape=SMALL, steps=(1, 3), solves=("one_step", "unrolled"))
     patch.setattr(context, "steps_cases", functools.partial(context.steps_cases, **few))
@@ -300,13 +323,21 @@ def measured(tmp_path_factory):
         run=context.in_process,
     )
     patch.undo()
-    return "\n".join(lines), json.loads((folder / "context.json").read_text()), folder / "context.png"
+    return (
+        "\n".join(lines),
+        json.loads((folder / "context.json").read_text()),
+        folder / "context.png",
+    )
 
 
 @pytest.mark.slow
 def test_json_is_complete(measured):
     _, result, _ = measured
-    assert result["device"].startswith("CPU") and result["tensorflow"] == tf.__version__ and result["jit"] is False
+    assert (
+        result["device"].startswith("CPU")
+        and result["tensorflow"] == tf.__version__
+        and result["jit"] is False
+    )
     (shape,) = result["shapes"]
     attention, ylg, nmf = shape["rows"]
     for row in (attention, nmf):
@@ -318,7 +349,12 @@ def test_json_is_complete(measured):
     assert ylg["errors"]["counts"] == "SparseAttention: the image must be square, got 4x6."
     assert len(result["scaling"]) == len(result["steps"]) == 2 * 2
     assert set(result["exponents"]) == {"self_attention", "v1_nmf"}
-    assert result["exponents"]["v1_nmf"]["macs"] < 1.01 < 1.3 < result["exponents"]["self_attention"]["macs"]
+    assert (
+        result["exponents"]["v1_nmf"]["macs"]
+        < 1.01
+        < 1.3
+        < result["exponents"]["self_attention"]["macs"]
+    )
     for row in result["steps"]:
         assert set(row["seconds"]) == {"forward", "backward"} and set(row["memory"]) == {"training"}
 
@@ -327,9 +363,15 @@ def test_json_is_complete(measured):
 def test_terminal_has_every_row(measured):
     text, result, _ = measured
     # In the table of the shape and in that of growth.
-    for title, count in (("Self-attention, n x n", 2), ("Hamburger V1, NMF", 2), ("Sparse attention, YLG", 1)):
+    for title, count in (
+        ("Self-attention, n x n", 2),
+        ("Hamburger V1, NMF", 2),
+        ("Sparse attention, YLG", 1),
+    ):
         assert len(re.findall(f"^{re.escape(title)}  ", text, re.MULTILINE)) == count
-    assert "Sparse attention, YLG, counts: SparseAttention: the image must be square, got 4x6." in text
+    assert (
+        "Sparse attention, YLG, counts: SparseAttention: the image must be square, got 4x6." in text
+    )
     assert len(re.findall(r"^(one_step|unrolled) +[13] ", text, re.MULTILINE)) == 4
     parameters = context_report.with_unit(result["shapes"][0]["rows"][2]["parameters"], ("", "k"))
     assert re.search(rf"^Hamburger V1, NMF +{re.escape(parameters)} ", text, re.MULTILINE)
@@ -351,7 +393,9 @@ def test_picture_has_a_row_of_panels_for_each_part(measured):
 
 def test_numbers_with_units():
     units = ("", "k", "M", "G")
-    assert [context_report.with_unit(v, units) for v in (0, 7, 999.6, 17_581_473_792, 9_998, 5e12)] == [
+    assert [
+        context_report.with_unit(v, units) for v in (0, 7, 999.6, 17_581_473_792, 9_998, 5e12)
+    ] == [
         "0",
         "7.00",
         "1.00k",
@@ -393,10 +437,17 @@ def test_shapes_by_name_and_by_size():
     assert benchmark.parse_shapes(["all"]) == list(context.SHAPES.values())
     custom, discriminator = benchmark.parse_shapes(["4x64x32x128", "discriminator"])
     assert custom.input == (4, 64, 32, 128) and custom.rank == 16 and discriminator.rank == 16
-    assert benchmark.parse_shapes(["8x8x4"])[0].input == (1, 8, 8, 4) and benchmark.parse_shapes(["8x8x4"])[0].rank == 1
+    assert (
+        benchmark.parse_shapes(["8x8x4"])[0].input == (1, 8, 8, 4)
+        and benchmark.parse_shapes(["8x8x4"])[0].rank == 1
+    )
     assert benchmark.parse_shapes(["none"]) == []
     generator = context.SHAPES["generator"]
-    assert generator.input[1:] == (32, 32, 256) and generator.rank == 32 and generator.num_classes == 1000
+    assert (
+        generator.input[1:] == (32, 32, 256)
+        and generator.rank == 32
+        and generator.num_classes == 1000
+    )
 
 
 @pytest.mark.parametrize(
@@ -404,7 +455,10 @@ def test_shapes_by_name_and_by_size():
     [
         (lambda: benchmark.parse_shapes(["papr"]), "--shape must be .*paper.*; got 'papr'"),
         (lambda: benchmark.parse_shapes(["0x4x4x8"]), "Shape: batch must be at least 1, got 0"),
-        (lambda: context.check_modules(["v1_nfm"]), "modules must be some of .*v1_nmf.*; got 'v1_nfm'"),
+        (
+            lambda: context.check_modules(["v1_nfm"]),
+            "modules must be some of .*v1_nmf.*; got 'v1_nfm'",
+        ),
     ],
 )
 def test_wrong_values_are_refused(call, message):
@@ -416,14 +470,23 @@ def test_command_must_be_named():
     command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "contxt"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode != 0
-    assert "Say what to measure, one of: context, fid, input; got ['contxt']" in result.stdout + result.stderr
+    assert (
+        "Say what to measure, one of: context, fid, input; got ['contxt']"
+        in result.stdout + result.stderr
+    )
     assert "Traceback" not in result.stderr
 
 
 @pytest.mark.slow
 def test_script_measures_in_processes_of_their_own(tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "context", "--shape=8x8x16"]
-    command += ["--modules=v1_nmf", "--sweeps=none", "--repeats=2", "--accelerator=cpu", f"--output={tmp_path}"]
+    command += [
+        "--modules=v1_nmf",
+        "--sweeps=none",
+        "--repeats=2",
+        "--accelerator=cpu",
+        f"--output={tmp_path}",
+    ]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     assert "8x8x16: 1x8x8x16, r=2, K=6" in result.stdout and "100%" in result.stderr

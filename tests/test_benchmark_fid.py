@@ -28,11 +28,18 @@ def test_three_ways_to_one_distance():
     assert ours["relative_difference"] == abs(ours["fid"] - oracle["fid"]) / oracle["fid"]
     assert oracle["relative_difference"] == 0 and oracle["times_faster"] == 1
     assert [len(row["all_seconds"]) for row in result["rows"]] == [3, 3, 1]
-    assert all(row["seconds"] == sorted(row["all_seconds"])[len(row["all_seconds"]) // 2] for row in result["rows"])
+    assert all(
+        row["seconds"] == sorted(row["all_seconds"])[len(row["all_seconds"]) // 2]
+        for row in result["rows"]
+    )
     assert json.loads(json.dumps(result)) == result
     lines = fid.fid_table(result).splitlines()
     for row, line in zip(result["rows"], lines[2:], strict=True):
-        assert line.startswith(row["title"]) and f"{row['fid']:.12g}" in line and f"{row['seconds']:.2f} s" in line
+        assert (
+            line.startswith(row["title"])
+            and f"{row['fid']:.12g}" in line
+            and f"{row['seconds']:.2f} s" in line
+        )
 
 
 @pytest.mark.parametrize(
@@ -50,11 +57,27 @@ def test_sizes_are_checked(sizes, message):
 
 @pytest.mark.slow
 def test_script_prints_both_side_by_side(tmp_path):
-    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "fid", "--width=64", "--repeats=2"]
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "benchmark.py"),
+        "fid",
+        "--width=64",
+        "--repeats=2",
+    ]
     result = subprocess.run(
-        [*command, f"--output={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+        [*command, f"--output={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
-    for title in ("ours  ", "ours, cached reference factor  ", "TF-GAN's own  ", "FID from moments of 64 features"):
+    for title in (
+        "ours  ",
+        "ours, cached reference factor  ",
+        "TF-GAN's own  ",
+        "FID from moments of 64 features",
+    ):
         assert f"\n{title}" in result.stdout
     assert json.loads((tmp_path / "fid.json").read_text())["width"] == 64

@@ -41,20 +41,28 @@ def test_photographs_have_the_size_and_the_entropy_of_photographs(made):
 def test_every_arrangement_feeds_the_same_images(made, name, monkeypatch):
     monkeypatch.setattr(feeding, "SHUFFLE_BUFFER", 1)
     arrangement = feeding.ARRANGEMENTS[name]
-    (expected,) = feeding._image_dataset(made["jpeg"]).reference_batches(batch_size=12, split="train")
+    (expected,) = feeding._image_dataset(made["jpeg"]).reference_batches(
+        batch_size=12, split="train"
+    )
     (batch,) = arrangement.batches(made[arrangement.source], 12).take(1)
     images, labels = by_brightness(batch["image"].numpy(), batch["label"].numpy())
     expected, expected_labels = by_brightness(expected["image"].numpy(), expected["label"].numpy())
     np.testing.assert_array_equal(labels, expected_labels)
     if "flip" in name:
         images = np.stack(
-            [min(x, x[:, ::-1], key=lambda y, z=z: np.abs(y - z).sum()) for x, z in zip(images, expected, strict=True)]
+            [
+                min(x, x[:, ::-1], key=lambda y, z=z: np.abs(y - z).sum())
+                for x, z in zip(images, expected, strict=True)
+            ]
         )
     if name == "jpeg_inexact":
         assert np.corrcoef(images.ravel(), expected.ravel())[0, 1] > 0.95
     else:
-        # Half a grey level where it was packed. At the border crop_and_resize may take pixels for outside.
-        np.testing.assert_allclose(images[:, 1:-1, 1:-1], expected[:, 1:-1, 1:-1], rtol=0, atol=1.01 / 255)
+        # Half a grey level where it was packed. At the border crop_and_resize may take pixels for
+        # outside.
+        np.testing.assert_allclose(
+            images[:, 1:-1, 1:-1], expected[:, 1:-1, 1:-1], rtol=0, atol=1.01 / 255
+        )
 
 
 def test_hosts_have_their_own_images(made):
@@ -89,7 +97,11 @@ def test_ratios_are_to_the_plain_arrangement(measured):
     assert [row["name"] for row in result["rows"]] == ["plain", "jpeg", "packed", "packed_flip"]
     plain = result["rows"][0]
     for row in result["rows"]:
-        assert len(row["rates"]) == 2 and min(row["rates"]) <= row["rate"] <= max(row["rates"]) and row["first"] > 0
+        assert (
+            len(row["rates"]) == 2
+            and min(row["rates"]) <= row["rate"] <= max(row["rates"])
+            and row["first"] > 0
+        )
         assert row["rate_ratio"] == row["rate"] / plain["rate"]
     assert Image.open(picture).size[0] > 1000
 
@@ -132,7 +144,9 @@ def test_one_arrangement_that_fails_leaves_the_others(monkeypatch):
             raise measure.ChildError("out of memory")
         yield {"first": 1.0, "rates": [2.0, 4.0, 9.0], "core_rate": 3.0, "memory": None}
 
-    monkeypatch.setattr(feeding, "make_photographs", lambda *args, **kwargs: {"jpeg": "", "packed": "", "bytes": 1})
+    monkeypatch.setattr(
+        feeding, "make_photographs", lambda *args, **kwargs: {"jpeg": "", "packed": "", "bytes": 1}
+    )
     result = feeding.measure_arrangements(
         count=1, batch_size=1, repeats=3, names=["plain", "jpeg", "packed"], run=run, progress=False
     )
@@ -148,7 +162,13 @@ def test_picture_of_nothing_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_script_measures_feeding_in_processes_of_their_own(tmp_path):
-    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "input", "--images=50", "--batch_size=8"]
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "benchmark.py"),
+        "input",
+        "--images=50",
+        "--batch_size=8",
+    ]
     command += ["--repeats=1", f"--output={tmp_path}"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr

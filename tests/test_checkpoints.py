@@ -25,7 +25,9 @@ def test_restores_what_was_saved(tmp_path):
     fresh["generator/block.1/kernel"].assign(tf.zeros([2, 3], tf.float64))
     assert checkpoints.Checkpoints(str(tmp_path), fresh).restore_latest() == path
     assert int(fresh["step"].numpy()) == 7
-    np.testing.assert_array_equal(fresh["generator/block.1/kernel"].numpy(), np.arange(6.0).reshape(2, 3))
+    np.testing.assert_array_equal(
+        fresh["generator/block.1/kernel"].numpy(), np.arange(6.0).reshape(2, 3)
+    )
 
 
 def test_no_checkpoint_restores_nothing(tmp_path):
@@ -55,7 +57,9 @@ def test_partial_restore_takes_a_part(tmp_path):
 
 
 def test_differences_are_listed_and_nothing_is_changed(tmp_path):
-    path = checkpoints.Checkpoints(str(tmp_path), variables(step=7, only_there=tf.Variable(1.0))).save()
+    path = checkpoints.Checkpoints(
+        str(tmp_path), variables(step=7, only_there=tf.Variable(1.0))
+    ).save()
     here = variables(only_here=tf.Variable(1.0))
     here["generator/block.1/kernel"] = tf.Variable(np.zeros([3, 3]))
     with pytest.raises(ValueError) as error:
@@ -63,7 +67,10 @@ def test_differences_are_listed_and_nothing_is_changed(tmp_path):
     message = str(error.value)
     assert "only_here: not in the checkpoint" in message
     assert "only_there []: only in the checkpoint" in message
-    assert "generator/block.1/kernel: [2, 3] in the checkpoint, [3, 3] in this configuration" in message
+    assert (
+        "generator/block.1/kernel: [2, 3] in the checkpoint, [3, 3] in this configuration"
+        in message
+    )
     assert int(here["step"].numpy()) == 0
 
 
@@ -251,7 +258,9 @@ def test_what_a_killed_process_left_is_cleaned_and_nothing_else(tmp_path):
 
 def test_best_ones_stay(tmp_path):
     save_steps(tmp_path, 1, 2, 3, 4, max_to_keep=2, best=lambda: [1])
-    assert [name for name in names(tmp_path) if name.endswith("index")] == [f"ckpt-{s}.index" for s in (1, 3, 4)]
+    assert [name for name in names(tmp_path) if name.endswith("index")] == [
+        f"ckpt-{s}.index" for s in (1, 3, 4)
+    ]
 
 
 def test_pinned_one_stays_until_it_is_free_or_the_pin_is_a_day_old(tmp_path):
@@ -264,10 +273,20 @@ def test_pinned_one_stays_until_it_is_free_or_the_pin_is_a_day_old(tmp_path):
     (tmp_path / "ckpt-3.pinned-0").write_text("0")  # in 1970
     named["step"].assign(4)
     saved.save()
-    assert [name for name in names(tmp_path) if "ckpt-" in name and "4" not in name] == ["ckpt-3.pinned-0"]
-    with pytest.raises(ValueError, match="No checkpoint .*ckpt-3"), checkpoints.pinned(str(tmp_path / "ckpt-3")):
+    assert [name for name in names(tmp_path) if "ckpt-" in name and "4" not in name] == [
+        "ckpt-3.pinned-0"
+    ]
+    with (
+        pytest.raises(ValueError, match="No checkpoint .*ckpt-3"),
+        checkpoints.pinned(str(tmp_path / "ckpt-3")),
+    ):
         pass
-    assert names(tmp_path) == ["checkpoint", "ckpt-3.pinned-0", "ckpt-4.data-00000-of-00001", "ckpt-4.index"]
+    assert names(tmp_path) == [
+        "checkpoint",
+        "ckpt-3.pinned-0",
+        "ckpt-4.data-00000-of-00001",
+        "ckpt-4.index",
+    ]
 
 
 def test_going_back_leaves_newer_ones_out_of_sight(tmp_path):
@@ -275,7 +294,9 @@ def test_going_back_leaves_newer_ones_out_of_sight(tmp_path):
     saved.restore(str(tmp_path / "ckpt-1"))
     assert int(named["step"].numpy()) == 1
     assert saved.restore_latest() == str(tmp_path / "ckpt-1")
-    assert "ckpt-2.index.left" in names(tmp_path) and "ckpt-2.data-00000-of-00001" in names(tmp_path)
+    assert "ckpt-2.index.left" in names(tmp_path) and "ckpt-2.data-00000-of-00001" in names(
+        tmp_path
+    )
     named["step"].assign(2)
     assert saved.save() == saved.restore_latest()
     assert "ckpt-2.index.left" not in names(tmp_path)
@@ -283,7 +304,9 @@ def test_going_back_leaves_newer_ones_out_of_sight(tmp_path):
 
 def test_another_seed_is_refused(tmp_path):
     save_steps(tmp_path, 1, seed=5)
-    with pytest.raises(ValueError, match="ckpt-1 is of a run with seed 5, and trainer.Trainer.seed is 6"):
+    with pytest.raises(
+        ValueError, match="ckpt-1 is of a run with seed 5, and trainer.Trainer.seed is 6"
+    ):
         Checkpoints(str(tmp_path), variables(), seed=6).restore_latest()
     assert Checkpoints(str(tmp_path), variables(), seed=5).restore_latest()
 
@@ -296,7 +319,9 @@ def test_checkpoints_of_earlier_versions_can_be_read(tmp_path):
 
 
 def test_host_that_leaves_the_writing_to_another_writes_nothing(tmp_path):
-    assert Checkpoints(str(tmp_path), variables(step=7), writes=False).save() == str(tmp_path / "ckpt-7")
+    assert Checkpoints(str(tmp_path), variables(step=7), writes=False).save() == str(
+        tmp_path / "ckpt-7"
+    )
     assert names(tmp_path) == []
 
 
@@ -306,7 +331,10 @@ def test_remote_folder_does_as_well(tmp_path):
     assert tf.train.latest_checkpoint(directory) == f"{directory}/ckpt-3"
     with tf.io.gfile.GFile(f"{directory}/ckpt-3.index", "wb") as file:
         file.write(b"short")
-    assert Checkpoints(directory, variables(), report=lambda message: None).restore_latest() == f"{directory}/ckpt-2"
+    assert (
+        Checkpoints(directory, variables(), report=lambda message: None).restore_latest()
+        == f"{directory}/ckpt-2"
+    )
     with checkpoints.pinned(f"{directory}/ckpt-2"):
         for step in (4, 5, 6):
             named["step"].assign(step)

@@ -32,7 +32,9 @@ def load(tmp_path):
         flags.FLAGS.unparse_flags()
         for name in ("gin_file", "gin_param"):
             flags.FLAGS[name].unparse()
-        flags.FLAGS(["script", f"--model_dir={tmp_path}", *arguments, *(f"--gin_param={p}" for p in params)])
+        flags.FLAGS(
+            ["script", f"--model_dir={tmp_path}", *arguments, *(f"--gin_param={p}" for p in params)]
+        )
         gin.clear_config()
         return cli.load_experiment(protocol=protocol)
 
@@ -44,17 +46,24 @@ def build(experiment):
     """Builds what a training script builds, over made images."""
     dataset = made.MadeDataset(count=16)
     trainer = experiment.trainer(
-        strategy=made.one_device(), generator=experiment.generator, discriminator=experiment.discriminator
+        strategy=made.one_device(),
+        generator=experiment.generator,
+        discriminator=experiment.discriminator,
     )
     return trainer, dataset
 
 
 @pytest.mark.parametrize(
-    "name", [n if n == "hamgan_strong.gin" else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS]
+    "name",
+    [n if n == "hamgan_strong.gin" else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS],
 )
 def test_every_configuration_parses_builds_and_takes_a_step(load, name):
     # Eight heads don't divide the channels of so narrow a net.
-    heads = ["context.SparseAttention.dim = 8", "context.SparseAttention.value_dim = 8"] if name == "ylg.gin" else []
+    heads = (
+        ["context.SparseAttention.dim = 8", "context.SparseAttention.value_dim = 8"]
+        if name == "ylg.gin"
+        else []
+    )
     trainer, dataset = build(load(f"--gin_file={ROOT}/configs/{name}", params=[*SMALL, *heads]))
     metrics = trainer.train_steps(trainer.batches(dataset), 1)
     assert metrics["first_bad_step"] == -1
@@ -92,7 +101,10 @@ def test_scopes_give_the_networks_different_hams(load):
     "param, message",
     [
         ("trainer.Trainer.batchsize = 3", "batchsize"),
-        ("context.Hamburger.rnk = 3", "context.Hamburger has no parameter 'rnk'; did you mean 'rank'"),
+        (
+            "context.Hamburger.rnk = 3",
+            "context.Hamburger has no parameter 'rnk'; did you mean 'rank'",
+        ),
         ("networks.Generatr.width = 3", "Generatr"),
         ("WIDHT = 3", "Nothing uses the macro 'WIDHT'; did you mean 'WIDTH'"),
         ("nowhere.Thing.width = 3", "nowhere"),
@@ -116,22 +128,31 @@ def test_macro_that_is_no_longer_used_is_no_mistake(load, tmp_path):
 
 def test_no_configuration_says_which_there_are(load, tmp_path):
     with pytest.raises(
-        ValueError, match=r"No configuration: .*config.gin isn't there and no --gin_file.*configs/digits.gin"
+        ValueError,
+        match=r"No configuration: .*config.gin isn't there and no --gin_file.*configs/digits.gin",
     ):
         load()
 
 
 def test_missing_gin_file_is_named(load):
-    with pytest.raises(ValueError, match=r"There is no --gin_file=configs/digit.gin. Shipped: .*configs/digits.gin"):
+    with pytest.raises(
+        ValueError, match=r"There is no --gin_file=configs/digit.gin. Shipped: .*configs/digits.gin"
+    ):
         load("--gin_file=configs/digit.gin")
 
 
 def test_configuration_is_kept_and_rebuilds_the_networks(load, tmp_path):
-    trainer, _ = build(load(f"--gin_file={ROOT}/configs/digits.gin", params=[*SMALL, "G/context.Hamburger.rank = 5"]))
+    trainer, _ = build(
+        load(
+            f"--gin_file={ROOT}/configs/digits.gin", params=[*SMALL, "G/context.Hamburger.rank = 5"]
+        )
+    )
     cli.settle_configuration()
     again, _ = build(load())
     assert again.generator.context.rank == 5
-    assert {n: v.shape for n, v in again.variables().items()} == {n: v.shape for n, v in trainer.variables().items()}
+    assert {n: v.shape for n, v in again.variables().items()} == {
+        n: v.shape for n, v in trainer.variables().items()
+    }
     cli.settle_configuration()
 
 
@@ -163,7 +184,10 @@ def test_a_run_may_go_on_for_longer(load, tmp_path):
 
 def test_what_to_do_on_collapse_is_a_part(load):
     for name, goes_back in (("report", False), ("rollback", True)):
-        experiment = load(f"--gin_file={ROOT}/configs/digits.gin", params=[f"loop.Schedule.on_collapse = @loop.{name}"])
+        experiment = load(
+            f"--gin_file={ROOT}/configs/digits.gin",
+            params=[f"loop.Schedule.on_collapse = @loop.{name}"],
+        )
         assert experiment.schedule.on_collapse("FID") is goes_back
 
 
@@ -190,9 +214,19 @@ def test_defaults_that_only_one_command_has_noted_are_no_difference(load, tmp_pa
     with pytest.raises(ValueError, match="No SavedModel"):
         experiment.protocol.features()  # now its defaults are noted too
     cli.settle_configuration()
-    build(load(f"--gin_file={ROOT}/configs/digits.gin", params=[*SMALL, "trainer.Trainer.epsilon = 1e-8"]))
+    build(
+        load(
+            f"--gin_file={ROOT}/configs/digits.gin",
+            params=[*SMALL, "trainer.Trainer.epsilon = 1e-8"],
+        )
+    )
     cli.settle_configuration()
-    build(load(f"--gin_file={ROOT}/configs/digits.gin", params=[*SMALL, "features.FeatureNetwork.size = 75"]))
+    build(
+        load(
+            f"--gin_file={ROOT}/configs/digits.gin",
+            params=[*SMALL, "features.FeatureNetwork.size = 75"],
+        )
+    )
     with pytest.raises(ValueError, match="features.FeatureNetwork.size = 32 there, 75 asked for"):
         cli.settle_configuration()
 
@@ -236,7 +270,11 @@ def test_protocol_has_its_settings_whatever_the_run_has(load, tmp_path, name):
     assert (settings.reference_split, settings.reference_count, settings.reference_repeated) == real
     assert settings.quantize == quantize
     parts = settings.resize, settings.labels, settings.batch_norm
-    assert [protocol.in_words(part) for part in parts] == ["tf1 bilinear", "uniform", "moving averages"]
+    assert [protocol.in_words(part) for part in parts] == [
+        "tf1 bilinear",
+        "uniform",
+        "moving averages",
+    ]
     assert (settings.truncation, settings.weights) == (None, "raw")
 
 
@@ -254,13 +292,19 @@ def test_protocol_of_ones_own_is_a_gin_file(load, tmp_path):
 
 def test_named_protocol_keeps_its_name_only_as_it_is(load):
     run, change = f"--gin_file={ROOT}/configs/digits.gin", "protocol.Protocol.num_samples = 9"
-    with pytest.raises(ValueError, match="Protocol 'paper' with another num_samples is another protocol"):
+    with pytest.raises(
+        ValueError, match="Protocol 'paper' with another num_samples is another protocol"
+    ):
         load(run, params=[change], protocol="paper")
-    settings = load(run, params=[change, "protocol.Protocol.name = 'mine'"], protocol="paper").protocol
+    settings = load(
+        run, params=[change, "protocol.Protocol.name = 'mine'"], protocol="paper"
+    ).protocol
     assert (settings.name, settings.num_samples) == ("mine", 9)
     assert load(run, params=["protocol.Protocol.seed = 9"], protocol="paper").protocol.seed == 9
 
 
 def test_unknown_protocol_says_which_there_are(load):
-    with pytest.raises(ValueError, match="--protocol must be one of paper, train-full, val-50k, or a gin file"):
+    with pytest.raises(
+        ValueError, match="--protocol must be one of paper, train-full, val-50k, or a gin file"
+    ):
         load(f"--gin_file={ROOT}/configs/digits.gin", protocol="papr")

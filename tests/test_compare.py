@@ -10,14 +10,22 @@ from hamgan import records
 def make_run(folder, fids, rate):
     for step, fid in fids.items():
         records.append(folder / "metrics.jsonl", {"kind": "evaluation", "step": step, "fid": fid})
-        records.append(folder / "metrics.jsonl", {"kind": "train", "step": step, "images_per_second": rate})
+        records.append(
+            folder / "metrics.jsonl", {"kind": "train", "step": step, "images_per_second": rate}
+        )
     return str(folder)
 
 
 @pytest.fixture
 def rows(tmp_path):
-    first = [make_run(tmp_path / f"a{i}", {0: 100.0, 10: value}, 50.0) for i, value in enumerate((8.0, 12.0))]
-    second = [make_run(tmp_path / f"b{i}", {0: 90.0, 10: value, 20: 1.0}, 20.0) for i, value in enumerate((5.0,))]
+    first = [
+        make_run(tmp_path / f"a{i}", {0: 100.0, 10: value}, 50.0)
+        for i, value in enumerate((8.0, 12.0))
+    ]
+    second = [
+        make_run(tmp_path / f"b{i}", {0: 90.0, 10: value, 20: 1.0}, 20.0)
+        for i, value in enumerate((5.0,))
+    ]
     return [compare.summarize("a", first), compare.summarize("b", second)]
 
 

@@ -6,7 +6,14 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 import tensorflow as tf
-from helpers import array, assert_close, assert_config_round_trips, assert_modes_agree, build, weights
+from helpers import (
+    array,
+    assert_close,
+    assert_config_round_trips,
+    assert_modes_agree,
+    build,
+    weights,
+)
 
 from hamgan import decomposition, stateless
 from hamgan.context import Hamburger
@@ -79,7 +86,11 @@ def test_gradient_reaches_the_gate_first():
     with tf.GradientTape() as tape:
         y = tf.reduce_sum(tf.square(layer(x, keys=KEYS)))
     gradients = dict(
-        zip([v.path for v in layer.trainable_variables], tape.gradient(y, layer.trainable_variables), strict=True)
+        zip(
+            [v.path for v in layer.trainable_variables],
+            tape.gradient(y, layer.trainable_variables),
+            strict=True,
+        )
     )
     assert len(gradients) == 3
     for path, gradient in gradients.items():
@@ -97,7 +108,9 @@ def test_gradient_is_the_one_step_gradient():
     # y = x + gate U ham(L x): back through the upper bread, the last step, the lower bread.
     w = weights(layer)
     lower, upper = [
-        reference.normalized_kernel(w[f"{name}_bread/kernel"], w[f"{name}_bread/u"], exact=True)[0, 0]
+        reference.normalized_kernel(w[f"{name}_bread/kernel"], w[f"{name}_bread/u"], exact=True)[
+            0, 0
+        ]
         for name in ("lower", "upper")
     ]
     matrices = (np.float64(x) @ lower).reshape(3, 20, 4).transpose(0, 2, 1)
@@ -172,7 +185,9 @@ def test_decomposition_and_solve_are_passed_on():
     layer = made(decomposition=functools.partial(add, amount=1.0), solve=solve)
     x, w = array(*SHAPE), weights(layer)
     lower = reference.sn_conv(reference.under(w, "lower_bread"), x, exact=True)
-    expected = x + w["gate"] * reference.sn_conv(reference.under(w, "upper_bread"), lower + 2, exact=True)
+    expected = x + w["gate"] * reference.sn_conv(
+        reference.under(w, "upper_bread"), lower + 2, exact=True
+    )
     assert_close(layer(tf.constant(x)), expected, 1e-5)
 
 
@@ -216,14 +231,20 @@ def test_dynamic_batch(case):
     def call(x, labels, keys):
         return layer(x, labels if classes else None, keys=keys)
 
-    signature = [tf.TensorSpec([None, *SHAPE[1:]]), tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, 2], tf.int32)]
+    signature = [
+        tf.TensorSpec([None, *SHAPE[1:]]),
+        tf.TensorSpec([None], tf.int32),
+        tf.TensorSpec([None, 2], tf.int32),
+    ]
     dynamic = tf.function(call, input_signature=signature)
     for batch in (1, 3):
         args = x[:batch], LABELS[:batch], KEYS[:batch]
         y = dynamic(*args)
         assert y.shape == (batch, *SHAPE[1:])
         assert_close(y, call(*args), 1e-5)
-    unseeded = tf.function(lambda x: layer(x, tf.zeros([tf.shape(x)[0]], tf.int32)), input_signature=signature[:1])
+    unseeded = tf.function(
+        lambda x: layer(x, tf.zeros([tf.shape(x)[0]], tf.int32)), input_signature=signature[:1]
+    )
     assert unseeded(x).shape == SHAPE
 
 
@@ -247,7 +268,16 @@ def test_config_round_trips():
     shape = (None, *SHAPE[1:])
     assert_config_round_trips(made(name="ham"), *shape)
     norm = functools.partial(BatchNorm, momentum=0.5)
-    layer = made(num_classes=3, norm=norm, dim=4, rank=2, num_steps=3, sections=2, dtype="mixed_bfloat16", name="ham")
+    layer = made(
+        num_classes=3,
+        norm=norm,
+        dim=4,
+        rank=2,
+        num_steps=3,
+        sections=2,
+        dtype="mixed_bfloat16",
+        name="ham",
+    )
     assert_config_round_trips(layer, *shape)
 
 

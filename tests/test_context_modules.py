@@ -1,4 +1,6 @@
-"""Hamburger V2 and V2+, self-attention, sparse attention; what a ham starts from; what all context modules share."""
+"""Hamburger V2 and V2+, self-attention, sparse attention; what a ham starts from; what all context
+modules share.
+"""
 
 import functools
 
@@ -53,7 +55,9 @@ CASES = {
 }
 with_cases = pytest.mark.parametrize("case", CASES)
 with_hams = pytest.mark.parametrize("case", [case for case in CASES if case[0] == "V"])
-with_kinds = pytest.mark.parametrize("kind", [HamburgerV2, HamburgerV2Plus, SelfAttention, SparseAttention])
+with_kinds = pytest.mark.parametrize(
+    "kind", [HamburgerV2, HamburgerV2Plus, SelfAttention, SparseAttention]
+)
 
 
 def of_case(case, **kwargs):
@@ -86,7 +90,9 @@ def numpy_channel_ham(rows, bases, sections, num_steps):
     y = np.zeros_like(rows)
     for section, part in enumerate(np.split(rows, sections, axis=2)):
         width = part.shape[2]
-        y[:, :, section * width : (section + 1) * width] = reference.nmf(part, bases[:, section], num_steps)
+        y[:, :, section * width : (section + 1) * width] = reference.nmf(
+            part, bases[:, section], num_steps
+        )
     return y
 
 
@@ -101,7 +107,9 @@ def numpy_hamburger(layer, x, labels, training):
         half = y.shape[2] // 2
         channel_bases = layer.initial_channel_bases(KEYS).numpy()
         over_space = numpy_ham(y[:, :, :half], bases, *arguments)
-        y = np.concatenate([over_space, numpy_channel_ham(y[:, :, half:], channel_bases, *arguments)], axis=2)
+        y = np.concatenate(
+            [over_space, numpy_channel_ham(y[:, :, half:], channel_bases, *arguments)], axis=2
+        )
     else:
         y = numpy_ham(y, bases, *arguments)
     y = reference.sn_conv(under("cheese"), y.reshape(batch, height, width, -1), exact=True)
@@ -130,7 +138,9 @@ def test_self_attention_equals_numpy(case):
 
     y = np.zeros([batch, height, width, w["g/kernel"].shape[-1]])
     theta, phi, g = (conv(name, np.float64(x)) for name in ("theta", "phi", "g"))
-    phi, g = (each.reshape(batch, height // 2, 2, width // 2, 2, -1).max(axis=(2, 4)) for each in (phi, g))
+    phi, g = (
+        each.reshape(batch, height // 2, 2, width // 2, 2, -1).max(axis=(2, 4)) for each in (phi, g)
+    )
     for b in range(batch):
         for i in range(height):
             for j in range(width):
@@ -161,7 +171,9 @@ def test_weights_of_hamburgers():
     assert layer.initial_bases(KEYS).shape == (3, 3, 2, 2)
     assert layer.initial_channel_bases(KEYS).shape == (3, 3, 24, 2)
     # The discriminator's have no norm.
-    assert not any(name.startswith("norm") for name in shapes(build(HamburgerV2(), None, *SHAPE[1:])))
+    assert not any(
+        name.startswith("norm") for name in shapes(build(HamburgerV2(), None, *SHAPE[1:]))
+    )
 
 
 @pytest.mark.parametrize("kind", [SelfAttention, SparseAttention])
@@ -193,7 +205,9 @@ def test_new_module_is_the_identity(case):
 
 
 def step_of(layer, labels):
-    """A function of x: output and every gradient of a training pass, from the same state each time."""
+    """A function of x: output and every gradient of a training pass, from the same state each
+    time.
+    """
     state = [tf.constant(v.numpy()) for v in layer.non_trainable_variables]
 
     def step(x):
@@ -319,7 +333,10 @@ def test_output_is_a_function_of_the_keys(case):
 
 def test_halves_of_a_dual_ham_draw_bases_of_their_own():
     layer, _, _ = of_case("V2+, sections")
-    bases, channel_bases = layer.initial_bases(KEYS).numpy(), layer.initial_channel_bases(KEYS).numpy()
+    bases, channel_bases = (
+        layer.initial_bases(KEYS).numpy(),
+        layer.initial_channel_bases(KEYS).numpy(),
+    )
     np.testing.assert_array_equal(layer.initial_channel_bases(KEYS), channel_bases)
     numbers = [set(each.ravel().tolist()) for each in (bases, channel_bases)]
     assert all(len(each) > 10 for each in numbers) and not numbers[0] & numbers[1]
@@ -331,7 +348,9 @@ def test_halves_of_a_dual_ham_draw_bases_of_their_own():
 @pytest.mark.parametrize("kind", [Hamburger, HamburgerV2, HamburgerV2Plus])
 @pytest.mark.parametrize("name", ["nmf", "cd", "vq"])
 def test_every_hamburger_takes_every_decomposition(kind, name):
-    layer = build(kind(decomposition=getattr(decomposition, name), rank=3, num_classes=3), None, *SHAPE[1:])
+    layer = build(
+        kind(decomposition=getattr(decomposition, name), rank=3, num_classes=3), None, *SHAPE[1:]
+    )
     x = tf.constant(array(*SHAPE))
     with tf.GradientTape() as tape:
         tape.watch(x)
@@ -343,12 +362,21 @@ def test_every_hamburger_takes_every_decomposition(kind, name):
 
 
 def test_partial_of_a_decomposition_draws_its_bases():
-    partial = functools.partial(functools.partial(decomposition.nmf, normalize=True), temperature=0.5)
+    partial = functools.partial(
+        functools.partial(decomposition.nmf, normalize=True), temperature=0.5
+    )
     assert decomposition.draw_bases_of(partial) is stateless.uniform
-    assert decomposition.draw_bases_of(functools.partial(decomposition.cd, beta=0.1)) is stateless.normal
+    assert (
+        decomposition.draw_bases_of(functools.partial(decomposition.cd, beta=0.1))
+        is stateless.normal
+    )
     partial.draw_bases = stateless.normal
     assert decomposition.draw_bases_of(partial) is stateless.normal
-    layer = build(Hamburger(decomposition=functools.partial(decomposition.nmf, normalize=True)), None, *SHAPE[1:])
+    layer = build(
+        Hamburger(decomposition=functools.partial(decomposition.nmf, normalize=True)),
+        None,
+        *SHAPE[1:],
+    )
     assert layer.initial_bases(KEYS).numpy().min() >= 0
 
 
@@ -411,7 +439,9 @@ def test_config_of_bases_round_trips(kind):
     assert_config_round_trips(bases_of(kind, name="part"))
     if kind is not RandomBases:
         config = bases_of(kind, name="part").get_config()
-        np.testing.assert_array_equal(kind.from_config(config)(KEYS), kind.from_config(config)(KEYS))
+        np.testing.assert_array_equal(
+            kind.from_config(config)(KEYS), kind.from_config(config)(KEYS)
+        )
 
 
 def test_config_of_warm_start_round_trips():
@@ -433,18 +463,24 @@ def test_hamburger_from_stored_bases_equals_numpy(kind, module):
 
 
 def test_stored_bases_are_weights_by_name():
-    layer = build(HamburgerV2Plus(bases=WarmStartBases, dim=4, rank=2, sections=3), None, *SHAPE[1:])
+    layer = build(
+        HamburgerV2Plus(bases=WarmStartBases, dim=4, rank=2, sections=3), None, *SHAPE[1:]
+    )
     assert shapes(layer)["bases/bases"] == (3, 2, 2)
     assert shapes(layer)["channel_bases/bases"] == (3, 24, 2)
     assert not any("bases" in v.path for v in layer.trainable_variables)
 
 
-@pytest.mark.parametrize("solve", [decomposition.unrolled, functools.partial(decomposition.last_steps, count=6)])
+@pytest.mark.parametrize(
+    "solve", [decomposition.unrolled, functools.partial(decomposition.last_steps, count=6)]
+)
 @pytest.mark.parametrize("name", ["nmf", "cd", "vq"])
 def test_gradient_reaches_learned_bases(name, solve):
     # At the published temperature of vector quantisation it is there, but vanishes in float32.
     function = functools.partial(getattr(decomposition, name), temperature=1.0)
-    layer = build(Hamburger(decomposition=function, solve=solve, bases=LearnedBases, rank=2), None, *SHAPE[1:])
+    layer = build(
+        Hamburger(decomposition=function, solve=solve, bases=LearnedBases, rank=2), None, *SHAPE[1:]
+    )
     (variable,) = (v for v in layer.trainable_variables if "bases" in v.path)
     with tf.GradientTape() as tape:
         y = tf.reduce_sum(tf.square(layer(tf.constant(array(*SHAPE)), training=True)))
@@ -453,11 +489,17 @@ def test_gradient_reaches_learned_bases(name, solve):
 
 @pytest.mark.parametrize(
     "solve",
-    [decomposition.one_step, decomposition.implicit, functools.partial(decomposition.last_steps, count=5)],
+    [
+        decomposition.one_step,
+        decomposition.implicit,
+        functools.partial(decomposition.last_steps, count=5),
+    ],
 )
 def test_learned_bases_need_a_gradient(solve):
     layer = Hamburger(solve=solve, bases=LearnedBases)
-    with pytest.raises(ValueError, match="Hamburger: solve must let a gradient through to learned bases"):
+    with pytest.raises(
+        ValueError, match="Hamburger: solve must let a gradient through to learned bases"
+    ):
         layer.build((None, *SHAPE[1:]))
     Hamburger(solve=solve, bases=FixedBases).build((None, *SHAPE[1:]))
 
@@ -470,7 +512,9 @@ def test_negative_learned_bases_count_by_their_absolute_value():
 
 
 def warm(module=Hamburger, **kwargs):
-    arguments = dict(dim=4, rank=2, sections=2, num_steps=3, bases=functools.partial(WarmStartBases, rate=0.75))
+    arguments = dict(
+        dim=4, rank=2, sections=2, num_steps=3, bases=functools.partial(WarmStartBases, rate=0.75)
+    )
     layer = build(module(**{**arguments, **kwargs}), None, *SHAPE[1:])
     for part in (layer.bases, getattr(layer, "channel_bases", None)):
         if part is not None:
@@ -479,9 +523,13 @@ def warm(module=Hamburger, **kwargs):
 
 
 def numpy_warm_start(layer, x, part):
-    """The bases of a part after a training pass: moved towards the mean of the solved ones, columns of length 1."""
+    """The bases of a part after a training pass: moved towards the mean of the solved ones, columns
+    of length 1.
+    """
     w = weights(layer)
-    rows = reference.sn_conv(reference.under(w, "lower_bread"), np.float64(x), exact=True).reshape(len(x), 24, -1)
+    rows = reference.sn_conv(reference.under(w, "lower_bread"), np.float64(x), exact=True).reshape(
+        len(x), 24, -1
+    )
     before = w[f"{part}/bases"]
     if "channel_bases/bases" in w:
         rows = np.split(rows, 2, axis=2)[part == "channel_bases"]
@@ -532,8 +580,13 @@ def test_warm_start_on_two_replicas_equals_one_device_on_the_joined_batch(module
         np.testing.assert_array_equal(weights(layer)[name], value)
     step = tf.function(lambda x: strategy.run(functools.partial(layer, training=True), args=(x,)))
     for _ in range(2):
-        # Without norm and from common bases, an example's output depends on the others through the bases alone.
-        assert_close(joined(strategy, step(*per_replica(strategy, x))), alone(tf.constant(x), training=True), 1e-5)
+        # Without norm and from common bases, an example's output depends on the others through the
+        # bases alone.
+        assert_close(
+            joined(strategy, step(*per_replica(strategy, x))),
+            alone(tf.constant(x), training=True),
+            1e-5,
+        )
         for name, value in weights(alone).items():
             assert_close(weights(layer)[name], value, 1e-5)
     for variable in layer.non_trainable_variables:
@@ -546,12 +599,16 @@ def test_warm_start_needs_one_solve():
         return x
 
     def twice(x, bases, *, num_steps, solve):
-        return decomposition.nmf(decomposition.nmf(x, bases, num_steps=1, solve=solve), bases, num_steps=1, solve=solve)
+        return decomposition.nmf(
+            decomposition.nmf(x, bases, num_steps=1, solve=solve), bases, num_steps=1, solve=solve
+        )
 
     for function, calls in ((without, 0), (twice, 2)):
         layer = warm(decomposition=function)
         layer(tf.constant(array(*SHAPE)))
-        with pytest.raises(ValueError, match=f"decomposition must call its solve once .* got {calls} calls"):
+        with pytest.raises(
+            ValueError, match=f"decomposition must call its solve once .* got {calls} calls"
+        ):
             layer(tf.constant(array(*SHAPE)), training=True)
 
 
@@ -569,7 +626,9 @@ def test_errors_name_the_class(kind):
     with pytest.raises(ValueError, match=f"{kind.__name__}: rank must be at least 1, got 0"):
         kind(rank=0)
     for name in ("num_steps", "eval_steps"):
-        with pytest.raises(ValueError, match=f"{kind.__name__}: {name} must not be negative, got -1"):
+        with pytest.raises(
+            ValueError, match=f"{kind.__name__}: {name} must not be negative, got -1"
+        ):
             kind(**{name: -1})
 
 
@@ -584,30 +643,42 @@ def test_dual_ham_needs_an_even_dim_and_a_known_size():
 
 @pytest.mark.parametrize("size", [(3, 4), (4, 3)])
 def test_attention_pools_even_sizes_only(size):
-    with pytest.raises(ValueError, match=f"SelfAttention: height and width must be even, got {size[0]}x{size[1]}"):
+    with pytest.raises(
+        ValueError, match=f"SelfAttention: height and width must be even, got {size[0]}x{size[1]}"
+    ):
         SelfAttention().build((None, *size, 8))
 
 
 def test_channels_of_attention_must_be_divisible():
     with pytest.raises(
-        ValueError, match="SelfAttention: dim is 1/8 .* divisible by 8, got 12. Give dim, a multiple of 1"
+        ValueError,
+        match="SelfAttention: dim is 1/8 .* divisible by 8, got 12. Give dim, a multiple of 1",
     ):
         SelfAttention().build((None, 4, 4, 12))
-    with pytest.raises(ValueError, match="SelfAttention: value_dim is 1/2 .* divisible by 2, got 5"):
+    with pytest.raises(
+        ValueError, match="SelfAttention: value_dim is 1/2 .* divisible by 2, got 5"
+    ):
         SelfAttention(dim=2).build((None, 4, 4, 5))
     with pytest.raises(
-        ValueError, match="SparseAttention: dim is 1/8 .* divisible by 64, got 32. Give dim, a multiple of 8"
+        ValueError,
+        match="SparseAttention: dim is 1/8 .* divisible by 64, got 32. Give dim, a multiple of 8",
     ):
         SparseAttention().build((None, 4, 4, 32))
-    with pytest.raises(ValueError, match="SparseAttention: value_dim is 1/2 .* divisible by 16, got 8"):
+    with pytest.raises(
+        ValueError, match="SparseAttention: value_dim is 1/2 .* divisible by 16, got 8"
+    ):
         SparseAttention(dim=8).build((None, 4, 4, 8))
 
 
 @pytest.mark.parametrize("name", ["dim", "value_dim"])
 def test_sizes_of_attention_must_fit_its_heads(name):
-    with pytest.raises(ValueError, match=rf"SelfAttention: {name} must be a positive multiple .* \(1\), got 0"):
+    with pytest.raises(
+        ValueError, match=rf"SelfAttention: {name} must be a positive multiple .* \(1\), got 0"
+    ):
         SelfAttention(**{name: 0})
-    with pytest.raises(ValueError, match=rf"SparseAttention: {name} must be a positive multiple .* \(8\), got 12"):
+    with pytest.raises(
+        ValueError, match=rf"SparseAttention: {name} must be a positive multiple .* \(8\), got 12"
+    ):
         SparseAttention(**{name: 12})
 
 
@@ -701,7 +772,9 @@ def test_modules_are_chosen_by_gin_in_both_networks(choice):
             images = generator(z, LABELS, training=True, keys=KEYS)
             logits = discriminator(images, LABELS, training=True, keys=KEYS)
         assert logits.shape == (3, 1)
-        for variable, gradient in zip(parts, tape.gradient(logits, [v.value for v in parts]), strict=True):
+        for variable, gradient in zip(
+            parts, tape.gradient(logits, [v.value for v in parts]), strict=True
+        ):
             gradient = tf.convert_to_tensor(gradient)
             assert np.all(np.isfinite(gradient)), variable.path
             if "context/" in variable.path and "/bases" not in variable.path:
@@ -710,7 +783,9 @@ def test_modules_are_chosen_by_gin_in_both_networks(choice):
         if choice == "hams that differ":
             assert generator.context.bases.rate == 0.5 and generator.context.eval_steps == 12
             assert decomposition.draw_bases_of(generator.context.decomposition) is stateless.uniform
-            assert decomposition.draw_bases_of(discriminator.context.decomposition) is stateless.normal
+            assert (
+                decomposition.draw_bases_of(discriminator.context.decomposition) is stateless.normal
+            )
     finally:
         gin.clear_config()
 
@@ -722,5 +797,8 @@ def test_networks_take_every_module(kind):
     sizes = dict(image_size=32, num_classes=3, width=2, context=module)
     generator, discriminator = Generator(latent_dim=8, **sizes), Discriminator(**sizes)
     assert discriminator(generator(tf.constant(array(3, 8)), LABELS), LABELS).shape == (3, 1)
-    norms = [any("context/norm" in v.path for v in network.variables) for network in (generator, discriminator)]
+    norms = [
+        any("context/norm" in v.path for v in network.variables)
+        for network in (generator, discriminator)
+    ]
     assert norms == [not issubclass(kind, SelfAttention), False]

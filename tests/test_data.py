@@ -37,7 +37,9 @@ class Made(tfds.core.GeneratorBasedBuilder):
         super().__init__(**kwargs)
 
     def _info(self):
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(self._made_features))
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(self._made_features)
+        )
 
     def _split_generators(self, dl_manager):
         return {name: self._generate_examples(rows) for name, rows in self._made_splits.items()}
@@ -114,8 +116,13 @@ def photos_dir(photos, tmp_path_factory):
         "label": tfds.features.ClassLabel(names=[f"n{number}" for number in range(len(photos))]),
         "file_name": tfds.features.Text(),
     }
-    rows = [{"image": photo, "label": label, "file_name": f"{label}.JPEG"} for label, photo in enumerate(photos)]
-    return make(tmp_path_factory.mktemp("photos"), features, num_shards=3, train=rows, validation=rows[:7])
+    rows = [
+        {"image": photo, "label": label, "file_name": f"{label}.JPEG"}
+        for label, photo in enumerate(photos)
+    ]
+    return make(
+        tmp_path_factory.mktemp("photos"), features, num_shards=3, train=rows, validation=rows[:7]
+    )
 
 
 @pytest.fixture(scope="session")
@@ -125,8 +132,13 @@ def numbered_dir(tmp_path_factory):
         "image": tfds.features.Image(shape=(4, 4, 1)),
         "label": tfds.features.Scalar(np.int64),
     }
-    rows = [{"image": np.full((4, 4, 1), label, np.uint8), "label": label} for label in range(NUM_NUMBERED)]
-    return make(tmp_path_factory.mktemp("numbered"), features, num_shards=4, train=rows, test=rows[:10])
+    rows = [
+        {"image": np.full((4, 4, 1), label, np.uint8), "label": label}
+        for label in range(NUM_NUMBERED)
+    ]
+    return make(
+        tmp_path_factory.mktemp("numbered"), features, num_shards=4, train=rows, test=rows[:10]
+    )
 
 
 def numbered(folder, **options):
@@ -180,7 +192,9 @@ def test_preprocess_static_shape():
 
 def read_photos(photos, folder, image_size, split="train"):
     """(encoded file, its image as ImageDataset gives it), for each example of a split."""
-    dataset = data.ImageDataset(name="made", image_size=image_size, num_classes=len(photos), data_dir=folder)
+    dataset = data.ImageDataset(
+        name="made", image_size=image_size, num_classes=len(photos), data_dir=folder
+    )
     for batch in dataset.reference_batches(split=split, batch_size=5):
         for image, label in zip(batch["image"].numpy(), batch["label"].numpy(), strict=True):
             yield photos[label], image
@@ -211,7 +225,10 @@ def test_cmyk_jpeg(size, tmp_path):
     # ImageNet has some.
     file = io.BytesIO()
     Image.fromarray(picture(*size)).convert("CMYK").save(file, "JPEG", quality=95)
-    features = {"image": tfds.features.Image(encoding_format="jpeg"), "label": tfds.features.Scalar(np.int64)}
+    features = {
+        "image": tfds.features.Image(encoding_format="jpeg"),
+        "label": tfds.features.Scalar(np.int64),
+    }
     make(tmp_path, features, train=[{"image": file.getvalue(), "label": 0}])
     dataset = data.ImageDataset(
         name="made", image_size=32, num_classes=1, reference_split="train", data_dir=str(tmp_path)
@@ -221,7 +238,8 @@ def test_cmyk_jpeg(size, tmp_path):
     whole = tf.io.decode_jpeg(file.getvalue(), channels=3).numpy()
     np.testing.assert_allclose(image, oracle(whole, 32), rtol=0, atol=ROUNDING)
     rgb = np.asarray(Image.open(file).convert("RGB"))
-    # The fast inverse DCT's differences, in four channels; read as inverted, colours would be another picture's.
+    # The fast inverse DCT's differences, in four channels; read as inverted, colours would be
+    # another picture's.
     assert (np.abs(image - oracle(rgb, 32)) * 127.5).mean() < 4
 
 
@@ -234,7 +252,9 @@ def test_inexact_decode_is_the_smaller_decoding(photos, photos_dir):
         for image, label in zip(batch["image"].numpy(), batch["label"].numpy(), strict=True):
             height, width, channels = tf.io.decode_image(photos[label], channels=3).shape
             is_jpeg = photos[label].startswith(b"\xff\xd8")
-            ratio = max(r for r in (1, 2, 4, 8) if r == 1 or is_jpeg and min(height, width) >= r * size)
+            ratio = max(
+                r for r in (1, 2, 4, 8) if r == 1 or is_jpeg and min(height, width) >= r * size
+            )
             ratios.add(ratio)
             whole = (
                 tf.io.decode_jpeg(photos[label], channels=3, ratio=ratio)
@@ -321,14 +341,18 @@ def test_order_depends_on_the_seed_alone(numbered_dir, monkeypatch, interleave):
 
 def test_photos_in_memory_equal_photos_read(photos, photos_dir):
     common = {"name": "made", "image_size": 16, "num_classes": len(photos), "data_dir": photos_dir}
-    streams = [data.ImageDataset(**common, **options).train_batches(batch_size=4, seed=5) for options in ({}, RECORDS)]
+    streams = [
+        data.ImageDataset(**common, **options).train_batches(batch_size=4, seed=5)
+        for options in ({}, RECORDS)
+    ]
     for held, read in itertools.islice(zip(*map(iter, streams), strict=True), 20):
         for key in ("image", "label"):
             np.testing.assert_array_equal(held[key], read[key])
 
 
 @pytest.mark.parametrize(
-    ("options", "shuffle_buffer"), [({}, 5), ({}, 10_000), (RECORDS, 5), (RECORDS, 10_000), (FILES, 5)]
+    ("options", "shuffle_buffer"),
+    [({}, 5), ({}, 10_000), (RECORDS, 5), (RECORDS, 10_000), (FILES, 5)],
 )
 def test_entering_at_a_batch_continues_the_stream(numbered_dir, options, shuffle_buffer):
     dataset = numbered(numbered_dir, shuffle_buffer=shuffle_buffer, **options)
@@ -370,7 +394,9 @@ def test_skipped_images_are_not_decoded(tmp_path):
     assert sorted(before + rest) == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11]
 
 
-@pytest.mark.parametrize(("options", "num_shards"), [({}, 2), ({}, 3), (RECORDS, 2), (RECORDS, 3), (FILES, 2)])
+@pytest.mark.parametrize(
+    ("options", "num_shards"), [({}, 2), ({}, 3), (RECORDS, 2), (RECORDS, 3), (FILES, 2)]
+)
 def test_shards_are_rows_of_the_global_batch(numbered_dir, options, num_shards):
     dataset = numbered(numbered_dir, **options)
     whole = labels_of(dataset.train_batches(batch_size=4 * num_shards, seed=9), 12)
@@ -383,21 +409,26 @@ def test_shards_are_rows_of_the_global_batch(numbered_dir, options, num_shards):
     ]
     # So they are disjoint and lose nothing: `whole` holds every example once an epoch.
     np.testing.assert_array_equal(np.concatenate(shards, axis=1), whole)
-    entered = dataset.train_batches(batch_size=4, seed=9, start_batch=5, shard_index=1, num_shards=num_shards)
+    entered = dataset.train_batches(
+        batch_size=4, seed=9, start_batch=5, shard_index=1, num_shards=num_shards
+    )
     np.testing.assert_array_equal(labels_of(entered, 7), shards[1][5:])
 
 
 def test_two_hosts_share_an_epoch_without_overlap_or_loss(numbered_dir):
     dataset = numbered(numbered_dir, **RECORDS)
     hosts = [
-        labels_of(dataset.train_batches(batch_size=5, seed=2, shard_index=index, num_shards=2), 3) for index in range(2)
+        labels_of(dataset.train_batches(batch_size=5, seed=2, shard_index=index, num_shards=2), 3)
+        for index in range(2)
     ]
     assert not set(hosts[0].flat) & set(hosts[1].flat)
     assert sorted([*hosts[0].flat, *hosts[1].flat]) == list(range(NUM_NUMBERED))
 
 
 @every_read
-def test_entering_reads_no_file_whose_records_are_over(numbered_dir, tmp_path, monkeypatch, options):
+def test_entering_reads_no_file_whose_records_are_over(
+    numbered_dir, tmp_path, monkeypatch, options
+):
     # File after file.
     monkeypatch.setattr(data, "_INTERLEAVE", 1)
     folder = shutil.copytree(numbered_dir, tmp_path / "copy")
@@ -407,7 +438,10 @@ def test_entering_reads_no_file_whose_records_are_over(numbered_dir, tmp_path, m
     deleted = 0
     for path in (folder / "made" / "1.0.0").glob("*train*tfrecord*"):
         records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
-        labels = [tf.train.Example.FromString(r).features.feature["label"].int64_list.value[0] for r in records]
+        labels = [
+            tf.train.Example.FromString(r).features.feature["label"].int64_list.value[0]
+            for r in records
+        ]
         if set(labels) <= past:
             path.unlink()
             deleted += 1
@@ -422,7 +456,10 @@ def test_entering_reads_no_file_whose_records_are_over(numbered_dir, tmp_path, m
 @pytest.fixture(scope="module")
 def sided_dir(tmp_path_factory):
     """Forty 4x4 images, white in the left column only."""
-    features = {"image": tfds.features.Image(shape=(4, 4, 1)), "label": tfds.features.Scalar(np.int64)}
+    features = {
+        "image": tfds.features.Image(shape=(4, 4, 1)),
+        "label": tfds.features.Scalar(np.int64),
+    }
     image = np.zeros((4, 4, 1), np.uint8)
     image[:, 0] = 255
     rows = [{"image": image, "label": label} for label in range(40)]
@@ -451,19 +488,33 @@ def flips_of(batches, count):
 
 def sided(folder, **options):
     return data.ImageDataset(
-        name="made", image_size=4, num_classes=40, reference_split="train", data_dir=str(folder), **options
+        name="made",
+        image_size=4,
+        num_classes=40,
+        reference_split="train",
+        data_dir=str(folder),
+        **options,
     )
 
 
 def test_flips_are_a_function_of_seed_and_position(sided_dir):
-    expected, labels = flips_of(sided(sided_dir / "encoded", flip=True).train_batches(batch_size=10, seed=1), 12)
+    expected, labels = flips_of(
+        sided(sided_dir / "encoded", flip=True).train_batches(batch_size=10, seed=1), 12
+    )
     # Half of them, anew in each epoch, and in each run.
     assert 40 < expected.sum() < 80
     by_epoch = np.zeros((3, 40), bool)
     for epoch in range(3):
-        by_epoch[epoch, labels[4 * epoch : 4 * epoch + 4].reshape(-1)] = expected[4 * epoch : 4 * epoch + 4].reshape(-1)
-    assert len({tuple(row) for row in by_epoch}) == 3 and len({tuple(row) for row in expected.reshape(3, 40)}) == 3
-    other, _ = flips_of(sided(sided_dir / "encoded", flip=True).train_batches(batch_size=10, seed=2), 12)
+        by_epoch[epoch, labels[4 * epoch : 4 * epoch + 4].reshape(-1)] = expected[
+            4 * epoch : 4 * epoch + 4
+        ].reshape(-1)
+    assert (
+        len({tuple(row) for row in by_epoch}) == 3
+        and len({tuple(row) for row in expected.reshape(3, 40)}) == 3
+    )
+    other, _ = flips_of(
+        sided(sided_dir / "encoded", flip=True).train_batches(batch_size=10, seed=2), 12
+    )
     assert np.any(other != expected)
     for name, options in (("encoded", {}), ("encoded", FILES), ("packed", RECORDS)):
         dataset = sided(sided_dir / name, flip=True, **options)
@@ -471,14 +522,21 @@ def test_flips_are_a_function_of_seed_and_position(sided_dir):
         entered = flips_of(dataset.train_batches(batch_size=10, seed=1, start_batch=5), 7)
         np.testing.assert_array_equal(entered, (expected[5:], labels[5:]))
         halves = [
-            flips_of(dataset.train_batches(batch_size=5, seed=1, start_batch=1, shard_index=i, num_shards=2), 11)
+            flips_of(
+                dataset.train_batches(
+                    batch_size=5, seed=1, start_batch=1, shard_index=i, num_shards=2
+                ),
+                11,
+            )
             for i in range(2)
         ]
         np.testing.assert_array_equal(np.concatenate(halves, axis=2), (expected[1:], labels[1:]))
 
 
 def test_flips_are_off_unless_asked_for_and_never_in_the_reference(sided_dir):
-    _, with_flips = flips_of(sided(sided_dir / "encoded", flip=True).train_batches(batch_size=10, seed=1), 4)
+    _, with_flips = flips_of(
+        sided(sided_dir / "encoded", flip=True).train_batches(batch_size=10, seed=1), 4
+    )
     flips, labels = flips_of(sided(sided_dir / "encoded").train_batches(batch_size=10, seed=1), 4)
     assert not flips.any()
     np.testing.assert_array_equal(labels, with_flips)
@@ -491,7 +549,9 @@ def test_flips_are_off_unless_asked_for_and_never_in_the_reference(sided_dir):
 
 
 def packed_feature(side):
-    return tfds.features.Tensor(shape=(side, side, 3), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES)
+    return tfds.features.Tensor(
+        shape=(side, side, 3), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
+    )
 
 
 @pytest.fixture(scope="module")
@@ -503,9 +563,13 @@ def packed_dir(photos, photos_dir, tmp_path_factory):
     (whole,) = data.ImageDataset(**common).reference_batches(split="train", batch_size=100)
     images = np.rint((whole["image"].numpy() + 1) * 127.5).astype(np.uint8)
     labels = whole["label"].numpy().tolist()
-    rows = sorted(zip(labels, images, strict=True), key=lambda row: row[0])  # the keys of photos_dir: its order
+    rows = sorted(
+        zip(labels, images, strict=True), key=lambda row: row[0]
+    )  # the keys of photos_dir: its order
     rows = [{"image": image, "label": label} for label, image in rows]
-    return make(tmp_path_factory.mktemp("packed"), features, num_shards=3, train=rows, validation=rows[:7])
+    return make(
+        tmp_path_factory.mktemp("packed"), features, num_shards=3, train=rows, validation=rows[:7]
+    )
 
 
 @pytest.mark.parametrize("options", [{}, RECORDS, FILES], ids=["memory", "records", "files"])
@@ -519,7 +583,10 @@ def test_packed_squares_equal_photos_within_a_grey_level(photos, photos_dir, pac
         "label": tf.TensorSpec([5], tf.int32),
     }
     streams = [
-        (dataset.reference_batches(batch_size=3), dataset.train_batches(batch_size=5, seed=4, start_batch=2))
+        (
+            dataset.reference_batches(batch_size=3),
+            dataset.train_batches(batch_size=5, seed=4, start_batch=2),
+        )
         for dataset in (on_the_fly, packed)
     ]
     for one, other in zip(*streams, strict=True):
@@ -527,10 +594,14 @@ def test_packed_squares_equal_photos_within_a_grey_level(photos, photos_dir, pac
             np.testing.assert_array_equal(batch["label"], expected["label"])
             levels = (batch["image"].numpy() + 1) * 127.5
             np.testing.assert_allclose(levels, np.rint(levels), rtol=0, atol=1e-4)
-            np.testing.assert_allclose(levels, (expected["image"].numpy() + 1) * 127.5, rtol=0, atol=0.501)
+            np.testing.assert_allclose(
+                levels, (expected["image"].numpy() + 1) * 127.5, rtol=0, atol=0.501
+            )
 
 
-@pytest.mark.parametrize("name_of", [None, "{:03}", "{:0300}"], ids=["no name", "short name", "long name"])
+@pytest.mark.parametrize(
+    "name_of", [None, "{:03}", "{:0300}"], ids=["no name", "short name", "long name"]
+)
 def test_squares_are_read_as_they_are_stored(name_of, tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, [200, 4, 4, 3], np.uint8)
@@ -550,7 +621,9 @@ def test_squares_are_read_as_they_are_stored(name_of, tmp_path):
         **RECORDS,
     )
 
-    wanted = sorted((int(label), image.tobytes()) for image, label in zip(images, labels, strict=True))
+    wanted = sorted(
+        (int(label), image.tobytes()) for image, label in zip(images, labels, strict=True)
+    )
     for _ in range(3):  # the first time, records are parsed; later, most of them are only copied
         (batch,) = dataset.reference_batches(batch_size=len(images))
         pixels = np.rint((batch["image"].numpy() + 1) * 127.5).astype(np.uint8)
@@ -563,7 +636,8 @@ def test_squares_are_read_as_they_are_stored(name_of, tmp_path):
 def test_larger_packed_squares_are_resized_exactly(photos, packed_dir):
     common = dict(name="made", num_classes=len(photos), data_dir=packed_dir, **RECORDS)
     whole, smaller = (
-        next(iter(data.ImageDataset(image_size=size, **common).reference_batches(batch_size=7))) for size in (16, 7)
+        next(iter(data.ImageDataset(image_size=size, **common).reference_batches(batch_size=7)))
+        for size in (16, 7)
     )
     for square, image in zip(whole["image"].numpy(), smaller["image"].numpy(), strict=True):
         square = np.rint((square + 1) * 127.5).astype(np.uint8)
@@ -594,13 +668,16 @@ def slow(read, *args):
 
 os.pread, os.preadv = functools.partial(slow, os.pread), functools.partial(slow, os.preadv)
 dataset = data.ImageDataset(
-    name="made", num_classes={len(photos)}, image_size=16, cache_bytes=0, data_dir={str(packed_dir)!r}
+    name="made", num_classes={len(photos)}, image_size=16, cache_bytes=0,
+    data_dir={str(packed_dir)!r},
 )
 batches = iter(dataset.train_batches(batch_size=8, seed=0))
 next(batches)
 """
     # `batches` is still there, and at work, when Python exits.
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=180
+    )
     assert done.returncode == 0, done.stderr
     assert "Error" not in done.stderr
 
@@ -617,7 +694,9 @@ def test_square_of_another_size_is_named(photos, packed_dir, tmp_path):
     dataset = data.ImageDataset(
         name="made", image_size=16, num_classes=len(photos), data_dir=str(folder), cache_bytes=0
     )
-    with pytest.raises(tf.errors.InvalidArgumentError, match=rf"image in record 0 .* of {path} must have 768 bytes"):
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=rf"image in record 0 .* of {path} must have 768 bytes"
+    ):
         list(dataset.reference_batches(batch_size=2))
 
 
@@ -628,14 +707,23 @@ def test_damaged_record_is_named(photos, packed_dir, tmp_path):
     content[12:16] = b"\xff\xff\xff\xff"  # where the first record begins
     path.write_bytes(content)
     dataset = data.ImageDataset(
-        name="made", num_classes=len(photos), image_size=16, reference_split="train", data_dir=folder, **RECORDS
+        name="made",
+        num_classes=len(photos),
+        image_size=16,
+        reference_split="train",
+        data_dir=folder,
+        **RECORDS,
     )
-    with pytest.raises(tf.errors.OpError, match=r"record 0 \(from 0\) of .*-train.tfrecord-00000-of-.* is damaged"):
+    with pytest.raises(
+        tf.errors.OpError, match=r"record 0 \(from 0\) of .*-train.tfrecord-00000-of-.* is damaged"
+    ):
         list(dataset.reference_batches(batch_size=4))
 
 
 def test_packed_squares_are_not_enlarged(photos, packed_dir):
-    with pytest.raises(ValueError, match=r"image_size \(17\) must be at most 16, the side of the packed squares"):
+    with pytest.raises(
+        ValueError, match=r"image_size \(17\) must be at most 16, the side of the packed squares"
+    ):
         data.ImageDataset(name="made", image_size=17, num_classes=len(photos), data_dir=packed_dir)
 
 
@@ -644,8 +732,12 @@ def test_packed_squares_are_not_enlarged(photos, packed_dir):
     [
         tfds.features.Tensor(shape=(4, 4, 3), dtype=np.uint8),
         tfds.features.Tensor(shape=(4, 4, 3), dtype=np.uint8, encoding=tfds.features.Encoding.ZLIB),
-        tfds.features.Tensor(shape=(4, 5, 3), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES),
-        tfds.features.Tensor(shape=(4, 4, 1), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES),
+        tfds.features.Tensor(
+            shape=(4, 5, 3), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
+        ),
+        tfds.features.Tensor(
+            shape=(4, 4, 1), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
+        ),
         tfds.features.Tensor(shape=(4, 4, 3), dtype=np.int8, encoding=tfds.features.Encoding.BYTES),
     ],
     ids=["numbers", "compressed", "oblong", "grey", "signed"],
@@ -684,11 +776,21 @@ def test_labels_are_read_in_stored_order_without_the_images(tmp_path):
     dataset = data.ImageDataset(
         name="made", image_size=8, num_classes=7, reference_split="train", data_dir=str(tmp_path)
     )
-    batches = [batch.numpy().tolist() for batch in dataset.label_batches(split="train", batch_size=4)]
-    assert [len(batch) for batch in batches] == [4, 3] and sorted(batches[0] + batches[1]) == list(range(7))
+    batches = [
+        batch.numpy().tolist() for batch in dataset.label_batches(split="train", batch_size=4)
+    ]
+    assert [len(batch) for batch in batches] == [4, 3] and sorted(batches[0] + batches[1]) == list(
+        range(7)
+    )
     files = tfds.builder_from_directory(f"{tmp_path}/made/1.0.0").info.splits["train"].filepaths
-    stored = [tf.train.Example.FromString(r.numpy()) for f in files for r in tf.data.TFRecordDataset(str(f))]
-    assert batches[0] + batches[1] == [e.features.feature["label"].int64_list.value[0] for e in stored]
+    stored = [
+        tf.train.Example.FromString(r.numpy())
+        for f in files
+        for r in tf.data.TFRecordDataset(str(f))
+    ]
+    assert batches[0] + batches[1] == [
+        e.features.feature["label"].int64_list.value[0] for e in stored
+    ]
 
 
 def test_parts_of_a_split(numbered_dir):
@@ -715,7 +817,9 @@ def test_found_by_folder(numbered_dir):
 
 
 def test_class_names(digits_dir, numbered_dir):
-    named = data.ImageDataset(name="digits", num_classes=10, reference_split="test", data_dir=digits_dir)
+    named = data.ImageDataset(
+        name="digits", num_classes=10, reference_split="test", data_dir=digits_dir
+    )
     assert named.class_names == list("0123456789")
     assert numbered(numbered_dir).class_names == [str(n) for n in range(NUM_NUMBERED)]
 
@@ -728,7 +832,8 @@ def test_features_under_other_names(tmp_path):
         "depth": tfds.features.Tensor(shape=(4, 4), dtype=np.float32),
     }
     rows = [
-        {"photo": np.full((4, 4, 1), kind, np.uint8), "kind": kind, "id": 77, "depth": np.eye(4)} for kind in (0, 1, 1)
+        {"photo": np.full((4, 4, 1), kind, np.uint8), "kind": kind, "id": 77, "depth": np.eye(4)}
+        for kind in (0, 1, 1)
     ]
     for row in rows:
         row["depth"] = row["depth"].astype(np.float32)
@@ -745,8 +850,14 @@ def test_features_under_other_names(tmp_path):
     ("name", "command"),
     [
         ("digits", "python data_prep/digits.py --data_dir={0}"),
-        ("imagenet2012", "python data_prep/imagenet.py --data_dir={0} --manual_dir=<folder with ILSVRC"),
-        ("imagenet2012_128", "python data_prep/pack.py --data_dir={0} --dataset=imagenet2012 --size=128"),
+        (
+            "imagenet2012",
+            "python data_prep/imagenet.py --data_dir={0} --manual_dir=<folder with ILSVRC",
+        ),
+        (
+            "imagenet2012_128",
+            "python data_prep/pack.py --data_dir={0} --dataset=imagenet2012 --size=128",
+        ),
         ("cifar10", "tfds build cifar10 --data_dir={0}"),
     ],
 )
@@ -784,7 +895,9 @@ def test_empty_split(numbered_dir):
 def test_number_of_classes(digits_dir, num_classes):
     message = rf"num_classes \({num_classes}\) .* digits has, which is 10: set num_classes=10"
     with pytest.raises(ValueError, match=message):
-        data.ImageDataset(name="digits", num_classes=num_classes, reference_split="test", data_dir=digits_dir)
+        data.ImageDataset(
+            name="digits", num_classes=num_classes, reference_split="test", data_dir=digits_dir
+        )
 
 
 @both_paths
@@ -794,7 +907,9 @@ def test_label_outside_the_classes(numbered_dir, options):
         lambda: dataset.train_batches(batch_size=NUM_NUMBERED, seed=0),
         lambda: dataset.reference_batches(split="train", batch_size=NUM_NUMBERED),
     ):
-        with pytest.raises(tf.errors.InvalidArgumentError, match=r"(?s)Label.*29.*num_classes is.*29"):
+        with pytest.raises(
+            tf.errors.InvalidArgumentError, match=r"(?s)Label.*29.*num_classes is.*29"
+        ):
             next(iter(batches()))
 
 
@@ -833,7 +948,10 @@ CUT = [LOST[0], (FILES, tf.errors.DataLossError, "truncated record at")]
 
 def one_file(folder):
     """A dataset of five records in one file; the file."""
-    features = {"image": tfds.features.Image(shape=(4, 4, 1)), "label": tfds.features.Scalar(np.int64)}
+    features = {
+        "image": tfds.features.Image(shape=(4, 4, 1)),
+        "label": tfds.features.Scalar(np.int64),
+    }
     image = np.zeros((4, 4, 1), np.uint8)
     make(folder, features, train=[{"image": image, "label": label} for label in range(5)])
     (path,) = (folder / "made" / "1.0.0").glob("*.tfrecord*")
@@ -857,7 +975,10 @@ def test_file_that_was_cut_off(tmp_path, options, error, message):
     path = one_file(tmp_path)
     path.write_bytes(path.read_bytes()[:-20])
     dataset = numbered(str(tmp_path), reference_split="train", **options)
-    for batches in (dataset.reference_batches(batch_size=1), dataset.train_batches(batch_size=5, seed=0)):
+    for batches in (
+        dataset.reference_batches(batch_size=1),
+        dataset.train_batches(batch_size=5, seed=0),
+    ):
         with pytest.raises(error, match=message.format(path)):
             list(batches.take(5))
 
@@ -867,10 +988,22 @@ def test_image_that_was_cut_off_is_named(tmp_path, options):
     whole = encode(picture(40, 30), "JPEG", quality=92)
     # Behind its end an image may have anything; the cut one has lost its last lines only.
     files = [whole, whole + b"more", whole[:-40], whole]
-    features = {"image": tfds.features.Image(encoding_format="jpeg"), "label": tfds.features.Scalar(np.int64)}
-    make(tmp_path, features, train=[{"image": file, "label": label} for label, file in enumerate(files)])
+    features = {
+        "image": tfds.features.Image(encoding_format="jpeg"),
+        "label": tfds.features.Scalar(np.int64),
+    }
+    make(
+        tmp_path,
+        features,
+        train=[{"image": file, "label": label} for label, file in enumerate(files)],
+    )
     dataset = data.ImageDataset(
-        name="made", image_size=8, num_classes=4, reference_split="train", data_dir=str(tmp_path), **options
+        name="made",
+        image_size=8,
+        num_classes=4,
+        reference_split="train",
+        data_dir=str(tmp_path),
+        **options,
     )
     (path,) = (tmp_path / "made" / "1.0.0").glob("*.tfrecord*")
     stored = [
@@ -878,9 +1011,13 @@ def test_image_that_was_cut_off_is_named(tmp_path, options):
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
     ]
     message = (
-        rf"The image in record {stored.index(2)} \(from 0\) of {path} can't be decoded \({len(whole) - 40} bytes\)"
+        rf"The image in record {stored.index(2)} \(from 0\) of {path} "
+        rf"can't be decoded \({len(whole) - 40} bytes\)"
     )
-    for batches in (dataset.reference_batches(batch_size=1), dataset.train_batches(batch_size=1, seed=0)):
+    for batches in (
+        dataset.reference_batches(batch_size=1),
+        dataset.train_batches(batch_size=1, seed=0),
+    ):
         with pytest.raises(tf.errors.InvalidArgumentError, match=message):
             list(batches.take(4))
     dataset.reference_split = f"train[:{stored.index(2)}]"
@@ -890,11 +1027,15 @@ def test_image_that_was_cut_off_is_named(tmp_path, options):
 def test_random_access_of_remote_files_is_refused(numbered_dir, monkeypatch):
     dataset = numbered(numbered_dir, **RECORDS)
     monkeypatch.setitem(dataset._files["train"], "path", np.array(["gs://bucket/file.tfrecord"]))
-    with pytest.raises(ValueError, match=r"random_access \(True\) must be .* as gs://bucket/file.tfrecord"):
+    with pytest.raises(
+        ValueError, match=r"random_access \(True\) must be .* as gs://bucket/file.tfrecord"
+    ):
         dataset.train_batches(batch_size=1, seed=0)
 
 
-@pytest.mark.parametrize(("option", "value"), [("image_size", 0), ("num_classes", 0), ("shuffle_buffer", 0)])
+@pytest.mark.parametrize(
+    ("option", "value"), [("image_size", 0), ("num_classes", 0), ("shuffle_buffer", 0)]
+)
 def test_constructor_arguments(numbered_dir, option, value):
     arguments = {"name": "made", "data_dir": numbered_dir, option: value}
     with pytest.raises(ValueError, match=rf"{option} \({value}\) must be at least 1"):

@@ -57,7 +57,11 @@ def test_gradient_is_that_of_the_last_step(num_steps):
     dx, dbases = gradient(x, bases, dy, num_steps=num_steps)
     assert dbases is None
     assert_close(
-        dx, transposed(reference.nmf_one_step_gradient(transposed(x), bases, num_steps, transposed(dy))), 1e-12
+        dx,
+        transposed(
+            reference.nmf_one_step_gradient(transposed(x), bases, num_steps, transposed(dy))
+        ),
+        1e-12,
     )
 
 
@@ -112,7 +116,9 @@ def test_exact_factorisation_is_approached():
 def test_input_without_positive_entries_gives_zeros():
     x, bases, dy = problem(np.float32)
     x = -np.abs(x)
-    np.testing.assert_array_equal(decomposition.nmf(tf.constant(x), tf.constant(bases), num_steps=K), np.zeros_like(x))
+    np.testing.assert_array_equal(
+        decomposition.nmf(tf.constant(x), tf.constant(bases), num_steps=K), np.zeros_like(x)
+    )
     dx, _ = gradient(x, bases, dy, num_steps=K)
     np.testing.assert_array_equal(dx, np.zeros_like(x))
 
@@ -136,7 +142,9 @@ def test_dynamic_batch():
         input_signature=[tf.TensorSpec([None, N, D]), tf.TensorSpec([None, D, R])],
     )
     for batch in (1, B):
-        expected = decomposition.nmf(tf.constant(x[:batch]), tf.constant(bases[:batch]), num_steps=K)
+        expected = decomposition.nmf(
+            tf.constant(x[:batch]), tf.constant(bases[:batch]), num_steps=K
+        )
         assert_close(dynamic(x[:batch], bases[:batch]), expected, 1e-6)
 
 

@@ -13,7 +13,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def run(script, *arguments):
-    result = subprocess.run([sys.executable, ROOT / script, *arguments], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, ROOT / script, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -33,7 +35,10 @@ def demo(tmp_path_factory):
 @pytest.mark.slow
 def test_demo_learns_the_digits(demo):
     folder, output = demo
-    records = [json.loads(line) for line in (folder / "runs" / "digits" / "metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line)
+        for line in (folder / "runs" / "digits" / "metrics.jsonl").read_text().splitlines()
+    ]
     fid = {record["step"]: record["fid"] for record in records if record["kind"] == "evaluation"}
     assert fid[max(fid)] <= fid[0] / 10
     recognised = float(re.search(r"real digits: ([\d.]+)% of 1,000", output)[1])
@@ -45,7 +50,9 @@ def readme_commands():
     text = (ROOT / "README.md").read_text().replace("\\\n", "")
     lines = re.findall(r"^    (python scripts/.*)$", text, flags=re.MULTILINE)
     return [
-        " ".join(line.split()) for line in lines if "--model_dir=runs/digits " in line + " " and "gin_file" not in line
+        " ".join(line.split())
+        for line in lines
+        if "--model_dir=runs/digits " in line + " " and "gin_file" not in line
     ]
 
 
@@ -60,7 +67,11 @@ def test_readme_commands_run_as_they_stand(demo, command):
     folder, _ = demo
     _, script, *arguments = shlex.split(command)
     result = subprocess.run(
-        [sys.executable, ROOT / script, *arguments], cwd=folder, capture_output=True, text=True, timeout=900
+        [sys.executable, ROOT / script, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert result.returncode == 0, result.stdout + result.stderr
 

@@ -39,7 +39,9 @@ def test_splits_hold_every_image_once(prepared):
     for split, size in (("train", 1497), ("test", 300)):
         images, labels = read(prepared, split)
         assert images.shape == (size, 8, 8, 1) and images.dtype == np.uint8
-        stored += [(int(label), image.tobytes()) for image, label in zip(images, labels, strict=True)]
+        stored += [
+            (int(label), image.tobytes()) for image, label in zip(images, labels, strict=True)
+        ]
     assert sorted(stored) == expected
 
 
@@ -71,7 +73,8 @@ def test_same_files_every_time(prepared, tmp_path):
     again, _ = digits.prepare(str(tmp_path))
     for split in ("train", "test"):
         first, second = (
-            [path.read_bytes() for path in builder.info.splits[split].filepaths] for builder in (prepared, again)
+            [path.read_bytes() for path in builder.info.splits[split].filepaths]
+            for builder in (prepared, again)
         )
         assert first == second
 

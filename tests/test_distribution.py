@@ -7,7 +7,9 @@ from hamgan import distribution
 
 
 def test_cpu_strategy_spans_all_logical_cpus():
-    assert distribution.create_strategy("cpu").num_replicas_in_sync == len(tf.config.list_logical_devices("CPU"))
+    assert distribution.create_strategy("cpu").num_replicas_in_sync == len(
+        tf.config.list_logical_devices("CPU")
+    )
 
 
 def test_auto_finds_what_the_host_has():
@@ -17,7 +19,9 @@ def test_auto_finds_what_the_host_has():
 
 
 def test_unknown_accelerator_is_refused():
-    with pytest.raises(ValueError, match="accelerator must be one of auto, cpu, gpu, tpu, got 'ipu'"):
+    with pytest.raises(
+        ValueError, match="accelerator must be one of auto, cpu, gpu, tpu, got 'ipu'"
+    ):
         distribution.create_strategy("ipu")
 
 
@@ -34,7 +38,10 @@ def test_unreachable_tpu_is_an_error_with_a_remedy():
 
 def test_division_of_batches():
     assert distribution.per_replica_batch_size(1024, 8) == 128
-    with pytest.raises(ValueError, match=r"\(100\) must be divisible by the number of replicas \(8\); 96 and 104 are"):
+    with pytest.raises(
+        ValueError,
+        match=r"\(100\) must be divisible by the number of replicas \(8\); 96 and 104 are",
+    ):
         distribution.per_replica_batch_size(100, 8)
 
 
@@ -43,7 +50,9 @@ def test_gather_joins_replicas_in_order():
 
     @tf.function
     def gathered():
-        parts = strategy.run(lambda: tf.fill([2], tf.distribute.get_replica_context().replica_id_in_sync_group))
+        parts = strategy.run(
+            lambda: tf.fill([2], tf.distribute.get_replica_context().replica_id_in_sync_group)
+        )
         return distribution.gather(strategy, parts)
 
     np.testing.assert_array_equal(gathered().numpy(), [0, 0, 1, 1])
@@ -58,7 +67,9 @@ def test_environment_that_names_no_hosts_is_refused(monkeypatch, text):
 
 def test_environment_without_a_place_for_this_host_is_refused(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["localhost:1", "localhost:2"]}}')
-    with pytest.raises(ValueError, match="(?s)The hosts of TF_CONFIG can't be joined.*which of them this is"):
+    with pytest.raises(
+        ValueError, match="(?s)The hosts of TF_CONFIG can't be joined.*which of them this is"
+    ):
         distribution.create_strategy("cpu")
 
 

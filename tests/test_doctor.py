@@ -1,4 +1,6 @@
-"""The checks before a run: each finds what it is for, names it, says what to do, and leaves the others running."""
+"""The checks before a run: each finds what it is for, names it, says what to do, and leaves the
+others running.
+"""
 
 import functools
 import importlib.metadata
@@ -41,19 +43,25 @@ def make_labelled(folder, labels, *, names=NAMES, pictures=None, num_shards=1):
     """A data set of small pictures with these labels."""
     features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=names)}
     pictures = pictures or [PNG] * len(labels)
-    rows = [{"image": picture, "label": label} for picture, label in zip(pictures, labels, strict=True)]
+    rows = [
+        {"image": picture, "label": label} for picture, label in zip(pictures, labels, strict=True)
+    ]
     return make(folder, features, num_shards=num_shards, train=rows)
 
 
 def open_made(folder, **options):
-    defaults = dict(name="made", image_size=8, num_classes=3, reference_split="train", data_dir=str(folder))
+    defaults = dict(
+        name="made", image_size=8, num_classes=3, reference_split="train", data_dir=str(folder)
+    )
     return data.ImageDataset(**{**defaults, **options})
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Thirty images of three classes in three files: eight of cat, ten of dog, twelve of owl."""
-    return make_labelled(tmp_path_factory.mktemp("whole"), [0] * 8 + [1] * 10 + [2] * 12, num_shards=3)
+    return make_labelled(
+        tmp_path_factory.mktemp("whole"), [0] * 8 + [1] * 10 + [2] * 12, num_shards=3
+    )
 
 
 @pytest.fixture
@@ -64,7 +72,9 @@ def damaged(whole, tmp_path):
 
 
 def examine(dataset, picture=None, **settings):
-    """{name: outcome} of the checks of a data set; with the path of a picture also of those that decode images."""
+    """{name: outcome} of the checks of a data set; with the path of a picture also of those that
+    decode images.
+    """
     checkup = Checkup()
     found = ok("", value=dataset)
     files = checkup.check("files", images.files, found)
@@ -141,7 +151,9 @@ def test_missing_class(tmp_path):
     assert failures(found) == {"training labels"}
     assert "1 of 3 classes have no image in train: owl" in found["training labels"].message
     # A split for reference alone may lack one.
-    reference = images.labels(open_made(folder, train_split="train[:50%]"), found["records"].value, training=False)
+    reference = images.labels(
+        open_made(folder, train_split="train[:50%]"), found["records"].value, training=False
+    )
     assert reference.status == "warn" and "owl" in reference.message
 
 
@@ -154,7 +166,10 @@ def test_wrong_folder_level(tmp_path):
     experiment = Experiment(dataset=functools.partial(open_made, folder))
     checkup = Checkup()
     outcome = checkup.check("data set", lambda: images.present(experiment, data_dir=folder))
-    assert outcome.status == "fail" and "classes are called train, val, as splits are" in outcome.message
+    assert (
+        outcome.status == "fail"
+        and "classes are called train, val, as splits are" in outcome.message
+    )
 
 
 def test_one_class_may_be_meant(tmp_path):
@@ -209,7 +224,10 @@ def test_file_that_lost_a_record(damaged, tmp_path):
             writer.write(record)
     found = examine(open_made(folder), tmp_path / "doctor.png")
     assert failures(found) == {"files", "records", "images"}
-    assert f"{paths[2]} has {len(records) - 1} records instead of {len(records)}" in found["records"].message
+    assert (
+        f"{paths[2]} has {len(records) - 1} records instead of {len(records)}"
+        in found["records"].message
+    )
 
 
 def test_corrupted_record(damaged, tmp_path):
@@ -255,7 +273,8 @@ def test_undecodable_image(tmp_path):
     assert failures(found) == {"images"}
     (path,) = (tmp_path / "data").rglob("*.tfrecord*")
     assert re.search(
-        rf"1 of the first 12 images can't be read: record \d+ of {re.escape(str(path))}: ", found["images"].message
+        rf"1 of the first 12 images can't be read: record \d+ of {re.escape(str(path))}: ",
+        found["images"].message,
     )
     index = int(re.search(r"record (\d+)", found["images"].message)[1])
     record = list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())[index]
@@ -264,7 +283,10 @@ def test_undecodable_image(tmp_path):
 
 def test_images_of_one_colour(tmp_path):
     blank = encode(np.full((9, 9, 3), 70, np.uint8), "PNG")
-    for name, pictures, status in (("all", [blank] * 6, "fail"), ("one", [blank] + [PNG] * 5, "warn")):
+    for name, pictures, status in (
+        ("all", [blank] * 6, "fail"),
+        ("one", [blank] + [PNG] * 5, "warn"),
+    ):
         folder = make_labelled(tmp_path / name, [0, 1, 2] * 2, pictures=pictures)
         dataset = open_made(folder)
         found = images.sample(dataset, images.files(dataset).value, number=100, progress=False)
@@ -282,7 +304,9 @@ def test_images_of_one_colour(tmp_path):
 def test_values(whole, change, message):
     dataset = open_made(whole)
     batches = dataset.reference_batches
-    dataset.reference_batches = lambda **kwargs: batches(**kwargs).map(lambda batch: {"image": change(batch["image"])})
+    dataset.reference_batches = lambda **kwargs: batches(**kwargs).map(
+        lambda batch: {"image": change(batch["image"])}
+    )
     outcome = images.sample(dataset, images.files(dataset).value, number=100, progress=False)
     assert outcome.status == "fail" and re.search(message, outcome.message)
 
@@ -300,8 +324,14 @@ def imagenet(name="imagenet2012", **counts):
 def test_imagenet_is_complete(whole):
     assert images.imagenet(imagenet(train=1_281_167, validation=50_000)).status == "ok"
     outcome = images.imagenet(imagenet(train=1_281_166, validation=50_000))
-    assert outcome.status == "fail" and "train has 1,281,166 images instead of 1,281,167" in outcome.message
-    assert images.imagenet(imagenet("imagenet2012_128", train=1_281_166, validation=50_000)).status == "fail"
+    assert (
+        outcome.status == "fail"
+        and "train has 1,281,166 images instead of 1,281,167" in outcome.message
+    )
+    assert (
+        images.imagenet(imagenet("imagenet2012_128", train=1_281_166, validation=50_000)).status
+        == "fail"
+    )
     outcome = images.imagenet(imagenet(train=1_281_167))
     assert outcome.status == "fail" and "no split 'validation' with 50,000" in outcome.message
     assert images.imagenet(imagenet("my_part", train=1000, validation=50_000)).status == "warn"
@@ -325,31 +355,50 @@ def test_unwritable_folder(tmp_path):
     outcome = run_folder(tmp_path / "file" / "run")
     assert outcome.status == "fail" and f"{tmp_path}/file/run can't be made" in outcome.message
     assert "ls -ld" in outcome.remedy and outcome.value is None
-    assert machine.folder(path=str(tmp_path / "file" / "run"), create=True, unwritable=warn).status == "warn"
+    assert (
+        machine.folder(path=str(tmp_path / "file" / "run"), create=True, unwritable=warn).status
+        == "warn"
+    )
 
 
 def test_data_dir_is_not_made(tmp_path):
     outcome = run_folder(tmp_path / "typo", create=False)
-    assert outcome.status == "fail" and "isn't a folder" in outcome.message and "--data_dir" in outcome.remedy
+    assert (
+        outcome.status == "fail"
+        and "isn't a folder" in outcome.message
+        and "--data_dir" in outcome.remedy
+    )
     assert not (tmp_path / "typo").exists()
 
 
-@pytest.mark.parametrize("action, denied", [("made", "makedirs"), ("written to", "GFile"), ("deleted from", "remove")])
+@pytest.mark.parametrize(
+    "action, denied", [("made", "makedirs"), ("written to", "GFile"), ("deleted from", "remove")]
+)
 def test_bucket_permissions(tmp_path, monkeypatch, action, denied):
     monkeypatch.chdir(tmp_path)
 
     def refuse(*args, **kwargs):
-        raise tf.errors.PermissionDeniedError(None, None, "Error executing an HTTP request: HTTP response code 403")
+        raise tf.errors.PermissionDeniedError(
+            None, None, "Error executing an HTTP request: HTTP response code 403"
+        )
 
     local = tf.io.gfile.GFile
     for name in ("makedirs", "remove"):
         monkeypatch.setattr(tf.io.gfile, name, lambda path: None)
-    monkeypatch.setattr(tf.io.gfile, "GFile", lambda path, mode: local(os.path.basename(path), mode))
+    monkeypatch.setattr(
+        tf.io.gfile, "GFile", lambda path, mode: local(os.path.basename(path), mode)
+    )
     monkeypatch.setattr(tf.io.gfile, denied, refuse)
     outcome = run_folder("gs://bucket/run")
-    assert outcome.status == "fail" and f"gs://bucket/run can't be {action}: PermissionDeniedError" in outcome.message
+    assert (
+        outcome.status == "fail"
+        and f"gs://bucket/run can't be {action}: PermissionDeniedError" in outcome.message
+    )
     assert "403" in outcome.message
-    assert "buckets add-iam-policy-binding gs://bucket " in outcome.remedy and "objectAdmin" in outcome.remedy
+    assert (
+        "buckets add-iam-policy-binding gs://bucket " in outcome.remedy
+        and "objectAdmin" in outcome.remedy
+    )
 
 
 @pytest.fixture(scope="module")
@@ -373,7 +422,11 @@ def test_full_disk(trainer, tmp_path, monkeypatch):
     enough = 6 * each + machine._DISK_MARGIN
     assert outcome(enough).status == "ok"
     found = outcome(enough - 1)
-    assert found.status == "fail" and "6 checkpoints of" in found.message and "max_to_keep" in found.remedy
+    assert (
+        found.status == "fail"
+        and "6 checkpoints of" in found.message
+        and "max_to_keep" in found.remedy
+    )
     # A run that goes on has some already.
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "ckpt-1.index").write_text("")
@@ -394,7 +447,9 @@ def test_too_little_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_MEMORY_MARGIN", 0)
 
     def outcome(available, random_access=False, **options):
-        monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=available))
+        monkeypatch.setattr(
+            psutil, "virtual_memory", lambda: types.SimpleNamespace(available=available)
+        )
         dataset = open_made(folder, cache_bytes=0, **options)
         dataset.random_access = random_access
         return machine.memory(dataset, images.files(dataset).value)
@@ -406,8 +461,12 @@ def test_too_little_memory(tmp_path, monkeypatch):
     assert found.status == "fail"
     advised = int(re.search(r"data.ImageDataset.shuffle_buffer = (\d+)", found.remedy)[1])
     assert advised < 12 and outcome(12 * 29_000, shuffle_buffer=advised).status == "ok"
-    # Of records that are read when they are due, the buffer holds the numbers: local files by default.
-    assert [outcome(12 * 29_000, random_access=access).status for access in (True, None)] == ["ok", "ok"]
+    # Of records that are read when they are due, the buffer holds the numbers: local files by
+    # default.
+    assert [outcome(12 * 29_000, random_access=access).status for access in (True, None)] == [
+        "ok",
+        "ok",
+    ]
 
 
 # Devices, batch, networks.
@@ -420,8 +479,8 @@ def test_devices():
         raise ValueError("accelerator=gpu: TensorFlow sees no GPU on this host")
 
     outcome = Checkup().check("devices", machine.devices, create=no_gpu, remedy="--accelerator=cpu")
-    assert (
-        outcome.line() == "fail  devices: accelerator=gpu: TensorFlow sees no GPU on this host. Do: --accelerator=cpu"
+    assert outcome.line() == (
+        "fail  devices: accelerator=gpu: TensorFlow sees no GPU on this host. Do: --accelerator=cpu"
     )
 
 
@@ -432,14 +491,18 @@ def test_batch_that_is_not_divisible(trainer):
     # Of the machine that the run is meant for.
     outcome = machine.batch(experiment, trainer.strategy, replicas=3)
     assert (
-        outcome.status == "fail" and "Batch size (8) must be divisible by the number of replicas (3)" in outcome.message
+        outcome.status == "fail"
+        and "Batch size (8) must be divisible by the number of replicas (3)" in outcome.message
     )
     assert outcome.value is trainer
     # Of this machine.
     experiment = Experiment(trainer=functools.partial(Trainer, batch_size=9))
-    outcome = Checkup().check("batch", machine.batch, ok("", value=experiment), ok("", value=two_replicas()))
+    outcome = Checkup().check(
+        "batch", machine.batch, ok("", value=experiment), ok("", value=two_replicas())
+    )
     assert (
-        outcome.status == "fail" and "Batch size (9) must be divisible by the number of replicas (2)" in outcome.message
+        outcome.status == "fail"
+        and "Batch size (9) must be divisible by the number of replicas (2)" in outcome.message
     )
 
 
@@ -447,7 +510,10 @@ def test_sizes(trainer):
     assert machine.sizes(trainer, made.MadeDataset()).status == "ok"
     outcome = machine.sizes(trainer, made.MadeDataset(image_size=64, num_classes=5))
     assert outcome.status == "fail"
-    assert "image_size: 64 of the data set, 32 of the generator, 32 of the discriminator" in outcome.message
+    assert (
+        "image_size: 64 of the data set, 32 of the generator, 32 of the discriminator"
+        in outcome.message
+    )
     assert "num_classes: 5 of the data set, 3 of the generator" in outcome.message
 
 
@@ -466,7 +532,9 @@ def test_input_speed(trainer, whole):
     dataset = open_made(whole, image_size=32)
     measure = functools.partial(machine.speed, dataset, trainer, progress=False)
     outcome = measure(seconds=0.01)
-    assert outcome.status == "ok" and re.match(r"[\d,]+ images/s over 0\.\d s, after", outcome.message)
+    assert outcome.status == "ok" and re.match(
+        r"[\d,]+ images/s over 0\.\d s, after", outcome.message
+    )
     assert measure(seconds=0.01, steps_per_second=1e-9).status == "ok"
     outcome = measure(seconds=0.01, steps_per_second=1e9)
     assert outcome.status == "warn" and "1e+09 steps/s take 8,000,000,000" in outcome.message
@@ -503,7 +571,10 @@ def test_checks_do_not_stop_each_other():
     checkup.check("dependent", ok, broken, refused)
     checkup.check("doubtful", lambda: warn("two\n lines.", "think"))
     checkup.check("fine", lambda: ok("well"))
-    assert re.fullmatch(r"fail  broken: ZeroDivisionError in .*test_doctor.py:\d+: division by zero\. Do: .*", lines[0])
+    assert re.fullmatch(
+        r"fail  broken: ZeroDivisionError in .*test_doctor.py:\d+: division by zero\. Do: .*",
+        lines[0],
+    )
     assert lines[1:] == [
         "fail  refused: invalid literal for int() with base 10: 'x'. Do: write a number",
         "skip  dependent: it needs what broken and refused couldn't give",
@@ -557,9 +628,13 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def incomplete():
-    """Whether this environment lacks something that setup.py asks for: the doctor says so, rightly."""
+    """Whether this environment lacks something that setup.py asks for: the doctor says so,
+    rightly.
+    """
     installed = check_environment.installed_packages()
-    return bool(check_environment.requirement_errors(importlib.metadata.requires("hamgan"), installed))
+    return bool(
+        check_environment.requirement_errors(importlib.metadata.requires("hamgan"), installed)
+    )
 
 
 def run_doctor(model_dir, data_dir, *arguments):
@@ -584,13 +659,30 @@ def run_doctor(model_dir, data_dir, *arguments):
 def test_healthy_digits(data_dir, tmp_path, incomplete):
     result = run_doctor(tmp_path / "run", data_dir, "--json", "--mode=train")
     printed = json.loads(result.stdout)
-    assert result.returncode == incomplete and printed["ok"] is not incomplete, result.stdout + result.stderr
-    found = {check["name"]: check["status"] for check in printed["checks"] if check["name"] != "environment"}
+    assert result.returncode == incomplete and printed["ok"] is not incomplete, (
+        result.stdout + result.stderr
+    )
+    found = {
+        check["name"]: check["status"]
+        for check in printed["checks"]
+        if check["name"] != "environment"
+    }
     # The feature network isn't built here, and --mode=train can do without.
-    expected = {**dict.fromkeys(found, "ok"), "feature network": "warn", "ImageNet": "skip", "reference labels": "skip"}
+    expected = {
+        **dict.fromkeys(found, "ok"),
+        "feature network": "warn",
+        "ImageNet": "skip",
+        "reference labels": "skip",
+    }
     assert found == expected
     assert {"batch", "disk", "memory", "records", "images", "input speed"} <= found.keys()
-    assert sum(check["name"] == "environment" and check["status"] == "ok" for check in printed["checks"]) >= 6
+    assert (
+        sum(
+            check["name"] == "environment" and check["status"] == "ok"
+            for check in printed["checks"]
+        )
+        >= 6
+    )
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["doctor.png"]
 
 
@@ -600,11 +692,18 @@ def test_lines_and_exit_status(data_dir, tmp_path, incomplete):
     result = run_doctor(tmp_path / "run", data_dir, f"--output={tmp_path}/grid.png")
     assert result.returncode == incomplete, result.stdout + result.stderr
     *lines, summary = result.stdout.splitlines()
-    assert sum(not re.match(r"(ok  |skip)  [\w ]+: \S", line) for line in lines) == incomplete, lines
+    assert sum(not re.match(r"(ok  |skip)  [\w ]+: \S", line) for line in lines) == incomplete, (
+        lines
+    )
     assert summary.startswith(f"{len(lines)} checks: ")
     assert (tmp_path / "grid.png").stat().st_size > 1000
 
-    wrong = ["--gin_param=trainer.Trainer.batch_size = 60", "--replicas=8", "--quick", "--accelerator=gpu"]
+    wrong = [
+        "--gin_param=trainer.Trainer.batch_size = 60",
+        "--replicas=8",
+        "--quick",
+        "--accelerator=gpu",
+    ]
     result = run_doctor(tmp_path / "run", tmp_path / "nothing", *wrong)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     for line in (
@@ -628,7 +727,10 @@ def test_configuration_that_cannot_be_read(data_dir, tmp_path):
 @pytest.mark.slow
 def test_help_teaches():
     output = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "doctor.py", "--help"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, ROOT / "scripts" / "doctor.py", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     ).stdout
     assert "python scripts/doctor.py --gin_file" in output
     for flag in (

@@ -55,7 +55,9 @@ def test_outputs_are_the_networks_own(tmp_path, with_signature):
 
 
 def tf1_bilinear(x, size):
-    """TF1's kernel by hand: output pixel o samples at o * (in / out), without half-pixel shift or antialias."""
+    """TF1's kernel by hand: output pixel o samples at o * (in / out), without half-pixel shift or
+    antialias.
+    """
     position = np.arange(size) * (x.shape[1] / size)
     low = np.floor(position).astype(int)
     high = np.minimum(low + 1, x.shape[1] - 1)
@@ -67,7 +69,9 @@ def tf1_bilinear(x, size):
 @pytest.mark.parametrize("size", [4, 15])
 def test_other_sizes_are_resized_with_the_kernel_of_tf1(folder, size):
     outputs = FeatureNetwork(handle=folder, size=SIZE)(images(size))
-    np.testing.assert_allclose(outputs["pool_3"], by_hand(tf1_bilinear(images(size), SIZE)), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        outputs["pool_3"], by_hand(tf1_bilinear(images(size), SIZE)), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_data_dir_stands_in_the_handle(folder):
@@ -80,7 +84,10 @@ def test_digest_changes_with_the_weights(folder, tmp_path):
     module = Network()
     module.weight.assign_add(tf.ones_like(module.weight))
     tf.saved_model.save(module, str(tmp_path), signatures={"serving_default": module.__call__})
-    assert FeatureNetwork(handle=str(tmp_path), size=SIZE).digest != FeatureNetwork(handle=folder, size=SIZE).digest
+    assert (
+        FeatureNetwork(handle=str(tmp_path), size=SIZE).digest
+        != FeatureNetwork(handle=folder, size=SIZE).digest
+    )
 
 
 @pytest.mark.parametrize("with_signature", [True, False])
@@ -93,7 +100,9 @@ def test_missing_output_is_an_error_that_names_what_there_is(tmp_path, with_sign
 
 
 def test_missing_folder_is_an_error_with_a_remedy(tmp_path):
-    with pytest.raises(ValueError, match="(?s)No SavedModel at .*digits_features.py.*three ways.*TFHUB_CACHE_DIR"):
+    with pytest.raises(
+        ValueError, match="(?s)No SavedModel at .*digits_features.py.*three ways.*TFHUB_CACHE_DIR"
+    ):
         FeatureNetwork(handle=str(tmp_path / "nothing"), size=SIZE)
 
 
@@ -145,9 +154,13 @@ def test_both_formats_run_on_replicas(inceptions, kind):
 def test_a_network_of_tf1_is_refused_for_its_outputs_or_its_size(inceptions, tmp_path):
     folder = str(tmp_path / "without")
     made_inception.save_tf1_hub(folder, outputs=("pool_3",))
-    with pytest.raises(ValueError, match=r"must have the outputs \('logits', 'pool_3'\); .* \[\['pool_3'\]"):
+    with pytest.raises(
+        ValueError, match=r"must have the outputs \('logits', 'pool_3'\); .* \[\['pool_3'\]"
+    ):
         FeatureNetwork(handle=folder)
-    with pytest.raises(ValueError, match=r"must take images \(None, 32, 32, 3\).*299.*FeatureNetwork.size"):
+    with pytest.raises(
+        ValueError, match=r"must take images \(None, 32, 32, 3\).*299.*FeatureNetwork.size"
+    ):
         FeatureNetwork(handle=inceptions["tf1_hub"], size=32)
 
 
@@ -158,7 +171,9 @@ def test_hubs_cache_stands_in_for_the_network(inceptions, tmp_path, monkeypatch)
     monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path))
     network = FeatureNetwork()
     assert network.handle == handle
-    helpers.assert_close(network(images(299))["logits"], made_inception.by_hand(images(299))["logits"], 1e-5)
+    helpers.assert_close(
+        network(images(299))["logits"], made_inception.by_hand(images(299))["logits"], 1e-5
+    )
 
 
 def test_a_remote_folder_does_as_well(folder):
@@ -197,11 +212,17 @@ def test_frozen_graph_resizes_and_takes_other_tensors_and_pixels(tmp_path):
     path = made_inception.save_frozen_2015(tmp_path / "graph.pb")
     default = FrozenGraph(path="{data_dir}/graph.pb", data_dir=str(tmp_path))
     # What comes out of the graph's own scaling goes in: TF-GAN 1's graph begins there.
-    after = FrozenGraph(path=path, input_name="Mul:0", low=-1.0, high=127 / 128, logits_name="softmax/logits:0")
+    after = FrozenGraph(
+        path=path, input_name="Mul:0", low=-1.0, high=127 / 128, logits_name="softmax/logits:0"
+    )
     x = images(32)
     helpers.assert_close(after(x)["pool_3"], default(x)["pool_3"], 1e-4)
     helpers.assert_close(after(x)["logits"], default(x)["logits"] + 1, 1e-4)  # the bias is 1
-    helpers.assert_close(default(x)["pool_3"], made_inception.frozen_2015_by_hand(tf1_bilinear(x, 299))["pool_3"], 1e-4)
+    helpers.assert_close(
+        default(x)["pool_3"],
+        made_inception.frozen_2015_by_hand(tf1_bilinear(x, 299))["pool_3"],
+        1e-4,
+    )
     assert default.digest != after.digest
     assert default.identity() == {"handle": path, "digest": default.digest, "size": 299}
 
@@ -213,5 +234,7 @@ def test_frozen_graph_that_is_not_one_is_refused(tmp_path):
     with pytest.raises(ValueError, match="text.pb must hold a binary GraphDef"):
         FrozenGraph(path=str(tmp_path / "text.pb"))
     path = made_inception.save_frozen_2015(tmp_path / "graph.pb")
-    with pytest.raises(ValueError, match=r"must hold the tensors \{'logits_name': 'logits:0'\}.*'softmax'"):
+    with pytest.raises(
+        ValueError, match=r"must hold the tensors \{'logits_name': 'logits:0'\}.*'softmax'"
+    ):
         FrozenGraph(path=path, logits_name="logits:0")

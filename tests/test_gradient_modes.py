@@ -1,7 +1,9 @@
-"""How gradients pass through the updates of a decomposition (paper, section 3.3 and Propositions 1 and 2).
+"""How gradients pass through the updates of a decomposition (paper, section 3.3 and Propositions 1
+and 2).
 
-The contraction that can be solved exactly is z <- F(z, x) = z A^T + x C^T, whose rows approach x C^T (I - A^T)^-1. A
-"decomposition" on it runs K updates and then, like every ham, a last one that is differentiable.
+The contraction that can be solved exactly is z <- F(z, x) = z A^T + x C^T, whose rows approach x
+C^T (I - A^T)^-1. A "decomposition" on it runs K updates and then, like every ham, a last one that
+is differentiable.
 """
 
 import functools
@@ -44,7 +46,9 @@ def run(solve, *, num_steps, a, c, wanted="dx"):
     x, initial, g = map(tf.constant, vectors())
     with tf.GradientTape() as tape:
         tape.watch([x, initial])
-        z = contraction(x, initial, num_steps=num_steps, solve=solve, a=tf.constant(a), c=tf.constant(c))
+        z = contraction(
+            x, initial, num_steps=num_steps, solve=solve, a=tf.constant(a), c=tf.constant(c)
+        )
     if wanted == "z":
         return z.numpy()
     gradient = tape.gradient(z, {"dx": x, "dinitial": initial}[wanted], g)
@@ -101,7 +105,9 @@ def test_unrolled_gradient_approaches_the_implicit_one():
     for num_steps in (0, 5, 20, 200):
         error = np.linalg.norm(run(unrolled, num_steps=num_steps, a=a, c=c) - exact)
         assert error <= RATE ** (num_steps + 1) * bound + 1e-10
-    assert_close(run(functools.partial(implicit, adjoint_steps=200), num_steps=200, a=a, c=c), exact, 1e-10)
+    assert_close(
+        run(functools.partial(implicit, adjoint_steps=200), num_steps=200, a=a, c=c), exact, 1e-10
+    )
 
 
 def test_implicit_gradient_of_a_nonlinear_contraction():
@@ -118,7 +124,9 @@ def test_implicit_gradient_of_a_nonlinear_contraction():
         return z
 
     def update(x, state):
-        return (tf.tanh(tf.matmul(state[0], a, transpose_b=True) + tf.matmul(x, c, transpose_b=True)),)
+        return (
+            tf.tanh(tf.matmul(state[0], a, transpose_b=True) + tf.matmul(x, c, transpose_b=True)),
+        )
 
     # Implicit function theorem, row by row: dz/dx = (I - S A)^-1 S C with S = diag(1 - z^2).
     solved = fixed_point(x)
@@ -152,8 +160,14 @@ def test_each_differentiable_step_adds_a_term(count):
     # 1 term is the last step's own, as for the one-step gradient.
     a, c = matrices()
     expected = neumann(a, c, count + 1)
-    assert_close(run(functools.partial(last_steps, count=count), num_steps=6, a=a, c=c), expected, 1e-13)
-    assert_close(run(functools.partial(implicit, adjoint_steps=count - 1), num_steps=6, a=a, c=c), expected, 1e-13)
+    assert_close(
+        run(functools.partial(last_steps, count=count), num_steps=6, a=a, c=c), expected, 1e-13
+    )
+    assert_close(
+        run(functools.partial(implicit, adjoint_steps=count - 1), num_steps=6, a=a, c=c),
+        expected,
+        1e-13,
+    )
     assert_close(run(unrolled, num_steps=count, a=a, c=c), expected, 1e-13)
 
 
@@ -181,7 +195,9 @@ def test_one_step_gradient_stays_bounded_where_the_others_do_not():
     np.testing.assert_allclose(norms["one_step"], norms["one_step"][0])
     assert norms["one_step"][0] <= bound
     # (I - A)^-1 = I / (1 - rate).
-    np.testing.assert_allclose(norms["implicit"], norms["one_step"] / (1 - np.array([0.5, 0.9, 0.99, 0.999])))
+    np.testing.assert_allclose(
+        norms["implicit"], norms["one_step"] / (1 - np.array([0.5, 0.9, 0.99, 0.999]))
+    )
     np.testing.assert_allclose(norms["unrolled"][:2], norms["implicit"][:2], rtol=1e-6)
     assert norms["unrolled"][3] > 150 * norms["one_step"][3]
 
@@ -239,7 +255,10 @@ def distance(one, other):
 
 @with_hams
 def test_value_does_not_depend_on_the_mode(name):
-    results = [value_and_gradients(*ham_problem(name), name=name, num_steps=K, solve=s) for s in SOLVES.values()]
+    results = [
+        value_and_gradients(*ham_problem(name), name=name, num_steps=K, solve=s)
+        for s in SOLVES.values()
+    ]
     for y, _, _ in results[1:]:
         np.testing.assert_array_equal(y, results[0][0])
     # But the gradient does, and reaches the initial bases through all steps alone.
@@ -255,10 +274,13 @@ def test_unrolled_gradient_is_the_functions_own(name):
 
     def loss(x, bases):
         if name == "vq":
-            # Its last choice is made at constant length, so the gradient isn't the function's own in that direction:
-            # rows keep their length here, as they do for vectors tangential to them.
+            # Its last choice is made at constant length, so the gradient isn't the function's own
+            # in that direction: rows keep their length here, as they do for vectors tangential to
+            # them.
             x = x / np.linalg.norm(x, axis=2, keepdims=True) * length
-        return np.sum(dy * HAMS[name](tf.constant(x), tf.constant(bases), num_steps=2, solve=unrolled))
+        return np.sum(
+            dy * HAMS[name](tf.constant(x), tf.constant(bases), num_steps=2, solve=unrolled)
+        )
 
     _, dx, dbases = value_and_gradients(x, bases, dy, name=name, num_steps=2, solve=unrolled)
     if name == "vq":
@@ -284,7 +306,10 @@ def test_last_steps_are_between_one_step_and_all(name):
         assert_close(same, all_steps, 1e-13)
     errors = [distance(gradient(name, num_steps=K), all_steps)]
     errors += [
-        distance(gradient(name, num_steps=K, solve=functools.partial(last_steps, count=c)), all_steps) for c in (2, 5)
+        distance(
+            gradient(name, num_steps=K, solve=functools.partial(last_steps, count=c)), all_steps
+        )
+        for c in (2, 5)
     ]
     assert errors[0] > errors[1] > errors[2] > 0
 
@@ -330,7 +355,9 @@ def test_gradients_inside_of_a_loop_on_the_device(solve):
 
 
 def backward_ops(name, solve, num_steps):
-    """How many operations the gradient adds to the graph of the result: what is kept for it grows alike."""
+    """How many operations the gradient adds to the graph of the result: what is kept for it grows
+    alike.
+    """
     x, bases, dy = ham_problem(name)
 
     def count(function):
@@ -339,11 +366,15 @@ def backward_ops(name, solve, num_steps):
 
     arguments = dict(num_steps=num_steps, solve=solve)
     forward = count(lambda x, bases, dy: HAMS[name](x, bases, **arguments))
-    return count(lambda x, bases, dy: value_and_gradients(x, bases, dy, name=name, **arguments)[1]) - forward
+    return (
+        count(lambda x, bases, dy: value_and_gradients(x, bases, dy, name=name, **arguments)[1])
+        - forward
+    )
 
 
 @pytest.mark.parametrize(
-    ("solve", "grows"), [("one_step", False), ("last_steps", False), ("implicit", False), ("unrolled", True)]
+    ("solve", "grows"),
+    [("one_step", False), ("last_steps", False), ("implicit", False), ("unrolled", True)],
 )
 @with_hams
 def test_work_of_the_gradient_grows_with_the_steps_through_which_it_passes(name, solve, grows):
@@ -379,7 +410,10 @@ def test_no_steps(solve):
 )
 def test_which_modes_reach_the_initial_state(solve, num_steps, reaches):
     assert decomposition.reaches_initial_state(solve, num_steps) is reaches
-    assert tf.function(lambda: decomposition.reaches_initial_state(solve, num_steps))().numpy() == reaches
+    assert (
+        tf.function(lambda: decomposition.reaches_initial_state(solve, num_steps))().numpy()
+        == reaches
+    )
 
 
 # Errors
@@ -393,4 +427,9 @@ def test_count_must_be_positive(count):
 
 def test_adjoint_steps_must_not_be_negative():
     with pytest.raises(ValueError, match="implicit: adjoint_steps must not be negative, got -1"):
-        run(functools.partial(implicit, adjoint_steps=-1), num_steps=1, a=np.eye(SIZE), c=np.eye(SIZE))
+        run(
+            functools.partial(implicit, adjoint_steps=-1),
+            num_steps=1,
+            a=np.eye(SIZE),
+            c=np.eye(SIZE),
+        )

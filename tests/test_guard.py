@@ -1,4 +1,6 @@
-"""What the device says of its own health: first non-finite tensor, gradient norms, sigmas, residuals; rollbacks."""
+"""What the device says of its own health: first non-finite tensor, gradient norms, sigmas,
+residuals; rollbacks.
+"""
 
 import functools
 
@@ -154,7 +156,9 @@ def test_gradient_norms_equal_numpy(restored):
         variables = getattr(restored, f"{network}_optimizer").variables
         squares = [np.sum(np.square(v.numpy())) for v in variables if v.path.endswith("momentum")]
         assert len(squares) == len(getattr(restored, network).trainable_variables)
-        assert metrics[f"gradient_norm/{network}"] == pytest.approx(np.sqrt(np.sum(squares)), rel=1e-5)
+        assert metrics[f"gradient_norm/{network}"] == pytest.approx(
+            np.sqrt(np.sum(squares)), rel=1e-5
+        )
 
 
 def test_adam_s_second_moment_is_the_square_of_the_summed_gradient(restored):
@@ -167,21 +171,29 @@ def test_adam_s_second_moment_is_the_square_of_the_summed_gradient(restored):
     for name in names:
         gradient = after[name.removesuffix("velocity") + "momentum"]
         expected = 0.999 * before[name] + 0.001 * np.square(gradient)
-        np.testing.assert_allclose(after[name], expected, rtol=1e-4, atol=1e-7 * np.abs(expected).max(), err_msg=name)
+        np.testing.assert_allclose(
+            after[name], expected, rtol=1e-4, atol=1e-7 * np.abs(expected).max(), err_msg=name
+        )
 
 
 def test_sigmas_are_the_largest_singular_values(restored, trained):
     _, metrics = trained
     for network in ("generator", "discriminator"):
         layers = guard.spectral_layers(getattr(restored, network))
-        names = [v.path.removesuffix("/u") for v in getattr(restored, network).variables if v.path.endswith("/u")]
+        names = [
+            v.path.removesuffix("/u")
+            for v in getattr(restored, network).variables
+            if v.path.endswith("/u")
+        ]
         assert sorted(layers) == sorted(names)
         for name, layer in layers.items():
             matrix = layer._kernel_matrix().numpy()
             largest = np.linalg.svd(matrix, compute_uv=False)[0]
             # After three power iterations the estimate is below, and not by much.
             assert 0.5 * largest < metrics[f"sigma/{network}/{name}"] <= largest * 1.0001, name
-            assert metrics[f"sigma/{network}/{name}"] == pytest.approx(layer.sigma().numpy(), rel=1e-6)
+            assert metrics[f"sigma/{network}/{name}"] == pytest.approx(
+                layer.sigma().numpy(), rel=1e-6
+            )
 
 
 MODULES = {
@@ -190,7 +202,9 @@ MODULES = {
     "v2+": functools.partial(context.HamburgerV2Plus, rank=2, decomposition=decomposition.vq),
     "cd": functools.partial(context.Hamburger, rank=2, decomposition=decomposition.cd),
     "implicit": functools.partial(context.Hamburger, rank=2, solve=decomposition.implicit),
-    "own": functools.partial(context.Hamburger, rank=2, decomposition=lambda x, bases, *, num_steps, solve: 0.75 * x),
+    "own": functools.partial(
+        context.Hamburger, rank=2, decomposition=lambda x, bases, *, num_steps, solve: 0.75 * x
+    ),
 }
 
 
@@ -223,7 +237,9 @@ def test_residuals_of_training(trained):
 
 @pytest.mark.slow
 def test_networks_without_a_ham_have_no_residual():
-    trainer = made.small_trainer(discriminator=functools.partial(made.small_discriminator, context=None))
+    trainer = made.small_trainer(
+        discriminator=functools.partial(made.small_discriminator, context=None)
+    )
     metrics = trainer.train_steps(trainer.batches(made.MadeDataset()), 1)
     assert [name for name in metrics if name.startswith("residual")] == ["residual/generator/space"]
 
@@ -232,7 +248,9 @@ def test_networks_without_a_ham_have_no_residual():
 
 
 def key_of(trainer, step, rollbacks, update):
-    return trainer._key(tf.constant(step, tf.int64), tf.constant(rollbacks, tf.int64), update).numpy()
+    return trainer._key(
+        tf.constant(step, tf.int64), tf.constant(rollbacks, tf.int64), update
+    ).numpy()
 
 
 def test_keys_without_a_rollback_are_those_of_the_step(trained):
@@ -244,7 +262,12 @@ def test_keys_without_a_rollback_are_those_of_the_step(trained):
 
 def test_no_two_steps_or_rollbacks_share_a_key(trained):
     trainer, _ = trained
-    numbers = [(step, rollbacks, update) for step in range(4) for rollbacks in range(4) for update in range(2)]
+    numbers = [
+        (step, rollbacks, update)
+        for step in range(4)
+        for rollbacks in range(4)
+        for update in range(2)
+    ]
     assert len({tuple(key_of(trainer, *each)) for each in numbers}) == len(numbers)
 
 
@@ -267,4 +290,7 @@ def test_rollbacks_change_noise_and_the_order_of_images(restored):
 
 def test_rollbacks_are_in_checkpoints(trained):
     trainer, _ = trained
-    assert trainer.variables()["rollbacks"] is trainer.rollbacks and trainer.rollbacks.dtype == tf.int64
+    assert (
+        trainer.variables()["rollbacks"] is trainer.rollbacks
+        and trainer.rollbacks.dtype == tf.int64
+    )

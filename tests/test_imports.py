@@ -8,9 +8,19 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 MODULES = sorted((ROOT / "hamgan").rglob("*.py"))
 
-# From the bottom up: a module may import modules of earlier lines, and of its own line unless it is alone there.
+# From the bottom up: a module may import modules of earlier lines, and of its own line unless it is
+# alone there.
 LAYERS = [
-    {"stateless", "records", "tfgan", "distribution", "schedules", "spectral", "normalization", "watching"},
+    {
+        "stateless",
+        "records",
+        "tfgan",
+        "distribution",
+        "schedules",
+        "spectral",
+        "normalization",
+        "watching",
+    },
     {"decomposition", "losses", "augmentation", "labels", "guard", "data", "pictures"},
     {"context", "regularization"},
     {"networks"},
@@ -23,7 +33,9 @@ LAYERS = [
 
 
 def imported(path):
-    """The names that a file imports, with what it takes from packages: {'hamgan.data', 'numpy', ...}."""
+    """The names that a file imports, with what it takes from packages: {'hamgan.data', 'numpy',
+    ...}.
+    """
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -60,15 +72,24 @@ def test_library_knows_neither_gin_nor_flags(path):
 
 def test_only_one_module_imports_tensorflow_gan():
     users = [
-        p.name for p in MODULES if "tensorflow_gan" in p.read_text() and any("tensorflow_gan" in n for n in imported(p))
+        p.name
+        for p in MODULES
+        if "tensorflow_gan" in p.read_text() and any("tensorflow_gan" in n for n in imported(p))
     ]
     assert users == [] or users == ["tfgan.py"]
     assert "tensorflow_gan" in (ROOT / "hamgan" / "tfgan.py").read_text()
 
 
-@pytest.mark.parametrize("name", ["data.py", "distribution.py", "checkpoints.py", "evaluation/metrics.py"])
+@pytest.mark.parametrize(
+    "name", ["data.py", "distribution.py", "checkpoints.py", "evaluation/metrics.py"]
+)
 def test_some_rooms_import_no_network_code(name):
-    assert not rooms_of(imported(ROOT / "hamgan" / name)) & {"networks", "context", "trainer", "spectral"}
+    assert not rooms_of(imported(ROOT / "hamgan" / name)) & {
+        "networks",
+        "context",
+        "trainer",
+        "spectral",
+    }
 
 
 @pytest.mark.parametrize("name", ["metrics.py", "manifold.py", "uncertainty.py"])

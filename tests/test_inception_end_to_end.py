@@ -1,4 +1,6 @@
-"""From a generator to a record through a network of Inception's shape: 299x299 in, 2048 features, 1008 logits."""
+"""From a generator to a record through a network of Inception's shape: 299x299 in, 2048 features,
+1008 logits.
+"""
 
 import functools
 
@@ -19,7 +21,9 @@ SAVE = {"tf2": made_inception.save_tf2, "tf1_hub": made_inception.save_tf1_hub}
 def evaluator(folder, kind, *, num_samples, data_dir=None, **kwargs):
     strategy = made.one_device()
     keras.utils.set_random_seed(0)
-    generator = networks.Generator(image_size=32, num_classes=3, width=1, latent_dim=8, context=None)
+    generator = networks.Generator(
+        image_size=32, num_classes=3, width=1, latent_dim=8, context=None
+    )
     return runner.Evaluator(
         generator=generator,
         strategy=strategy,
@@ -45,18 +49,25 @@ def test_scores_are_those_of_features_computed_by_hand(tmp_path, kind):
     real = made_inception.by_hand(tf1_bilinear(made.MadeDataset(count=300).images, 299))
     expected = metrics.frechet_distance_from_features(real["pool_3"], fake["pool_3"])
     assert record["fid"] == pytest.approx(expected, rel=1e-4)
-    assert record["inception_score"] == pytest.approx(metrics.inception_score(fake["logits"]), rel=1e-5)
+    assert record["inception_score"] == pytest.approx(
+        metrics.inception_score(fake["logits"]), rel=1e-5
+    )
 
 
 @pytest.mark.slow
 def test_fifty_thousand_samples_end_to_end(tmp_path):
-    scorer, _ = evaluator(tmp_path / "network", "tf1_hub", num_samples=50_000, data_dir=str(tmp_path))
+    scorer, _ = evaluator(
+        tmp_path / "network", "tf1_hub", num_samples=50_000, data_dir=str(tmp_path)
+    )
     record = scorer.evaluate(checkpoint="somewhere/ckpt-0", step=0)
     assert record["num_samples"] == 50_000
     assert record["features"]["size"] == 299
     assert all(np.isfinite(record[name]) for name in ("fid", "inception_score", "kid"))
-    # Fewer samples of the same generator, in another format of the same network, score about the same.
-    fewer, _ = evaluator(tmp_path / "network_again", "tf2", num_samples=1_000, data_dir=str(tmp_path))
+    # Fewer samples of the same generator, in another format of the same network, score about the
+    # same.
+    fewer, _ = evaluator(
+        tmp_path / "network_again", "tf2", num_samples=1_000, data_dir=str(tmp_path)
+    )
     few = fewer.evaluate(checkpoint="somewhere/ckpt-0", step=0)
     assert few["fid"] == pytest.approx(record["fid"], rel=0.02)
     assert few["inception_score"] == pytest.approx(record["inception_score"], rel=0.05)

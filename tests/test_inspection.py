@@ -25,7 +25,11 @@ def generator(module=context.Hamburger, **kwargs):
     """A small generator whose context module, of 4 channels at 32x32, takes part."""
     keras.utils.set_random_seed(0)
     network = networks.Generator(
-        image_size=32, num_classes=3, width=1, latent_dim=8, context=functools.partial(module, **kwargs)
+        image_size=32,
+        num_classes=3,
+        width=1,
+        latent_dim=8,
+        context=functools.partial(module, **kwargs),
     )
     network.context.gate.assign(0.7)
     return network
@@ -49,7 +53,9 @@ def test_ratio_of_known_singular_values():
     right, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     matrix = left * [3.0, 2.0, 1.0] @ right
     for one in (matrix, matrix.T):
-        np.testing.assert_allclose(inspection.accumulative_ratio(one[None]), [[9 / 14, 13 / 14, 1]], rtol=1e-12)
+        np.testing.assert_allclose(
+            inspection.accumulative_ratio(one[None]), [[9 / 14, 13 / 14, 1]], rtol=1e-12
+        )
 
 
 def test_ratio_equals_numpys_svd_rises_and_ends_at_1():
@@ -65,7 +71,9 @@ def test_ratio_equals_numpys_svd_rises_and_ends_at_1():
 
 
 def test_ratio_of_zeros_is_1():
-    np.testing.assert_array_equal(inspection.accumulative_ratio(np.zeros([2, 5, 3])), np.ones([2, 3]))
+    np.testing.assert_array_equal(
+        inspection.accumulative_ratio(np.zeros([2, 5, 3])), np.ones([2, 3])
+    )
 
 
 def test_relative_error():
@@ -83,8 +91,12 @@ def test_inspection_changes_nothing():
     weights = [v.numpy() for v in network.variables]
     output, _ = inspect(network)
     np.testing.assert_array_equal(output, before)
-    np.testing.assert_array_equal(network(array(BATCH, 8), LABELS, training=False, keys=KEYS), before)
-    assert network.context.decomposition is decomposition.nmf and "call" not in vars(network.context)
+    np.testing.assert_array_equal(
+        network(array(BATCH, 8), LABELS, training=False, keys=KEYS), before
+    )
+    assert network.context.decomposition is decomposition.nmf and "call" not in vars(
+        network.context
+    )
     for one, other in zip(weights, network.variables, strict=True):
         np.testing.assert_array_equal(one, other.numpy())
 
@@ -93,7 +105,9 @@ def test_failed_inspection_leaves_the_layer_as_it_was():
     network = generator(rank=2)
     with pytest.raises(Exception, match="shape|dim"):
         inspection.inspect(network, array(BATCH, 7), LABELS, keys=KEYS)
-    assert network.context.decomposition is decomposition.nmf and "call" not in vars(network.context)
+    assert network.context.decomposition is decomposition.nmf and "call" not in vars(
+        network.context
+    )
 
 
 def test_before_and_after_are_input_and_output_of_the_layer():
@@ -147,7 +161,9 @@ def test_only_what_a_decomposition_ignores_is_left_out():
     np.testing.assert_array_equal(nmf.hams["space"].x, np.maximum(cd.hams["space"].x, 0))
     # At most rank 2, of 4 channels.
     ratio = inspection.accumulative_ratio(cd.hams["space"].y)
-    assert np.all(ratio[:, 1] > 1 - 1e-6) and np.all(inspection.accumulative_ratio(cd.hams["space"].x)[:, 1] < 1 - 1e-4)
+    assert np.all(ratio[:, 1] > 1 - 1e-6) and np.all(
+        inspection.accumulative_ratio(cd.hams["space"].x)[:, 1] < 1 - 1e-4
+    )
 
 
 def test_decomposition_of_ones_own():
@@ -160,7 +176,11 @@ def test_decomposition_of_ones_own():
 
 def test_dual_hamburger_has_two_hams():
     _, found = inspect(generator(context.HamburgerV2Plus, rank=2))
-    assert found.hams["space"].x.shape == (BATCH, 1024, 2) and found.hams["channels"].x.shape == (BATCH, 2, 1024)
+    assert found.hams["space"].x.shape == (BATCH, 1024, 2) and found.hams["channels"].x.shape == (
+        BATCH,
+        2,
+        1024,
+    )
     assert set(found.matrices()) == {
         "input of the Hamburger",
         "input of the ham over space",
@@ -174,7 +194,9 @@ def test_dual_hamburger_has_two_hams():
 
 def test_discriminator():
     keras.utils.set_random_seed(0)
-    hamburger = functools.partial(context.HamburgerV2, rank=2, decomposition=decomposition.vq, dtype="mixed_bfloat16")
+    hamburger = functools.partial(
+        context.HamburgerV2, rank=2, decomposition=decomposition.vq, dtype="mixed_bfloat16"
+    )
     network = networks.Discriminator(image_size=32, num_classes=3, width=1, context=hamburger)
     logits, found = inspection.inspect(network, array(BATCH, 32, 32, 3), LABELS, keys=KEYS)
     assert logits.shape == (BATCH, 1) and found.before.shape == (BATCH, 16, 16, 4)
@@ -195,9 +217,13 @@ def test_summary_has_a_form_in_json_and_the_curves_it_says():
         assert np.all(np.less_equal(curve["low"], curve["high"]))
         for percent in (90, 99):
             count = curve[f"values_for_{percent}"]
-            assert ratio[count - 1] >= percent / 100 and (count == 1 or ratio[count - 2] < percent / 100)
+            assert ratio[count - 1] >= percent / 100 and (
+                count == 1 or ratio[count - 2] < percent / 100
+            )
     np.testing.assert_allclose(
-        numbers["reconstruction_error"]["space"]["mean"], found.hams["space"].errors.mean(axis=1), rtol=1e-12
+        numbers["reconstruction_error"]["space"]["mean"],
+        found.hams["space"].errors.mean(axis=1),
+        rtol=1e-12,
     )
     assert numbers["rank"] == {"space": 2} and numbers["gate"] == pytest.approx(0.7)
 
@@ -213,16 +239,27 @@ def test_pictures(module, tmp_path):
     assert Image.open(tmp_path / "curves.png").size[0] > 1000
     assert sizes[0][0] == sizes[1][0] and sizes[1][1] > 1.7 * sizes[0][1]
     # The picture isn't blank where the maps are.
-    assert len(np.unique(np.asarray(Image.open(tmp_path / "maps.png").convert("RGB")).reshape(-1, 3), axis=0)) > 100
+    assert (
+        len(
+            np.unique(
+                np.asarray(Image.open(tmp_path / "maps.png").convert("RGB")).reshape(-1, 3), axis=0
+            )
+        )
+        > 100
+    )
 
 
 # Errors
 
 
-@pytest.mark.parametrize("module, message", [(None, "no context module"), (context.SelfAttention, "a SelfAttention")])
+@pytest.mark.parametrize(
+    "module, message", [(None, "no context module"), (context.SelfAttention, "a SelfAttention")]
+)
 def test_network_without_a_hamburger_is_refused(module, message):
     module = module and functools.partial(module, dim=1, value_dim=2)
-    network = networks.Generator(image_size=32, num_classes=3, width=1, latent_dim=8, context=module)
+    network = networks.Generator(
+        image_size=32, num_classes=3, width=1, latent_dim=8, context=module
+    )
     with pytest.raises(ValueError, match=f"This generator has no Hamburger, but {message}"):
         inspect(network)
 
@@ -280,9 +317,16 @@ def test_script_writes_numbers_and_pictures(run_folder, tmp_path, network):
         f"--output={tmp_path}",
         *images,
     )
-    assert f"Hamburger with NMF in the {network}, ckpt-30, 3 {'real' if images else 'generated'} images" in output
+    assert (
+        f"Hamburger with NMF in the {network}, ckpt-30, 3 {'real' if images else 'generated'} "
+        "images" in output
+    )
     numbers = json.loads((tmp_path / "inspection.json").read_text())
-    assert numbers["step"] == 30 and numbers["module"] == "Hamburger" and numbers["decomposition"] == "nmf"
+    assert (
+        numbers["step"] == 30
+        and numbers["module"] == "Hamburger"
+        and numbers["decomposition"] == "nmf"
+    )
     assert numbers["images"] == ("real" if images else "generated") and len(numbers["labels"]) == 3
     assert len(numbers["reconstruction_error"]["space"]["mean"]) == 3
     for name in ("curves.png", "feature_maps.png"):

@@ -20,7 +20,9 @@ def test_weighted_labels_follow_the_histogram():
     assert counts[1] == 0
     # Six standard deviations of a binomial count.
     expected = np.array(weights)
-    np.testing.assert_array_less(np.abs(counts - expected), 6 * np.sqrt(expected * (1 - expected / 4000)) + 1)
+    np.testing.assert_array_less(
+        np.abs(counts - expected), 6 * np.sqrt(expected * (1 - expected / 4000)) + 1
+    )
     np.testing.assert_array_equal(labels.Weighted(weights=weights)(KEYS[7:9], None), drawn[7:9])
 
 

@@ -1,4 +1,6 @@
-"""The TPU launcher's commands, as printed, as given to a stand-in for gcloud, and as a VM's shell would run them."""
+"""The TPU launcher's commands, as printed, as given to a stand-in for gcloud, and as a VM's shell
+would run them.
+"""
 
 import json
 import os
@@ -16,13 +18,25 @@ from packaging.requirements import Requirement
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAUNCHER = ROOT / "scripts" / "launch_tpu.sh"
-FLAGS = ["--zone=europe-west4-a", "--model_dir=gs://bucket/run", "--data_dir=gs://bucket/tensorflow_datasets"]
+FLAGS = [
+    "--zone=europe-west4-a",
+    "--model_dir=gs://bucket/run",
+    "--data_dir=gs://bucket/tensorflow_datasets",
+]
 GIN_FILE = "configs/hamgan_strong.gin"
 # What the VM needs of the project; the launcher refuses a repository without it.
-NEEDED = ["requirements-tpu.txt", "requirements-tpu-nodeps.txt", "setup.py", "scripts/train.py", GIN_FILE]
+NEEDED = [
+    "requirements-tpu.txt",
+    "requirements-tpu-nodeps.txt",
+    "setup.py",
+    "scripts/train.py",
+    GIN_FILE,
+]
 NEEDED += ["scripts/check_environment.py"]
 
-pytestmark = pytest.mark.skipif(not shutil.which("bash") or not shutil.which("git"), reason="needs bash and git")
+pytestmark = pytest.mark.skipif(
+    not shutil.which("bash") or not shutil.which("git"), reason="needs bash and git"
+)
 
 
 def launch(*flags, path=None, **environment):
@@ -32,7 +46,12 @@ def launch(*flags, path=None, **environment):
     if path:
         variables["PATH"] = path
     return subprocess.run(
-        ["bash", str(LAUNCHER), *flags], capture_output=True, text=True, env=variables, cwd=ROOT, check=False
+        ["bash", str(LAUNCHER), *flags],
+        capture_output=True,
+        text=True,
+        env=variables,
+        cwd=ROOT,
+        check=False,
     )
 
 
@@ -45,7 +64,9 @@ def dry_run(*flags, **environment):
 
 def remote(command):
     """What an ssh command runs on the VM, None for other commands."""
-    return next((word.removeprefix("--command=") for word in command if word.startswith("--command=")), None)
+    return next(
+        (word.removeprefix("--command=") for word in command if word.startswith("--command=")), None
+    )
 
 
 def train_words(commands):
@@ -65,17 +86,32 @@ def repository(tmp_path):
         shutil.copy(ROOT / name, folder / name)
     git(folder, "init", "--quiet")
     git(folder, "add", "--all")
-    git(folder, "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "--quiet", "--message=x")
+    git(
+        folder,
+        "-c",
+        "user.name=t",
+        "-c",
+        "user.email=t@example.com",
+        "commit",
+        "--quiet",
+        "--message=x",
+    )
     return folder
 
 
 def git(folder, *words):
-    subprocess.run(["git", "-C", str(folder), *words], check=True, env={**os.environ, "GIT_CONFIG_GLOBAL": os.devnull})
+    subprocess.run(
+        ["git", "-C", str(folder), *words],
+        check=True,
+        env={**os.environ, "GIT_CONFIG_GLOBAL": os.devnull},
+    )
 
 
 @pytest.fixture
 def gcloud(tmp_path):
-    """A stand-in that writes its arguments down; FAKE_STATE is what describe answers, nothing: no such VM."""
+    """A stand-in that writes its arguments down; FAKE_STATE is what describe answers, nothing: no
+    such VM.
+    """
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "gcloud").write_text(
@@ -143,7 +179,9 @@ def test_dry_run_prints_the_steps_in_order():
             assert command[:4] == ["gcloud", "compute", "tpus", "tpu-vm"]
             assert "--zone=europe-west4-a" in command and "--project=mine" in command
         if "scp" in command or remote(command):
-            of_the_training = any(text in " ".join(command) for text in ("nohup", "a training is running"))
+            of_the_training = any(
+                text in " ".join(command) for text in ("nohup", "a training is running")
+            )
             assert ("--worker=0" if of_the_training else "--worker=all") in command
 
 
@@ -160,7 +198,8 @@ def test_training_gets_all_its_flags():
         "--mode=train_and_evaluate",
         *[f"--gin_param={b}" for b in bindings],
     ]
-    # --helpfull after them: train.py parses them all, and refuses one it doesn't know, before it prints its help.
+    # --helpfull after them: train.py parses them all, and refuses one it doesn't know, before it
+    # prints its help.
     result = subprocess.run(
         [sys.executable, *words, "--helpfull"],
         cwd=ROOT,
@@ -173,8 +212,12 @@ def test_training_gets_all_its_flags():
 
 
 def test_gin_file_comes_from_flag_or_environment():
-    assert "--gin_file=configs/digits.gin" in train_words(dry_run(*FLAGS, GIN_FILE="configs/digits.gin"))
-    words = train_words(dry_run(*FLAGS, "--gin_file", "configs/hamgan_baby.gin", GIN_FILE="configs/digits.gin"))
+    assert "--gin_file=configs/digits.gin" in train_words(
+        dry_run(*FLAGS, GIN_FILE="configs/digits.gin")
+    )
+    words = train_words(
+        dry_run(*FLAGS, "--gin_file", "configs/hamgan_baby.gin", GIN_FILE="configs/digits.gin")
+    )
     assert "--gin_file=configs/hamgan_baby.gin" in words
 
 
@@ -192,7 +235,11 @@ def test_commands_in_the_headers_of_gin_files_are_accepted():
 
 
 def test_images_fit_the_types():
-    images = {"v2-8": "tpu-ubuntu2204-base", "v4-8": "tpu-ubuntu2204-base", "v5litepod-4": "v2-alpha-tpuv5-lite"}
+    images = {
+        "v2-8": "tpu-ubuntu2204-base",
+        "v4-8": "tpu-ubuntu2204-base",
+        "v5litepod-4": "v2-alpha-tpuv5-lite",
+    }
     images |= {"v5p-8": "v2-alpha-tpuv5", "v6e-8": "v2-alpha-tpuv6e"}
     for kind, image in images.items():
         assert f"--version={image}" in dry_run(*FLAGS, f"--type={kind}")[1]
@@ -201,7 +248,9 @@ def test_images_fit_the_types():
 
 def test_slice_is_reached_by_name_from_its_first_host():
     commands = dry_run(*FLAGS, "--type=v3-32", "--name=pod")
-    version = next(r for r in requirements("requirements-tpu.txt") if r.name == "tensorflow-tpu").specifier
+    version = next(
+        r for r in requirements("requirements-tpu.txt") if r.name == "tensorflow-tpu"
+    ).specifier
     assert f"--version=tpu-vm-tf-{str(version).removeprefix('==')}-pod-pjrt" in commands[1]
     assert "--tpu=pod" in train_words(commands)
     for command in commands:
@@ -222,7 +271,9 @@ def test_launch_runs_what_the_dry_run_prints(repository, gcloud):
     result, ran = gcloud(*flags)
     assert result.returncode == 0, result.stderr
     assert ran == [c for c in dry_run(*flags) if c[0] == "gcloud"]
-    names = subprocess.check_output(["tar", "-tzf", repository / ".git" / "launch_tpu.tar.gz"], text=True).split()
+    names = subprocess.check_output(
+        ["tar", "-tzf", repository / ".git" / "launch_tpu.tar.gz"], text=True
+    ).split()
     assert set(NEEDED) <= set(names)
     for hint in ("tail -n 100 -f ~/hamgan/train.log", "tpu-vm delete hamgan --zone=europe-west4-a"):
         assert hint in result.stderr
@@ -256,7 +307,10 @@ def test_failing_step_stops_the_launch(repository, gcloud):
     result, ran = gcloud(*FLAGS, f"--repository={repository}", failure="requirements-tpu.txt")
     assert result.returncode == 7
     assert "-r requirements-tpu.txt" in ran[-1][-1]
-    assert "this command ended with status 7" in result.stderr and "tpu-vm delete hamgan" in result.stderr
+    assert (
+        "this command ended with status 7" in result.stderr
+        and "tpu-vm delete hamgan" in result.stderr
+    )
     result, ran = gcloud(*FLAGS, f"--repository={repository}", failure="describe")
     assert result.returncode == 2 and "gcloud can't say whether there is a VM" in result.stderr
 
@@ -274,13 +328,19 @@ def test_vm_is_deleted_after_a_good_end_only(repository, gcloud):
 
 def vm_shell(script, home):
     return subprocess.run(
-        ["bash", "-c", script], env={**os.environ, "HOME": str(home)}, capture_output=True, text=True, check=False
+        ["bash", "-c", script],
+        env={**os.environ, "HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
 @pytest.fixture
 def vm_home(tmp_path):
-    """A home folder like the VM's when all is installed, with a training that writes down its arguments and ends."""
+    """A home folder like the VM's when all is installed, with a training that writes down its
+    arguments and ends.
+    """
     source = tmp_path / "hamgan" / "source" / "scripts"
     source.mkdir(parents=True)
     (source / "train.py").write_text(
@@ -309,7 +369,10 @@ def test_start_command_runs_in_a_shell(vm_home):
 
 def test_running_training_is_left_alone(vm_home):
     commands = dry_run(*FLAGS, "--delete")
-    guard, wait = (next(remote(c) for c in commands if t in (remote(c) or "")) for t in ("a training is", "while"))
+    guard, wait = (
+        next(remote(c) for c in commands if t in (remote(c) or ""))
+        for t in ("a training is", "while")
+    )
     assert vm_shell(guard, vm_home).returncode == 0
     hamgan = vm_home / "hamgan"
     (hamgan / "train.pid").write_text(f"{os.getpid()}\n")
@@ -320,7 +383,10 @@ def test_running_training_is_left_alone(vm_home):
         (hamgan / "train.pid").write_text(f"{training.pid}\n")
         time.sleep(0.2)
         result = vm_shell(guard, vm_home)
-        assert result.returncode == 1 and f"a training is running on this VM, process {training.pid}" in result.stderr
+        assert (
+            result.returncode == 1
+            and f"a training is running on this VM, process {training.pid}" in result.stderr
+        )
     finally:
         training.kill()
         training.wait()
@@ -333,8 +399,14 @@ def test_running_training_is_left_alone(vm_home):
     [
         (FLAGS[1:], "--zone is missing. Give one that has v3-8"),
         ([FLAGS[0], FLAGS[2]], "--model_dir is missing. Give the run's folder in a bucket"),
-        ([*FLAGS, "--model_dir=runs/x"], "--model_dir must be a folder in a bucket, .* got 'runs/x'"),
-        ([*FLAGS, "--model_dir=gs://bucket"], "--model_dir must be a folder in a bucket, .* got 'gs://bucket'"),
+        (
+            [*FLAGS, "--model_dir=runs/x"],
+            "--model_dir must be a folder in a bucket, .* got 'runs/x'",
+        ),
+        (
+            [*FLAGS, "--model_dir=gs://bucket"],
+            "--model_dir must be a folder in a bucket, .* got 'gs://bucket'",
+        ),
         (FLAGS[:2], "--data_dir is missing"),
         ([*FLAGS, "--data_dir=data"], "--data_dir must be gs://BUCKET/FOLDER, .* got 'data'"),
         ([*FLAGS, "--type=v3"], "--type must be an accelerator type like v3-8, .* got 'v3'"),
@@ -344,9 +416,18 @@ def test_running_training_is_left_alone(vm_home):
         ([*FLAGS, "--modeldir=x"], "unknown flag --modeldir=x. See: .* --help"),
         ([*FLAGS, "more"], "an argument without a flag name: more"),
         ([*FLAGS, "--dry_run=false"], "--dry_run takes no value"),
-        ([*FLAGS, "--gin_file=configs/nothing.gin"], "has no configs/nothing.gin. It has: .*configs/hamgan_strong.gin"),
-        ([*FLAGS, f"--gin_file={ROOT / GIN_FILE}"], "--gin_file must be a path inside the repository"),
-        ([*FLAGS, "--repository=/"], "--repository must be a git checkout or an address to clone, got '/'"),
+        (
+            [*FLAGS, "--gin_file=configs/nothing.gin"],
+            "has no configs/nothing.gin. It has: .*configs/hamgan_strong.gin",
+        ),
+        (
+            [*FLAGS, f"--gin_file={ROOT / GIN_FILE}"],
+            "--gin_file must be a path inside the repository",
+        ),
+        (
+            [*FLAGS, "--repository=/"],
+            "--repository must be a git checkout or an address to clone, got '/'",
+        ),
     ],
 )
 def test_wrong_use_is_explained(flags, message):
@@ -360,12 +441,19 @@ def test_changes_that_would_not_be_copied_stop_the_launch(repository, gcloud):
     flags = [*FLAGS, f"--repository={repository}"]
     (repository / "setup.py").write_text("changed")
     (repository / "configs" / "new.gin").write_text("")
-    for more, message in (([], "setup.py"), (["--gin_file=configs/new.gin"], "configs/new.gin isn't committed")):
+    for more, message in (
+        ([], "setup.py"),
+        (["--gin_file=configs/new.gin"], "configs/new.gin isn't committed"),
+    ):
         result, ran = gcloud(*flags, *more)
         assert result.returncode == 2 and message in result.stderr and not ran
         # A dry run copies nothing: it says so and goes on.
         result = launch("--dry_run", *flags, *more)
-        assert result.returncode == 0 and "A launch would stop here" in result.stderr and message in result.stderr
+        assert (
+            result.returncode == 0
+            and "A launch would stop here" in result.stderr
+            and message in result.stderr
+        )
 
 
 def test_missing_gcloud_is_explained(repository, tmp_path):
@@ -375,13 +463,19 @@ def test_missing_gcloud_is_explained(repository, tmp_path):
         (folder / tool).symlink_to(shutil.which(tool))
     result = launch(*FLAGS, f"--repository={repository}", path=str(folder))
     assert result.returncode == 2 and "gcloud isn't on the PATH. Install" in result.stderr
-    assert launch("--dry_run", *FLAGS, f"--repository={repository}", path=str(folder)).returncode == 0
+    assert (
+        launch("--dry_run", *FLAGS, f"--repository={repository}", path=str(folder)).returncode == 0
+    )
 
 
 def test_help_names_every_flag():
     result = launch("--help")
     assert result.returncode == 0
-    known = set(re.findall(r"(--[a-z_]+)=\*", LAUNCHER.read_text())) | {"--dry_run", "--no_create", "--delete"}
+    known = set(re.findall(r"(--[a-z_]+)=\*", LAUNCHER.read_text())) | {
+        "--dry_run",
+        "--no_create",
+        "--delete",
+    }
     assert {"--model_dir", "--gin_param"} < known
     for flag in known:
         assert re.search(rf"^  {flag}\b", result.stdout, re.M), flag
@@ -402,7 +496,11 @@ def setup_requirements():
 def test_tpu_environment_has_all_that_setup_asks_for():
     asked = setup_requirements()
     assert len(asked) > 10
-    pins = {r.name: r for name in ("requirements-tpu.txt", "requirements-tpu-nodeps.txt") for r in requirements(name)}
+    pins = {
+        r.name: r
+        for name in ("requirements-tpu.txt", "requirements-tpu-nodeps.txt")
+        for r in requirements(name)
+    }
     for requirement in asked:
         pin = pins["tensorflow-tpu" if requirement.name == "tensorflow" else requirement.name]
         exact = [s.version for s in pin.specifier if s.operator == "=="]
@@ -423,28 +521,49 @@ def test_wheels_that_ask_for_tensorflow_are_installed_without_dependencies():
 def test_check_tells_wrong_tensorflow_wheels():
     assert check_environment.wheel_error({"tensorflow-tpu": "2.20.0"}, tpu=True) is None
     assert check_environment.wheel_error({"tensorflow": "2.20.0"}, tpu=False) is None
-    assert "installed: tensorflow" in check_environment.wheel_error({"tensorflow": "2.20.0"}, tpu=True)
+    assert "installed: tensorflow" in check_environment.wheel_error(
+        {"tensorflow": "2.20.0"}, tpu=True
+    )
     assert "installed: none" in check_environment.wheel_error({}, tpu=True)
-    assert "installed: tensorflow-tpu" in check_environment.wheel_error({"tensorflow-tpu": "2.20.0"}, tpu=False)
+    assert "installed: tensorflow-tpu" in check_environment.wheel_error(
+        {"tensorflow-tpu": "2.20.0"}, tpu=False
+    )
     both = {"tensorflow": "2.20.0", "tensorflow-tpu": "2.20.0"}
     for tpu in (False, True):
         assert "overwrite each other's files" in check_environment.wheel_error(both, tpu=tpu)
 
 
 def test_check_tells_missing_and_wrong_versions():
-    lines = ["# comment", "", "tf-keras==2.20.1  # why", "lib.tpu==0.0.21", "old==1; python_version < '3'", "PIL>=2"]
+    lines = [
+        "# comment",
+        "",
+        "tf-keras==2.20.1  # why",
+        "lib.tpu==0.0.21",
+        "old==1; python_version < '3'",
+        "PIL>=2",
+    ]
     lines += ['pytest>=1; extra == "test"']
-    assert check_environment.requirement_errors(lines, {"tf-keras": "2.20.1", "lib-tpu": "0.0.21", "pil": "2"}) == []
-    assert check_environment.requirement_errors(lines, {"tf-keras": "2.20.1", "lib-tpu": "0.0.52"}) == [
+    assert (
+        check_environment.requirement_errors(
+            lines, {"tf-keras": "2.20.1", "lib-tpu": "0.0.21", "pil": "2"}
+        )
+        == []
+    )
+    assert check_environment.requirement_errors(
+        lines, {"tf-keras": "2.20.1", "lib-tpu": "0.0.52"}
+    ) == [
         "lib.tpu must be ==0.0.21, but is 0.0.52",
         "PIL>=2 isn't installed",
     ]
 
 
 def test_check_speaks_where_nothing_is_installed():
-    # -S hides the installed packages from the script; the child that it starts to ask TensorFlow still sees them.
+    # -S hides the installed packages from the script; the child that it starts to ask TensorFlow
+    # still sees them.
     script = ROOT / "scripts" / "check_environment.py"
-    result = subprocess.run([sys.executable, "-S", script, "--tpu"], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-S", script, "--tpu"], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 1 and "of the checks failed" in result.stderr
     lines = result.stdout.splitlines()
     assert all(re.match(r"ok    \S|FAIL  \S.*\. Do: \S", line) for line in lines), lines
@@ -453,7 +572,9 @@ def test_check_speaks_where_nothing_is_installed():
         "versions as required: .*packaging",
         "import gin: .*'gin'",
     ):
-        assert any(re.match(f"FAIL  {text}.* Do: .*requirements-tpu-nodeps.txt", line) for line in lines), lines
+        assert any(
+            re.match(f"FAIL  {text}.* Do: .*requirements-tpu-nodeps.txt", line) for line in lines
+        ), lines
 
 
 def test_proof_of_installation_refuses_wrong_use(tmp_path):

@@ -16,7 +16,8 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 TOLERANCE = 1e-4
 B, N, D, R, K = 3, 20, 8, 4, 6
 
-# As the published segmentation code has them. Its NMF stands after a ReLU: the golden x has zeros, and they a gradient.
+# As the published segmentation code has them. Its NMF stands after a ReLU: the golden x has zeros,
+# and they a gradient.
 SEGMENTATION = {
     "NMF": functools.partial(decomposition.nmf, normalize=True, rectify=False),
     "CD": functools.partial(decomposition.cd, beta=0.1),
@@ -42,7 +43,10 @@ def value_and_gradient(function, x, dy):
 
 def ham_layer(kind):
     """{name: array} with x, y, dy, dx as [B*S, N, D], bases [B*S, D, R]; and K."""
-    arrays = {name: golden("ham_layers.npz")[f"{kind}_a_{name}"] for name in ("x", "bases", "y", "dy", "dx", "meta")}
+    arrays = {
+        name: golden("ham_layers.npz")[f"{kind}_a_{name}"]
+        for name in ("x", "bases", "y", "dy", "dx", "meta")
+    }
     batch, sections, dim, height, width, rank, num_steps = arrays.pop("meta")
     for name in ("x", "y", "dy", "dx"):
         rows = arrays[name].reshape(batch * sections, dim, height * width)  # channels first
@@ -65,7 +69,9 @@ def test_ham_equals_published(kind):
 
 def test_rectified_zeros_have_no_gradient():
     arrays, num_steps = ham_layer("NMF")
-    ham = functools.partial(decomposition.nmf, bases=tf.constant(arrays["bases"]), num_steps=num_steps, normalize=True)
+    ham = functools.partial(
+        decomposition.nmf, bases=tf.constant(arrays["bases"]), num_steps=num_steps, normalize=True
+    )
     y, dx = value_and_gradient(ham, tf.constant(arrays["x"]), arrays["dy"])
     assert np.any(arrays["x"] == 0)
     assert_close(y, arrays["y"], TOLERANCE)
@@ -74,7 +80,9 @@ def test_rectified_zeros_have_no_gradient():
 
 def test_beta_of_the_published_gan_is_another():
     arrays, num_steps = ham_layer("CD")
-    y = decomposition.cd(tf.constant(arrays["x"]), tf.constant(arrays["bases"]), num_steps=num_steps)
+    y = decomposition.cd(
+        tf.constant(arrays["x"]), tf.constant(arrays["bases"]), num_steps=num_steps
+    )
     assert np.abs(y - arrays["y"]).max() > 0.05 * np.abs(arrays["y"]).max()
 
 
@@ -124,7 +132,11 @@ def numpy_nmf(x, bases, num_steps, *, temperature=1.0, normalize=False):
     for step in range(num_steps + 1):
         coef = coef * (x @ bases) / (coef @ bases.transpose(0, 2, 1) @ bases + 1e-6)
         if step < num_steps:
-            bases = bases * (x.transpose(0, 2, 1) @ coef) / (bases @ coef.transpose(0, 2, 1) @ coef + 1e-6)
+            bases = (
+                bases
+                * (x.transpose(0, 2, 1) @ coef)
+                / (bases @ coef.transpose(0, 2, 1) @ coef + 1e-6)
+            )
     return coef @ bases.transpose(0, 2, 1), bases
 
 
@@ -153,36 +165,52 @@ def problem(name, dtype=np.float64):
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 def test_decomposition_equals_numpy(name, options, num_steps):
     x, bases, _ = problem(name)
-    y = getattr(decomposition, name)(tf.constant(x), tf.constant(bases), num_steps=num_steps, **options)
+    y = getattr(decomposition, name)(
+        tf.constant(x), tf.constant(bases), num_steps=num_steps, **options
+    )
     assert_close(y, NUMPY[name](x, bases, num_steps, **options)[0], 1e-10)
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS[:5])
 def test_length_of_initial_bases_does_not_matter(name, options):
     x, bases, _ = problem(name)
-    function = functools.partial(getattr(decomposition, name), tf.constant(x), num_steps=2, **options)
-    assert_close(function(tf.constant(bases * np.array([1.0, 0.1, 7.0, 100.0]))), function(tf.constant(bases)), 1e-10)
+    function = functools.partial(
+        getattr(decomposition, name), tf.constant(x), num_steps=2, **options
+    )
+    assert_close(
+        function(tf.constant(bases * np.array([1.0, 0.1, 7.0, 100.0]))),
+        function(tf.constant(bases)),
+        1e-10,
+    )
 
 
 def test_gradient_of_cd_is_that_of_the_regression():
     x, bases, dy = problem("cd")
     _, dx = value_and_gradient(
-        lambda x: decomposition.cd(x, tf.constant(bases), num_steps=K), tf.constant(x), tf.constant(dy)
+        lambda x: decomposition.cd(x, tf.constant(bases), num_steps=K),
+        tf.constant(x),
+        tf.constant(dy),
     )
     _, factors = numpy_cd(x, bases, K)
-    expected = numerical_gradient(lambda x: np.sum(dy * numpy_cd(x, bases, K, factors=factors)[0]), x)
+    expected = numerical_gradient(
+        lambda x: np.sum(dy * numpy_cd(x, bases, K, factors=factors)[0]), x
+    )
     assert_close(dx, expected, 1e-7)
 
 
 def test_gradient_of_vq_is_that_of_the_last_choice_at_constant_length():
     x, bases, dy = problem("vq")
     _, dx = value_and_gradient(
-        lambda x: decomposition.vq(x, tf.constant(bases), num_steps=K), tf.constant(x), tf.constant(dy)
+        lambda x: decomposition.vq(x, tf.constant(bases), num_steps=K),
+        tf.constant(x),
+        tf.constant(dy),
     )
     _, factors = numpy_vq(x, bases, K)
 
     def gradient_at(length):
-        return numerical_gradient(lambda x: np.sum(dy * numpy_vq(x, bases, K, factors=factors, length=length)[0]), x)
+        return numerical_gradient(
+            lambda x: np.sum(dy * numpy_vq(x, bases, K, factors=factors, length=length)[0]), x
+        )
 
     expected = gradient_at(np.linalg.norm(x, axis=2, keepdims=True))
     assert_close(dx, expected, 1e-6)
@@ -194,7 +222,9 @@ def test_gradient_of_vq_is_that_of_the_last_choice_at_constant_length():
 def test_float32_input_of_zeros_gives_zeros(name):
     x, bases, dy = problem(name, np.float32)
     y, dx = value_and_gradient(
-        lambda x: getattr(decomposition, name)(x, tf.constant(bases), num_steps=K), tf.zeros_like(x), dy
+        lambda x: getattr(decomposition, name)(x, tf.constant(bases), num_steps=K),
+        tf.zeros_like(x),
+        dy,
     )
     np.testing.assert_array_equal(y, np.zeros_like(x))
     assert np.all(np.isfinite(dx))
@@ -243,7 +273,11 @@ ATTENTION = {"sagan": SelfAttention, "ylg": SparseAttention}
 def attention_layer(kind):
     """The layer with its golden weights, and {name: array} with x, y, dy, dx."""
     prefix = f"{kind}/"
-    arrays = {k.removeprefix(prefix): v for k, v in golden("attention_layers.npz").items() if k.startswith(prefix)}
+    arrays = {
+        k.removeprefix(prefix): v
+        for k, v in golden("attention_layers.npz").items()
+        if k.startswith(prefix)
+    }
     layer = ATTENTION[kind]()
     layer.build(arrays["x"].shape)
     for name in ("theta", "phi", "g", "attn"):
@@ -275,8 +309,8 @@ def test_masks_equal_published():
 
 
 def test_masks_in_words():
-    # A second way to the same patterns, cell by cell, on a grid small enough to do by hand: side 2, diagonals
-    # (0,0); (0,1), (1,0); (1,1), so that the numbers are row-major already.
+    # A second way to the same patterns, cell by cell, on a grid small enough to do by hand: side 2,
+    # diagonals (0,0); (0,1), (1,0); (1,1), so that the numbers are row-major already.
     floor_left = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]], bool)
     repetitive_left = np.array([[1, 1, 0, 1], [0, 1, 0, 1], [0, 1, 1, 1], [0, 1, 0, 1]], bool)
     repetitive_right = np.array([[1, 0, 1, 0], [1, 1, 1, 0], [1, 0, 1, 0], [1, 0, 1, 1]], bool)
@@ -295,12 +329,19 @@ def numpy_sparse_attention(layer, x, masks):
     """Head by head, from the layer's weights: scores + (1 - mask) * -1000."""
 
     def conv(name, x):
-        weights = {"kernel": getattr(layer, name).kernel.numpy(), "u": getattr(layer, name).u.numpy()}
+        weights = {
+            "kernel": getattr(layer, name).kernel.numpy(),
+            "u": getattr(layer, name).u.numpy(),
+        }
         return reference.sn_conv(weights, x, exact=True)
 
     def pool(x):
         batch, height, width, channels = x.shape
-        return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4)).reshape(batch, -1, channels)
+        return (
+            x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+            .max(axis=(2, 4))
+            .reshape(batch, -1, channels)
+        )
 
     batch, height, width, _ = x.shape
     theta = conv("theta", x).reshape(batch, height * width, -1)
@@ -309,7 +350,9 @@ def numpy_sparse_attention(layer, x, masks):
     y = np.zeros([batch, height * width, 8 * v])
     for head in range(8):
         keys, values = slice(head * c, (head + 1) * c), slice(head * v, (head + 1) * v)
-        scores = theta[:, :, keys] @ phi[:, :, keys].transpose(0, 2, 1) + (1 - masks[head]) * -1000.0
+        scores = (
+            theta[:, :, keys] @ phi[:, :, keys].transpose(0, 2, 1) + (1 - masks[head]) * -1000.0
+        )
         y[:, :, head::8] = reference.softmax(scores) @ g[:, :, values]
     return x + float(layer.gate.numpy()) * conv("attn", y.reshape(batch, height, width, -1))
 

@@ -40,7 +40,8 @@ class Painter:
 
 
 class Pupil:
-    """Stands where a Trainer does, and learns in no time: its one weight depends on all images, seeds and rollbacks.
+    """Stands where a Trainer does, and learns in no time: its one weight depends on all images,
+    seeds and rollbacks.
 
     Args:
       after: function (pupil, metrics) called after each step; may change both.
@@ -56,7 +57,11 @@ class Pupil:
         self._after = after
 
     def variables(self):
-        return {"step": self.step, "rollbacks": self.rollbacks, "generator/weight": self.generator.weight}
+        return {
+            "step": self.step,
+            "rollbacks": self.rollbacks,
+            "generator/weight": self.generator.weight,
+        }
 
     def gates(self):
         return {}
@@ -65,11 +70,20 @@ class Pupil:
         return iter(dataset.train_batches(batch_size=8, seed=3, start_batch=int(self.step.numpy())))
 
     def train_steps(self, batches, num_steps):
-        metrics = {"loss/discriminator": 1.0, "loss/generator": 0.0, "logits/real": 0.5, "logits/fake": -0.5}
+        metrics = {
+            "loss/discriminator": 1.0,
+            "loss/generator": 0.0,
+            "logits/real": 0.5,
+            "logits/fake": -0.5,
+        }
         metrics["first_bad_step"] = -1
         for _ in range(num_steps):
-            drawn = np.random.default_rng([3, int(self.step.numpy()), int(self.rollbacks.numpy())]).normal()
-            self.generator.weight.assign(0.9 * self.generator.weight + tf.reduce_mean(next(batches)["image"]) + drawn)
+            drawn = np.random.default_rng(
+                [3, int(self.step.numpy()), int(self.rollbacks.numpy())]
+            ).normal()
+            self.generator.weight.assign(
+                0.9 * self.generator.weight + tf.reduce_mean(next(batches)["image"]) + drawn
+            )
             self.step.assign_add(1)
             if metrics["first_bad_step"] < 0 and not np.isfinite(self.generator.weight.numpy()):
                 metrics.update(first_bad_step=int(self.step.numpy()), first_bad="generator/weight")
@@ -80,13 +94,22 @@ class Pupil:
 def schedule(**kwargs):
     return Schedule(
         **{
-            **dict(num_steps=6, steps_per_loop=2, save_every=4, sample_every=3, evaluate_every=4, max_to_keep=None),
+            **dict(
+                num_steps=6,
+                steps_per_loop=2,
+                save_every=4,
+                sample_every=3,
+                evaluate_every=4,
+                max_to_keep=None,
+            ),
             **kwargs,
         }
     )
 
 
-def run(model_dir, *, evaluator=None, trainer=None, dataset=None, profile=None, progress=False, **kwargs):
+def run(
+    model_dir, *, evaluator=None, trainer=None, dataset=None, profile=None, progress=False, **kwargs
+):
     """The last checkpoint; that of a run that a signal ended has an event that says so."""
     ended = loop.train(
         trainer=trainer or made.small_trainer(),
@@ -118,7 +141,9 @@ def test_does_everything_when_it_is_due(finished):
     assert path == str(model_dir / "checkpoints" / "ckpt-6")
     assert checkpoints.available(str(model_dir)) == ["ckpt-0", "ckpt-4", "ckpt-6"]
     assert evaluator.calls == [("ckpt-0", 0), ("ckpt-4", 4), ("ckpt-6", 6)]
-    assert sorted(p.name for p in (model_dir / "samples").iterdir()) == [f"step-{step:08d}.png" for step in (0, 3, 6)]
+    assert sorted(p.name for p in (model_dir / "samples").iterdir()) == [
+        f"step-{step:08d}.png" for step in (0, 3, 6)
+    ]
     train = records.read(model_dir / "metrics.jsonl", kind="train")
     assert [r["step"] for r in train] == [2, 3, 4, 6]
     assert all(r["images_per_second"] > 0 and np.isfinite(r["loss/discriminator"]) for r in train)
@@ -139,7 +164,9 @@ def test_tensorboard_has_the_same_numbers(finished):
             for value in event.summary.value:
                 scalars[value.tag, event.step] = float(tf.make_ndarray(value.tensor))
     for record in records.read(model_dir / "metrics.jsonl", kind="train"):
-        assert scalars["loss/generator", record["step"]] == pytest.approx(record["loss/generator"], rel=1e-6)
+        assert scalars["loss/generator", record["step"]] == pytest.approx(
+            record["loss/generator"], rel=1e-6
+        )
     assert scalars["evaluation/fid", 6] == 94.0
 
 
@@ -178,7 +205,12 @@ class Poisoned(made.MadeDataset):
             bad = True if self.only is None else number == self.only
             return {**batch, "image": tf.where(bad, np.float32(np.nan), batch["image"])}
 
-        return super().train_batches(start_batch=start_batch, **kwargs).enumerate(start_batch).map(poison)
+        return (
+            super()
+            .train_batches(start_batch=start_batch, **kwargs)
+            .enumerate(start_batch)
+            .map(poison)
+        )
 
 
 def test_what_stays_non_finite_stops_the_run_and_names_the_step(tmp_path):
@@ -186,7 +218,10 @@ def test_what_stays_non_finite_stops_the_run_and_names_the_step(tmp_path):
     before = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     with pytest.raises(
         FloatingPointError,
-        match=r"generator/weight wasn't finite at step 5 \(steps 5 to 6.*After 2 rollbacks .*last good .*ckpt-4",
+        match=(
+            r"generator/weight wasn't finite at step 5 \(steps 5 to "
+            r"6.*After 2 rollbacks .*last good .*ckpt-4"
+        ),
     ):
         run(tmp_path, trainer=Pupil(), dataset=Poisoned(), max_rollbacks=2)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == before
@@ -208,10 +243,19 @@ def test_run_goes_back_and_on_with_other_random_numbers(tmp_path):
     trainer.train_steps = poisoned_once
     path = run(tmp_path, trainer=trainer, steps_per_loop=1)
     (event,) = events(tmp_path)
-    assert (event["event"], event["step"], event["to"], event["rollbacks"]) == ("rolled back", 6, 4, 1)
+    assert (event["event"], event["step"], event["to"], event["rollbacks"]) == (
+        "rolled back",
+        6,
+        4,
+        1,
+    )
     assert event["checkpoint"].endswith("ckpt-4") and event["first_bad"]
     assert checkpoints.load(path)["rollbacks"] == 1
-    losses = [r["loss/generator"] for r in records.read(tmp_path / "metrics.jsonl", kind="train") if r["step"] == 5]
+    losses = [
+        r["loss/generator"]
+        for r in records.read(tmp_path / "metrics.jsonl", kind="train")
+        if r["step"] == 5
+    ]
     assert len(losses) == 2 and losses[0] != losses[1]
 
 
@@ -222,7 +266,12 @@ def test_step_after_which_a_variable_is_not_finite_is_never_saved(tmp_path):
 
     run(tmp_path, trainer=Pupil(poison))
     (event,) = events(tmp_path)
-    assert (event["event"], event["step"], event["to"], event["first_bad"]) == ("rolled back", 4, 0, "generator/weight")
+    assert (event["event"], event["step"], event["to"], event["first_bad"]) == (
+        "rolled back",
+        4,
+        0,
+        "generator/weight",
+    )
     assert checkpoints.available(str(tmp_path)) == ["ckpt-0", "ckpt-4", "ckpt-6"]
 
 
@@ -260,9 +309,16 @@ def test_remote_folder_does_as_well_as_a_local_one():
     # ram:// is a file system that only tf.io.gfile knows, as gs:// is.
     model_dir = "ram://hamgan-test/run"
     run(model_dir, trainer=Pupil(), num_steps=2, save_every=2)
-    assert run(model_dir, trainer=Pupil(), num_steps=4, save_every=2) == f"{model_dir}/checkpoints/ckpt-4"
+    assert (
+        run(model_dir, trainer=Pupil(), num_steps=4, save_every=2)
+        == f"{model_dir}/checkpoints/ckpt-4"
+    )
     assert checkpoints.available(model_dir) == ["ckpt-0", "ckpt-2", "ckpt-4"]
-    assert [r["step"] for r in records.read(f"{model_dir}/metrics.jsonl", kind="train")] == [2, 3, 4]
+    assert [r["step"] for r in records.read(f"{model_dir}/metrics.jsonl", kind="train")] == [
+        2,
+        3,
+        4,
+    ]
     assert tf.io.gfile.exists(f"{model_dir}/samples.png")
     assert report.write_report(model_dir) == f"{model_dir}/report.html"
 
@@ -317,7 +373,9 @@ def test_signal_before_an_evaluation_leaves_it_to_the_next_run(tmp_path, step):
 
 @pytest.fixture
 def disk():
-    """Its `fill` makes every file end at 100 bytes, as on a full disk, until `free` is called or the test ends."""
+    """Its `fill` makes every file end at 100 bytes, as on a full disk, until `free` is called or
+    the test ends.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     class Disk:
@@ -348,7 +406,14 @@ def test_full_disk_keeps_training_alive_and_is_said(tmp_path, disk, capsys):
         ("checkpoint not saved", 2),
         ("checkpoint not saved", 4),
     ]
-    assert [r["step"] for r in records.read(tmp_path / "metrics.jsonl", kind="train")] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in records.read(tmp_path / "metrics.jsonl", kind="train")] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
 
 
 def test_messages_on_a_full_disk_do_not_end_training(tmp_path, disk, monkeypatch):
@@ -358,7 +423,13 @@ def test_messages_on_a_full_disk_do_not_end_training(tmp_path, disk, monkeypatch
         if pupil.step == 5:
             disk.free()
 
-    run(tmp_path, trainer=Pupil(free), evaluator=ActingEvaluator({0: disk.fill}), progress=True, save_every=2)
+    run(
+        tmp_path,
+        trainer=Pupil(free),
+        evaluator=ActingEvaluator({0: disk.fill}),
+        progress=True,
+        save_every=2,
+    )
     assert checkpoints.available(str(tmp_path)) == ["ckpt-0", "ckpt-6"]
 
 
@@ -369,16 +440,31 @@ def test_last_checkpoint_that_cannot_be_saved_is_an_error(tmp_path, disk):
 
 def test_best_checkpoint_stays(tmp_path):
     evaluator = ActingEvaluator(fids={0: 9.0, 2: 3.0, 4: 5.0, 6: 4.0})
-    run(tmp_path, trainer=Pupil(), evaluator=evaluator, evaluate_every=2, max_to_keep=1, keep_best=1)
+    run(
+        tmp_path, trainer=Pupil(), evaluator=evaluator, evaluate_every=2, max_to_keep=1, keep_best=1
+    )
     assert checkpoints.available(str(tmp_path)) == ["ckpt-2", "ckpt-6"]
 
 
 def test_best_checkpoint_stays_when_another_protocol_is_used_in_between(tmp_path):
     def by_another_protocol():
-        records.append(f"{tmp_path}/metrics.jsonl", {"kind": "evaluation", "step": 4, "fid": 1.0, "protocol": "other"})
+        records.append(
+            f"{tmp_path}/metrics.jsonl",
+            {"kind": "evaluation", "step": 4, "fid": 1.0, "protocol": "other"},
+        )
 
-    evaluator = ActingEvaluator({6: by_another_protocol}, fids={0: 9.0, 2: 3.0, 4: 5.0, 6: 4.0, 8: 6.0})
-    run(tmp_path, trainer=Pupil(), evaluator=evaluator, num_steps=8, evaluate_every=2, max_to_keep=1, keep_best=1)
+    evaluator = ActingEvaluator(
+        {6: by_another_protocol}, fids={0: 9.0, 2: 3.0, 4: 5.0, 6: 4.0, 8: 6.0}
+    )
+    run(
+        tmp_path,
+        trainer=Pupil(),
+        evaluator=evaluator,
+        num_steps=8,
+        evaluate_every=2,
+        max_to_keep=1,
+        keep_best=1,
+    )
     assert checkpoints.available(str(tmp_path)) == ["ckpt-2", "ckpt-8"]
     log = loop.Log(str(tmp_path))
     assert log.best_steps(1) == [2] and log.steps_to_keep(1) == {2, 4}
@@ -414,12 +500,17 @@ def test_collapse_goes_back_to_the_best_checkpoint(tmp_path):
     evaluator.actions[6] = lambda: len(evaluator.calls) > 3 and evaluator.fids.update({6: 9.0})
     run(tmp_path, trainer=Pupil(), evaluator=evaluator, evaluate_every=2, on_collapse=loop.rollback)
     assert [step for _, step in evaluator.calls] == [0, 2, 4, 6, 4, 6]
-    assert [(e["event"], e["step"]) for e in events(tmp_path)] == [("collapse", 6), ("rolled back", 6)]
+    assert [(e["event"], e["step"]) for e in events(tmp_path)] == [
+        ("collapse", 6),
+        ("rolled back", 6),
+    ]
     assert events(tmp_path)[1]["to"] == 2
     assert checkpoints.available(str(tmp_path)) == ["ckpt-0", "ckpt-2", "ckpt-4", "ckpt-6"]
 
 
-@pytest.mark.parametrize("metrics", [{"loss/discriminator": 0.0}, {"logits/real": -0.2, "logits/fake": 0.2}])
+@pytest.mark.parametrize(
+    "metrics", [{"loss/discriminator": 0.0}, {"logits/real": -0.2, "logits/fake": 0.2}]
+)
 def test_saturated_discriminator_is_flagged_when_it_lasts(tmp_path, metrics):
     def saturate(pupil, values):
         if pupil.step != 2:
@@ -437,7 +528,9 @@ def test_time_that_input_takes_is_measured_inside_the_device_loop():
             time.sleep(seconds)
             return number
 
-        numbers = tf.data.Dataset.range(100).map(lambda number: tf.numpy_function(slowly, [number], tf.int64))
+        numbers = tf.data.Dataset.range(100).map(
+            lambda number: tf.numpy_function(slowly, [number], tf.int64)
+        )
         return watching.TimedBatches.of(iter(numbers))
 
     @tf.function
@@ -467,4 +560,9 @@ def test_profile_covers_the_steps_asked_for(tmp_path):
     run(tmp_path, trainer=Pupil(), steps_per_loop=4, profile=(3, 5))
     assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
     assert [(e["event"], e["step"]) for e in events(tmp_path)] == [("profile", 5)]
-    assert [r["step"] for r in records.read(tmp_path / "metrics.jsonl", kind="train")] == [3, 4, 5, 6]
+    assert [r["step"] for r in records.read(tmp_path / "metrics.jsonl", kind="train")] == [
+        3,
+        4,
+        5,
+        6,
+    ]

@@ -12,8 +12,14 @@ def softplus(x):
 
 
 EXPECTED = {
-    "non_saturating": (lambda r, f: softplus(-r).mean() + softplus(f).mean(), lambda f: softplus(-f).mean()),
-    "least_squares": (lambda r, f: ((r - 1) ** 2).mean() / 2 + (f**2).mean() / 2, lambda f: ((f - 1) ** 2).mean() / 2),
+    "non_saturating": (
+        lambda r, f: softplus(-r).mean() + softplus(f).mean(),
+        lambda f: softplus(-f).mean(),
+    ),
+    "least_squares": (
+        lambda r, f: ((r - 1) ** 2).mean() / 2 + (f**2).mean() / 2,
+        lambda f: ((f - 1) ** 2).mean() / 2,
+    ),
     "wasserstein": (lambda r, f: f.mean() - r.mean(), lambda f: -f.mean()),
 }
 
@@ -27,11 +33,17 @@ def logits(shape):
 def test_losses_equal_numpy(name, shape):
     real, fake = logits(shape)
     expected = EXPECTED[name]
-    of_pair, of_fakes = (getattr(losses, f"{name}_{network}") for network in ("discriminator", "generator"))
+    of_pair, of_fakes = (
+        getattr(losses, f"{name}_{network}") for network in ("discriminator", "generator")
+    )
     loss = of_pair(tf.constant(real), tf.constant(fake))
     assert loss.dtype == tf.float32 and loss.shape == []
-    np.testing.assert_allclose(loss, expected[0](np.float64(real), np.float64(fake)), rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(of_fakes(tf.constant(fake)), expected[1](np.float64(fake)), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        loss, expected[0](np.float64(real), np.float64(fake)), rtol=1e-5, atol=1e-7
+    )
+    np.testing.assert_allclose(
+        of_fakes(tf.constant(fake)), expected[1](np.float64(fake)), rtol=1e-5, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -23,7 +23,9 @@ def _features(num_samples, width, *, seed, scale=1.0, shift=0.0):
 
 
 def _moments(mean, covariance, count=100):
-    return Moments.from_arrays(count=count, mean=mean, scatter=np.asarray(covariance, np.float64) * (count - 1))
+    return Moments.from_arrays(
+        count=count, mean=mean, scatter=np.asarray(covariance, np.float64) * (count - 1)
+    )
 
 
 def _frechet(reference, moments):
@@ -66,7 +68,10 @@ def test_moments_of_batches_equal_numpy(monkeypatch):
 def test_merging_in_any_order_equals_all_at_once(order):
     features = _features(400, 12, seed=1, shift=-0.2)
     # One shard of a single vector and one of none: replicas need not be equally full.
-    shards = [Moments.from_features(part) for part in (features[:1], features[1:1], features[1:150], features[150:])]
+    shards = [
+        Moments.from_features(part)
+        for part in (features[:1], features[1:1], features[1:150], features[150:])
+    ]
     merged = Moments(12)
     for index in order:
         merged.merge(shards[index])
@@ -138,7 +143,10 @@ def test_from_arrays_refuses_damaged_moments(arrays, message):
         (np.zeros((4, 2)), r"width of these moments \(3\), received \[4, 2\]"),
         (np.zeros(3), r"matrix \[N, D\], received the shape \[3\]"),
         (np.diag([1, np.nan, 1]), "in 1 of 3 rows, the first in row 1"),
-        (np.diag([np.nan, 1, -np.inf]), "1 NaN and 1 infinite values in 2 of 3 rows, the first in row 0"),
+        (
+            np.diag([np.nan, 1, -np.inf]),
+            "1 NaN and 1 infinite values in 2 of 3 rows, the first in row 0",
+        ),
     ],
 )
 def test_refused_update_adds_nothing(features, message):
@@ -189,12 +197,16 @@ def test_fid_equals_tf_gan_below_its_root_floor():
 def test_fid_of_float32_features_equals_tf_gan_in_float64():
     real = _features(200, 32, seed=0).astype(np.float32)
     fake = _features(150, 32, seed=1, shift=0.1).astype(np.float32)
-    expected = tfgan.frechet_classifier_distance_from_activations(tf.cast(real, tf.float64), tf.cast(fake, tf.float64))
+    expected = tfgan.frechet_classifier_distance_from_activations(
+        tf.cast(real, tf.float64), tf.cast(fake, tf.float64)
+    )
     result = metrics.frechet_distance_from_features(real, fake)
     np.testing.assert_allclose(result, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("num_real, num_fake, width", [(400, 500, 128), (40, 50, 128), (30, 400, 128), (400, 30, 128)])
+@pytest.mark.parametrize(
+    "num_real, num_fake, width", [(400, 500, 128), (40, 50, 128), (30, 400, 128), (400, 30, 128)]
+)
 def test_fid_equals_the_singular_values_of_the_features(num_real, num_fake, width):
     real, fake = _features(num_real, width, seed=2), _features(num_fake, width, seed=3, shift=0.1)
     expected = _frechet_from_singular_values(real, fake)
@@ -227,7 +239,9 @@ def test_fid_equals_pot_bures_wasserstein():
 
 def test_fid_of_shifted_unit_gaussians_is_the_squared_shift():
     width = 24
-    result = _frechet(_moments(np.zeros(width), np.eye(width)), _moments(np.ones(width), np.eye(width)))
+    result = _frechet(
+        _moments(np.zeros(width), np.eye(width)), _moments(np.ones(width), np.eye(width))
+    )
     np.testing.assert_allclose(result, width, rtol=1e-12)
 
 
@@ -248,7 +262,9 @@ def test_fid_of_disjoint_subspaces_is_the_sum_of_the_traces():
     # The product is zero up to rounding, which must not pass for a corrupt covariance.
     basis = np.linalg.qr(np.random.default_rng(1).normal(size=(40, 40)))[0]
     variance = np.r_[np.full(20, 1e4), np.zeros(20)]
-    first, second = (_moments(np.zeros(40), (basis * v) @ basis.T) for v in (variance, 1e4 - variance))
+    first, second = (
+        _moments(np.zeros(40), (basis * v) @ basis.T) for v in (variance, 1e4 - variance)
+    )
     np.testing.assert_allclose(_frechet(first, second), 4e5, rtol=1e-6)
 
 
@@ -259,19 +275,31 @@ def test_terms_of_diagonal_gaussians():
     first, second = (_moments(m, np.diag(s**2)) for m, s in zip(mean, deviation, strict=True))
     terms = metrics.frechet_terms(metrics.frechet_factor(first), second)
     np.testing.assert_allclose(terms.mean_term, np.sum((mean[0] - mean[1]) ** 2), rtol=1e-12)
-    np.testing.assert_allclose(terms.trace_term, np.sum((deviation[0] - deviation[1]) ** 2), rtol=1e-10)
-    np.testing.assert_allclose(terms.smallest_eigenvalue, np.min(deviation[0] ** 2 * deviation[1] ** 2), rtol=1e-10)
+    np.testing.assert_allclose(
+        terms.trace_term, np.sum((deviation[0] - deviation[1]) ** 2), rtol=1e-10
+    )
+    np.testing.assert_allclose(
+        terms.smallest_eigenvalue, np.min(deviation[0] ** 2 * deviation[1] ** 2), rtol=1e-10
+    )
     assert terms.distance == terms.mean_term + terms.trace_term == _frechet(first, second)
 
 
 def test_terms_equal_scipy_and_tf_gan():
     real, fake = _features(300, 24, seed=17), _features(250, 24, seed=18, shift=0.3)
-    terms = metrics.frechet_terms(metrics.frechet_factor(Moments.from_features(real)), Moments.from_features(fake))
+    terms = metrics.frechet_terms(
+        metrics.frechet_factor(Moments.from_features(real)), Moments.from_features(fake)
+    )
     s1, s2 = np.cov(real, rowvar=False), np.cov(fake, rowvar=False)
     trace = np.trace(s1 + s2)
-    np.testing.assert_allclose(terms.trace_term, trace - 2 * np.trace(scipy.linalg.sqrtm(s1 @ s2).real), rtol=1e-8)
-    np.testing.assert_allclose(terms.trace_term, trace - 2 * tfgan.trace_sqrt_product(s1, s2), rtol=1e-6)
-    np.testing.assert_allclose(terms.mean_term, np.sum((real.mean(axis=0) - fake.mean(axis=0)) ** 2), rtol=1e-10)
+    np.testing.assert_allclose(
+        terms.trace_term, trace - 2 * np.trace(scipy.linalg.sqrtm(s1 @ s2).real), rtol=1e-8
+    )
+    np.testing.assert_allclose(
+        terms.trace_term, trace - 2 * tfgan.trace_sqrt_product(s1, s2), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        terms.mean_term, np.sum((real.mean(axis=0) - fake.mean(axis=0)) ** 2), rtol=1e-10
+    )
     smallest = scipy.linalg.eigvals(s1 @ s2).real.min()
     np.testing.assert_allclose(terms.smallest_eigenvalue, smallest, rtol=1e-6)
 
@@ -280,7 +308,9 @@ def test_terms_equal_scipy_and_tf_gan():
 def test_smallest_eigenvalue_is_zero_where_a_covariance_is_singular(num_real, num_fake):
     real, fake = _features(num_real, 32, seed=19), _features(num_fake, 32, seed=20)
     factor = metrics.frechet_factor(Moments.from_features(real))
-    assert abs(metrics.frechet_terms(factor, Moments.from_features(fake)).smallest_eigenvalue) < 1e-12
+    assert (
+        abs(metrics.frechet_terms(factor, Moments.from_features(fake)).smallest_eigenvalue) < 1e-12
+    )
 
 
 @pytest.mark.parametrize("num_samples", [500, 20])
@@ -302,7 +332,9 @@ def test_fid_is_symmetric_and_the_factor_is_reusable():
     # What the moments see later must not reach a factor already made.
     first.update(np.full((5, 32), 100.0))
     assert metrics.frechet_distance(factor, second) == result
-    np.testing.assert_allclose(result, metrics.frechet_distance_from_features(fake, real), rtol=1e-8)
+    np.testing.assert_allclose(
+        result, metrics.frechet_distance_from_features(fake, real), rtol=1e-8
+    )
 
 
 def test_factor_times_its_transpose_is_the_covariance():
@@ -343,7 +375,9 @@ def test_negative_eigenvalue_within_rounding_enters_with_its_sign():
 def test_covariance_accumulated_in_float32_is_refused_when_singular():
     features = _features(40, 128, seed=14).astype(np.float32)
     centred = features - features.mean(axis=0)
-    damaged = Moments.from_arrays(count=40, mean=features.mean(axis=0), scatter=(centred.T @ centred))
+    damaged = Moments.from_arrays(
+        count=40, mean=features.mean(axis=0), scatter=(centred.T @ centred)
+    )
     with pytest.raises(ValueError, match="accumulated in less than float64"):
         metrics.frechet_factor(damaged)
     metrics.frechet_factor(Moments.from_features(features))
@@ -455,7 +489,9 @@ def test_kid_equals_tf_gan(num_real, num_fake, max_block_size):
 
 def test_kid_blocks_are_at_most_1024_by_default():
     real, fake = _features(1100, 4, seed=2), _features(1030, 4, seed=3)
-    expected = tfgan.kernel_classifier_distance_from_activations(tf.constant(real), tf.constant(fake))
+    expected = tfgan.kernel_classifier_distance_from_activations(
+        tf.constant(real), tf.constant(fake)
+    )
     kid, stderr = metrics.kernel_distance(real, fake)
     np.testing.assert_allclose(kid, expected, rtol=1e-9, atol=1e-12)
     assert stderr > 0
@@ -465,9 +501,14 @@ def test_kid_equals_scikit_learn_s_kernel():
     real, fake = _features(40, 16, seed=4), _features(33, 16, seed=5, shift=0.3)
     # gamma=None means 1 / D.
     k_rr, k_ff, k_rf = (
-        polynomial_kernel(x, y, degree=3, gamma=None, coef0=1) for x, y in [(real, real), (fake, fake), (real, fake)]
+        polynomial_kernel(x, y, degree=3, gamma=None, coef0=1)
+        for x, y in [(real, real), (fake, fake), (real, fake)]
     )
-    expected = k_rr[~np.eye(40, dtype=bool)].mean() + k_ff[~np.eye(33, dtype=bool)].mean() - 2 * k_rf.mean()
+    expected = (
+        k_rr[~np.eye(40, dtype=bool)].mean()
+        + k_ff[~np.eye(33, dtype=bool)].mean()
+        - 2 * k_rf.mean()
+    )
     kid, _ = metrics.kernel_distance(real, fake)
     np.testing.assert_allclose(kid, expected, rtol=1e-10)
 
@@ -475,7 +516,8 @@ def test_kid_equals_scikit_learn_s_kernel():
 def _unbiased_kernel_distance(real, fake):
     """By scikit-learn: of all samples at once."""
     k_rr, k_ff, k_rf = (
-        polynomial_kernel(x, y, degree=3, coef0=1) for x, y in [(real, real), (fake, fake), (real, fake)]
+        polynomial_kernel(x, y, degree=3, coef0=1)
+        for x, y in [(real, real), (fake, fake), (real, fake)]
     )
     off_diagonal = [k[~np.eye(len(k), dtype=bool)].mean() for k in (k_rr, k_ff)]
     return sum(off_diagonal) - 2 * k_rf.mean()
@@ -495,8 +537,13 @@ def test_kid_of_ordered_classes_needs_shuffling():
     shuffled, stderr = metrics.kernel_distance(real, fake, max_block_size=40, shuffle_seed=0)
     assert abs(shuffled - expected) < 4 * stderr < 0.2 * abs(ordered - expected)
     # Shuffled, not drawn with replacement: one block has every sample once.
-    np.testing.assert_allclose(metrics.kernel_distance(real, fake, shuffle_seed=0)[0], expected, rtol=1e-9)
-    assert metrics.kernel_distance(real, fake, max_block_size=40, shuffle_seed=0) == (shuffled, stderr)
+    np.testing.assert_allclose(
+        metrics.kernel_distance(real, fake, shuffle_seed=0)[0], expected, rtol=1e-9
+    )
+    assert metrics.kernel_distance(real, fake, max_block_size=40, shuffle_seed=0) == (
+        shuffled,
+        stderr,
+    )
     assert metrics.kernel_distance(real, fake, max_block_size=40, shuffle_seed=1)[0] != shuffled
 
 
@@ -509,10 +556,13 @@ def test_kid_subsets_of_all_samples_equal_scikit_learn():
 
 def test_kid_subsets_are_unbiased_at_any_order_and_size():
     real, fake = _by_class(60, seed=9), _by_class(50, seed=10)[::-1] + 0.2
-    # The mean over all subsets is the estimate from all samples; drawn with replacement it would be larger.
+    # The mean over all subsets is the estimate from all samples; drawn with replacement it would be
+    # larger.
     expected = _unbiased_kernel_distance(real, fake)
     for subset_size in (40, 10):
-        kid, deviation = metrics.kernel_distance_of_subsets(real, fake, num_subsets=800, subset_size=subset_size)
+        kid, deviation = metrics.kernel_distance_of_subsets(
+            real, fake, num_subsets=800, subset_size=subset_size
+        )
         assert 0 < abs(kid - expected) < 4 * deviation / math.sqrt(800)
 
 
@@ -542,7 +592,9 @@ def test_kid_progress_covers_the_blocks():
             bars[-1] = (description, total, number)
             yield item
 
-    metrics.kernel_distance(_features(50, 3, seed=0), _features(40, 3, seed=1), max_block_size=10, progress=progress)
+    metrics.kernel_distance(
+        _features(50, 3, seed=0), _features(40, 3, seed=1), max_block_size=10, progress=progress
+    )
     assert bars == [("KID blocks", 5, 5)]
 
 
@@ -553,18 +605,36 @@ def test_kid_subsets_deviation_is_that_of_the_estimates():
     mean, deviation = metrics.kernel_distance_of_subsets(real, fake, num_subsets=2, **sizes)
     assert math.isnan(alone)
     np.testing.assert_allclose(deviation, abs(first - mean) * math.sqrt(2), rtol=1e-9)
-    assert metrics.kernel_distance_of_subsets(real, fake, num_subsets=2, subset_size=10, seed=6)[0] != mean
+    assert (
+        metrics.kernel_distance_of_subsets(real, fake, num_subsets=2, subset_size=10, seed=6)[0]
+        != mean
+    )
 
 
 @pytest.mark.parametrize(
     "real, fake, sizes, message",
     [
-        (np.ones((9, 3)), np.ones((8, 3)), {}, "received 1000 for 9 real and 8 fake; use more samples"),
+        (
+            np.ones((9, 3)),
+            np.ones((8, 3)),
+            {},
+            "received 1000 for 9 real and 8 fake; use more samples",
+        ),
         (np.ones((9, 3)), np.ones((8, 3)), {"subset_size": 9}, "received 9 for 9 real and 8 fake"),
         (np.ones((9, 3)), np.ones((8, 3)), {"subset_size": 1}, "between 2 and .* received 1 for"),
-        (np.ones((9, 3)), np.ones((8, 3)), {"num_subsets": 0}, "num_subsets must be at least 1, received 0"),
+        (
+            np.ones((9, 3)),
+            np.ones((8, 3)),
+            {"num_subsets": 0},
+            "num_subsets must be at least 1, received 0",
+        ),
         (np.ones((9, 3)), np.ones((8, 2)), {}, r"received \[9, 3\] and \[8, 2\]"),
-        (np.ones((9, 3)), np.full((8, 3), np.nan), {}, "fake must be finite, .* 8 of 8 rows, the first in row 0"),
+        (
+            np.ones((9, 3)),
+            np.full((8, 3), np.nan),
+            {},
+            "fake must be finite, .* 8 of 8 rows, the first in row 0",
+        ),
         (np.full((9, 3), -np.inf), np.ones((8, 3)), {}, "real must be finite, .* 9 of 9 rows"),
     ],
 )

@@ -1,4 +1,6 @@
-"""Nearest neighbours against scikit-learn, and a check of memorisation that finds what was memorised."""
+"""Nearest neighbours against scikit-learn, and a check of memorisation that finds what was
+memorised.
+"""
 
 import json
 
@@ -21,7 +23,11 @@ def test_nearest_are_scikit_learns(monkeypatch, chunk):
     monkeypatch.setattr(neighbours, "_CHUNK", chunk)
     queries, keys = points(20, 0), points(50, 1)
     distances, indices = neighbours.nearest(queries, keys, k=3)
-    expected = NearestNeighbors(n_neighbors=3).fit(keys.astype(np.float64)).kneighbors(queries.astype(np.float64))
+    expected = (
+        NearestNeighbors(n_neighbors=3)
+        .fit(keys.astype(np.float64))
+        .kneighbors(queries.astype(np.float64))
+    )
     np.testing.assert_array_equal(indices, expected[1])
     np.testing.assert_allclose(distances, expected[0], rtol=1e-12)
 
@@ -47,7 +53,11 @@ def test_fresh_samples_are_as_far_from_the_training_set_as_held_out_images():
     result = neighbours.memorisation(points(2000, 0), points(3000, 1), points(2000, 2))
     assert result["distance_ratio"] == pytest.approx(1, abs=0.05)
     assert result["closer_than_real"] == pytest.approx(0.01, abs=0.008)
-    assert (result["num_generated"], result["num_training"], result["num_real"]) == (2000, 3000, 2000)
+    assert (result["num_generated"], result["num_training"], result["num_real"]) == (
+        2000,
+        3000,
+        2000,
+    )
 
 
 @pytest.mark.parametrize("held_out", [None, points(500, 2)], ids=["leave_one_out", "held_out"])
@@ -88,9 +98,12 @@ def test_picture_shows_samples_beside_their_nearest_training_images(tmp_path):
     assert [row[0] for row in record["shown"]["indices"]] == nearest
     others = [row[1] for row in record["shown"]["indices"]]
     table = [
-        x for i, (a, b) in enumerate(zip(nearest, others, strict=True)) for x in (images[i], *dataset.images[[a, b]])
+        x
+        for i, (a, b) in enumerate(zip(nearest, others, strict=True))
+        for x in (images[i], *dataset.images[[a, b]])
     ]
     pictures.save_grid(tmp_path / "expected.png", np.stack(table), columns=3)
     np.testing.assert_array_equal(
-        Image.open(tmp_path / "neighbours" / "step-00000012.png"), Image.open(tmp_path / "expected.png")
+        Image.open(tmp_path / "neighbours" / "step-00000012.png"),
+        Image.open(tmp_path / "expected.png"),
     )

@@ -26,7 +26,9 @@ with_training = pytest.mark.parametrize("training", [False, True])
 
 
 def inputs(offset=0.7):
-    """Examples that differ in mean and spread: the halves of the batch have other moments than the whole."""
+    """Examples that differ in mean and spread: the halves of the batch have other moments than the
+    whole.
+    """
     x = array(*SHAPE) * np.arange(1, 5, dtype=np.float32)[:, None, None, None]
     return x + np.float32(offset) * np.arange(4, dtype=np.float32)[:, None, None, None]
 
@@ -36,7 +38,9 @@ def made(num_classes=None, **kwargs):
 
 
 def test_moments_equal_numpy():
-    for one, other in zip(global_moments(tf.constant(inputs())), reference.moments(inputs()), strict=True):
+    for one, other in zip(
+        global_moments(tf.constant(inputs())), reference.moments(inputs()), strict=True
+    ):
         assert one.dtype == tf.float32
         assert_close(one, other, 1e-6)
 
@@ -104,7 +108,10 @@ def test_gradients_equal_finite_differences(training):
         return np.sum(dy * reference.batch_norm(changed, changed["x"], LABELS, training=training))
 
     assert_close(dx, numerical_gradient(lambda x: loss(x=x), x), 1e-4)
-    dgamma, dbeta = tf.convert_to_tensor(dgamma), tf.convert_to_tensor(dbeta)  # of rows: IndexedSlices
+    dgamma, dbeta = (
+        tf.convert_to_tensor(dgamma),
+        tf.convert_to_tensor(dbeta),
+    )  # of rows: IndexedSlices
     assert_close(dgamma, numerical_gradient(lambda gamma: loss(gamma=gamma), w["gamma"]), 1e-4)
     assert_close(dbeta, numerical_gradient(lambda beta: loss(beta=beta), w["beta"]), 1e-4)
 
@@ -118,7 +125,9 @@ def test_modes_agree():
 def test_dynamic_batch():
     layer, x = made(3), inputs()
     signature = [tf.TensorSpec([None, *SHAPE[1:]]), tf.TensorSpec([None], tf.int32)]
-    dynamic = tf.function(lambda x, labels: layer(x, labels, training=True), input_signature=signature)
+    dynamic = tf.function(
+        lambda x, labels: layer(x, labels, training=True), input_signature=signature
+    )
     for batch in (1, 4):
         expected = reference.batch_norm(weights(layer), x[:batch], LABELS[:batch], training=True)
         assert_close(dynamic(x[:batch], LABELS[:batch]), expected, 1e-5)
@@ -140,7 +149,9 @@ def test_moments_are_float32_below_bfloat16():
 def test_config_round_trips():
     shape = (None, *SHAPE[1:])
     assert_config_round_trips(made(name="norm"), *shape)
-    layer = made(5, momentum=0.9, epsilon=0.1, cross_replica=False, dtype="mixed_bfloat16", name="norm")
+    layer = made(
+        5, momentum=0.9, epsilon=0.1, cross_replica=False, dtype="mixed_bfloat16", name="norm"
+    )
     assert_config_round_trips(layer, *shape)
 
 
@@ -154,7 +165,9 @@ def test_conditional_norm_needs_labels():
 
 
 def training_pass(layer, x, labels, dy):
-    """y, and the gradients of sum(y^2 dy) with respect to x, gamma and beta. On replicas the loss is their sum."""
+    """y, and the gradients of sum(y^2 dy) with respect to x, gamma and beta. On replicas the loss
+    is their sum.
+    """
     with tf.GradientTape() as tape:
         tape.watch(x)
         y = layer(x, labels, training=True)
@@ -164,10 +177,16 @@ def training_pass(layer, x, labels, dy):
 
 
 def on_replicas(strategy, layer, *args):
-    """`training_pass` of each replica on its half: y and dx joined, the sums of dgamma and dbeta."""
+    """`training_pass` of each replica on its half: y and dx joined, the sums of dgamma and
+    dbeta.
+    """
     step = tf.function(lambda *args: strategy.run(training_pass, args=(layer, *args)))
     y, dx, *parameters = step(*per_replica(strategy, *args))
-    return joined(strategy, y), joined(strategy, dx), *[strategy.reduce("sum", each, axis=None) for each in parameters]
+    return (
+        joined(strategy, y),
+        joined(strategy, dx),
+        *[strategy.reduce("sum", each, axis=None) for each in parameters],
+    )
 
 
 @pytest.mark.parametrize("offset", [0.7, 100.0])
@@ -187,7 +206,9 @@ def test_two_replicas_equal_one_device_on_the_joined_batch(offset):
 def test_replicas_moments_are_global():
     strategy, x = two_replicas(), inputs()
     (halves,) = per_replica(strategy, x)
-    for moment, expected in zip(strategy.run(global_moments, args=(halves,)), reference.moments(x), strict=True):
+    for moment, expected in zip(
+        strategy.run(global_moments, args=(halves,)), reference.moments(x), strict=True
+    ):
         for value in strategy.experimental_local_results(moment):
             assert_close(value, expected, 1e-6)
 

@@ -24,7 +24,11 @@ def _find(canvas, image):
     """The one place (y, x) where `image` lies in `canvas`."""
     height, width = image.shape[:2]
     candidates = np.argwhere((canvas == image[0, 0]).all(-1))
-    places = [(y, x) for y, x in candidates.tolist() if np.array_equal(canvas[y : y + height, x : x + width], image)]
+    places = [
+        (y, x)
+        for y, x in candidates.tolist()
+        if np.array_equal(canvas[y : y + height, x : x + width], image)
+    ]
     assert len(places) == 1
     return places[0]
 

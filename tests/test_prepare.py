@@ -1,4 +1,6 @@
-"""data_prep: folders of images and TFDS datasets packed into squares, interrupted, damaged and repeated."""
+"""data_prep: folders of images and TFDS datasets packed into squares, interrupted, damaged and
+repeated.
+"""
 
 import io
 import os
@@ -44,15 +46,27 @@ def small_tree(root, classes=("cat", "dog", "owl"), per_class=5):
 
 
 def pack_tree(image_dir, data_dir, **options):
-    defaults = {"name": "made_8", "decode": sources.decode_photo, "size": SIZE, "shard_bytes": PART, "num_workers": 1}
-    return packing.pack(sources.Tree(str(image_dir)), data_dir=str(data_dir), **{**defaults, **options})
+    defaults = {
+        "name": "made_8",
+        "decode": sources.decode_photo,
+        "size": SIZE,
+        "shard_bytes": PART,
+        "num_workers": 1,
+    }
+    return packing.pack(
+        sources.Tree(str(image_dir)), data_dir=str(data_dir), **{**defaults, **options}
+    )
 
 
 def read(dataset_folder, split="train"):
     """(images, labels, label feature) by TFDS alone."""
     builder = tfds.builder_from_directory(dataset_folder)
     examples = list(builder.as_dataset(split=split, shuffle_files=False).as_numpy_iterator())
-    return np.stack([e["image"] for e in examples]), [e["label"] for e in examples], builder.info.features["label"]
+    return (
+        np.stack([e["image"] for e in examples]),
+        [e["label"] for e in examples],
+        builder.info.features["label"],
+    )
 
 
 def contents(dataset_folder):
@@ -61,7 +75,9 @@ def contents(dataset_folder):
 
 
 def records_of(dataset_folder):
-    return {name: content for name, content in contents(dataset_folder).items() if ".tfrecord-" in name}
+    return {
+        name: content for name, content in contents(dataset_folder).items() if ".tfrecord-" in name
+    }
 
 
 # One image.
@@ -95,7 +111,11 @@ FORMATS = {
     # name: (file, the RGB pixels that it shows, how far off a lossy format may be on average)
     "jpeg": lambda: (saved(photo("RGB"), "JPEG", quality=100, subsampling=0), photo("RGB"), 2),
     "grey jpeg": lambda: (saved(photo("L"), "JPEG", quality=100), photo("L").convert("RGB"), 2),
-    "cmyk jpeg": lambda: (saved(photo("CMYK"), "JPEG", quality=100), photo("CMYK").convert("RGB"), 3),
+    "cmyk jpeg": lambda: (
+        saved(photo("CMYK"), "JPEG", quality=100),
+        photo("CMYK").convert("RGB"),
+        3,
+    ),
     "webp": lambda: (saved(photo("RGB"), "WEBP", lossless=True), photo("RGB"), 0),
     "grey png": lambda: (saved(photo("L"), "PNG"), photo("L").convert("RGB"), 0),
     "palette png": lambda: (saved(photo("P"), "PNG"), photo("P").convert("RGB"), 0),
@@ -106,7 +126,9 @@ FORMATS = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_formats(name):
     encoded, shown, tolerance = FORMATS[name]()
-    difference = np.abs(sources.decode_photo(encoded, 40).astype(int) - np.asarray(shown).astype(int))
+    difference = np.abs(
+        sources.decode_photo(encoded, 40).astype(int) - np.asarray(shown).astype(int)
+    )
     assert difference.mean() <= tolerance
     assert tolerance or difference.max() == 0
 
@@ -116,12 +138,17 @@ def test_transparent_pixels_are_white():
     image[..., 0] = 200
     image[..., 3] = [[0, 255, 0, 255]] * 4
     expected = np.where(image[..., 3:] == 0, 255, image[..., :3])
-    np.testing.assert_array_equal(sources.decode_photo(saved(Image.fromarray(image), "PNG"), 4), expected)
+    np.testing.assert_array_equal(
+        sources.decode_photo(saved(Image.fromarray(image), "PNG"), 4), expected
+    )
     np.testing.assert_array_equal(
         sources.decode_photo(saved(Image.fromarray(image), "WEBP", lossless=True), 4), expected
     )
     half = np.full([4, 4, 2], [0, 128], np.uint8)  # grey with alpha: 0 * 128/255 + 255 * 127/255
-    assert np.abs(sources.decode_photo(saved(Image.fromarray(half), "PNG"), 4).astype(int) - 127).max() <= 1
+    assert (
+        np.abs(sources.decode_photo(saved(Image.fromarray(half), "PNG"), 4).astype(int) - 127).max()
+        <= 1
+    )
     palette = Image.fromarray(np.array([[0, 1]] * 2, np.uint8), "P")
     palette.putpalette([9, 8, 7, 6, 5, 4])
     square = sources.decode_photo(saved(palette, "PNG", transparency=1), 2)
@@ -166,11 +193,15 @@ def test_folder_per_class(tmp_path, capsys):
     (tmp_path / "tree" / "notes.txt").write_text("not an image")
     (tmp_path / "tree" / ".hidden.png").write_text("not an image")
     dataset_folder, written = pack_tree(tree, tmp_path / "data")
-    assert f"not images by their suffix: 1 files, such as {tree}/notes.txt" in capsys.readouterr().out
+    assert (
+        f"not images by their suffix: 1 files, such as {tree}/notes.txt" in capsys.readouterr().out
+    )
     assert written and dataset_folder == str(tmp_path / "data" / "made_8" / "1.0.0")
     images, labels, feature = read(dataset_folder)
     assert feature.names == ["cat", "dog", "owl"]
-    stored = sorted((int(label), image.tobytes()) for image, label in zip(images, labels, strict=True))
+    stored = sorted(
+        (int(label), image.tobytes()) for image, label in zip(images, labels, strict=True)
+    )
     expected = sorted(
         (c, sources.decode_photo(encode(picture(12 + i, 10 + c), "PNG"), SIZE).tobytes())
         for c in range(3)
@@ -178,7 +209,9 @@ def test_folder_per_class(tmp_path, capsys):
     )
     assert stored == expected
     # Four files of 15 images, none with more than four, classes mixed.
-    assert sorted(records_of(dataset_folder)) == [f"made_8-train.tfrecord-{i:05}-of-00004" for i in range(4)]
+    assert sorted(records_of(dataset_folder)) == [
+        f"made_8-train.tfrecord-{i:05}-of-00004" for i in range(4)
+    ]
     assert labels != sorted(labels)
     assert set(contents(dataset_folder)) - set(records_of(dataset_folder)) == {
         "dataset_info.json",
@@ -190,8 +223,12 @@ def test_folder_per_class(tmp_path, capsys):
 
 def test_raw_bytes_are_stored(tmp_path):
     image = picture(SIZE, SIZE)
-    dataset_folder, _ = pack_tree(write_tree(tmp_path / "tree", {"a.png": encode(image, "PNG")}), tmp_path)
-    (record,) = tf.data.TFRecordDataset(f"{dataset_folder}/made_8-train.tfrecord-00000-of-00001").as_numpy_iterator()
+    dataset_folder, _ = pack_tree(
+        write_tree(tmp_path / "tree", {"a.png": encode(image, "PNG")}), tmp_path
+    )
+    (record,) = tf.data.TFRecordDataset(
+        f"{dataset_folder}/made_8-train.tfrecord-00000-of-00001"
+    ).as_numpy_iterator()
     example = tf.train.Example.FromString(record)
     assert example.features.feature["image"].bytes_list.value[0] == image.tobytes()
     feature = tfds.builder_from_directory(dataset_folder).info.features["image"]
@@ -230,10 +267,19 @@ PNG = encode(picture(9, 9), "PNG")
     ("files", "message"),
     [
         ({"cat/1.png": PNG, "dog/notes.txt": b""}, r"there are none in dog"),
-        ({"cat/1.png": PNG, "1.png": PNG}, r"one class.* or a folder per class; it holds both: 1.png and cat"),
+        (
+            {"cat/1.png": PNG, "1.png": PNG},
+            r"one class.* or a folder per class; it holds both: 1.png and cat",
+        ),
         ({"set/train/1.png": PNG, "set/val/1.png": PNG}, r"one level deeper: set/train, set/val"),
-        ({"train/cat/1.png": PNG, "val/cow/1.png": PNG}, r"val must have the classes of train only; it also has cow"),
-        ({"train/cat/1.png": PNG, "val/cat/1.png": PNG, "valid/cat/1.png": PNG}, "one validation folder"),
+        (
+            {"train/cat/1.png": PNG, "val/cow/1.png": PNG},
+            r"val must have the classes of train only; it also has cow",
+        ),
+        (
+            {"train/cat/1.png": PNG, "val/cat/1.png": PNG, "valid/cat/1.png": PNG},
+            "one validation folder",
+        ),
         ({"notes.txt": b""}, r"must hold images, or folders of images"),
     ],
 )
@@ -276,7 +322,11 @@ def damaged(tmp_path):
     jpeg = encode(picture(60, 60), "JPEG")
     write_tree(
         tmp_path / "tree",
-        {"cat/cut.jpg": jpeg[: len(jpeg) // 2], "dog/empty.png": b"", "owl/text.jpeg": b"no image at all"},
+        {
+            "cat/cut.jpg": jpeg[: len(jpeg) // 2],
+            "dog/empty.png": b"",
+            "owl/text.jpeg": b"no image at all",
+        },
     )
     (tmp_path / "tree" / "owl" / "unreadable.jpg").symlink_to(tmp_path / "gone.jpg")
     return tree
@@ -303,7 +353,10 @@ def test_skipping_bad_files_repeats_no_work(damaged, tmp_path, monkeypatch, caps
         patched.setattr(packing, "_write_part", None)  # nothing is left to write
         dataset_folder, written = pack_tree(damaged, tmp_path / "data", skip_bad=True)
     assert written and len(read(dataset_folder)[1]) == 15
-    assert {line.split(": ")[0] for line in contents(dataset_folder)["bad_files.txt"].decode().splitlines()} == BAD
+    assert {
+        line.split(": ")[0]
+        for line in contents(dataset_folder)["bad_files.txt"].decode().splitlines()
+    } == BAD
     output = capsys.readouterr().out
     assert "Left out 4 bad files" in output and all(name in output for name in BAD)
 
@@ -342,7 +395,9 @@ def test_repaired_files_are_not_left_out(damaged, tmp_path):
 
 def test_nothing_but_bad_files(tmp_path):
     tree = write_tree(tmp_path / "tree", {"a.png": b"", "b.png": b""})
-    with pytest.raises(ValueError, match="'train' of made_8 must have images; all of its files are bad"):
+    with pytest.raises(
+        ValueError, match="'train' of made_8 must have images; all of its files are bad"
+    ):
         pack_tree(tree, tmp_path / "data", skip_bad=True)
 
 
@@ -351,7 +406,9 @@ def test_a_service_that_is_down_makes_no_image_bad(tmp_path):
         raise tf.errors.UnavailableError(None, None, "try again later")
 
     with pytest.raises(tf.errors.UnavailableError):
-        pack_tree(small_tree(tmp_path / "tree"), tmp_path / "data", decode=decode_photo, skip_bad=True)
+        pack_tree(
+            small_tree(tmp_path / "tree"), tmp_path / "data", decode=decode_photo, skip_bad=True
+        )
 
 
 # Again, and after a kill.
@@ -363,7 +420,9 @@ def test_second_run_does_nothing(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in pathlib.Path(dataset_folder).iterdir()}
     shutil.rmtree(tree)  # which isn't even listed
     assert pack_tree(tree, tmp_path / "data") == (dataset_folder, False)
-    assert {path: path.stat().st_mtime_ns for path in pathlib.Path(dataset_folder).iterdir()} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in pathlib.Path(dataset_folder).iterdir()
+    } == before
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -419,7 +478,9 @@ def test_changed_tree_is_written_anew(tmp_path):
         os.remove(f"{tree}/{name}")
     second, _ = pack_tree(tree, tmp_path / "data")
     assert len(read(second)[1]) == 12
-    assert sorted(records_of(second)) == [f"made_8-train.tfrecord-{i:05}-of-00003" for i in range(3)]
+    assert sorted(records_of(second)) == [
+        f"made_8-train.tfrecord-{i:05}-of-00003" for i in range(3)
+    ]
 
 
 # Full disks, and buckets.
@@ -449,23 +510,30 @@ class ImageNetSized:
 def test_imagenet_s_size_is_said_first(tmp_path, monkeypatch, capsys):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=60 * 10**9))
-    with pytest.raises(ValueError, match="60.00 GB free, and 65.52 GB are to be written: make space, or choose"):
+    with pytest.raises(
+        ValueError, match="60.00 GB free, and 65.52 GB are to be written: make space, or choose"
+    ):
         packing.pack(ImageNetSized(), data_dir=str(tmp_path), decode=sources.decode_as_stored)
     # 1,331,167 * 128 * 128 * 3 bytes are 65.43 GB; 199 MB a file.
     output = capsys.readouterr().out
     assert (
-        "imagenet2012_128/1.0.0: train 1,281,167, validation 50,000 images, 65.52 GB in 329 files; 60.00 GB" in output
+        "imagenet2012_128/1.0.0: train 1,281,167, validation 50,000 images, 65.52 GB in 329 files; "
+        "60.00 GB" in output
     )
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a device without space")
+@pytest.mark.skipif(
+    not os.path.exists("/dev/full"), reason="needs /dev/full, a device without space"
+)
 def test_disk_that_fills_up(tmp_path):
     tree = small_tree(tmp_path / "tree")
     unfinished = tmp_path / "data" / "made_8" / "1.0.0" / "unfinished"
     unfinished.mkdir(parents=True)
     third = unfinished / "made_8-train.tfrecord-00002-of-00004"
     third.symlink_to("/dev/full")
-    with pytest.raises(ValueError, match="no space left for .*00002-of-00004. Finished parts are kept: make space"):
+    with pytest.raises(
+        ValueError, match="no space left for .*00002-of-00004. Finished parts are kept: make space"
+    ):
         pack_tree(tree, tmp_path / "data")
     assert not third.is_symlink()
     kept = records_of(unfinished.parent)
@@ -509,15 +577,26 @@ def photos_dir(tmp_path_factory):
         "label": tfds.features.ClassLabel(names=["dog", "cat"]),
         "file_name": tfds.features.Text(),
     }
-    photos = [encode(picture(h, w), "JPEG", quality=92) for h, w in ((97, 61), (61, 97), (64, 64), (50, 51), (90, 90))]
+    photos = [
+        encode(picture(h, w), "JPEG", quality=92)
+        for h, w in ((97, 61), (61, 97), (64, 64), (50, 51), (90, 90))
+    ]
     photos.append(saved(Image.fromarray(picture(50, 60)).convert("CMYK"), "JPEG", quality=90))
     photos += [encode(picture(70, 40, grey=True), "JPEG"), encode(picture(33, 44), "PNG")]
-    rows = [{"image": photo, "label": i % 2, "file_name": f"{i}.JPEG"} for i, photo in enumerate(photos)]
+    rows = [
+        {"image": photo, "label": i % 2, "file_name": f"{i}.JPEG"} for i, photo in enumerate(photos)
+    ]
     cut = {"image": photos[0][:-400], "label": 0, "file_name": "cut.JPEG"}
     unlabelled = {"image": photos[0], "label": -1, "file_name": "unlabelled.JPEG"}
     folder = tmp_path_factory.mktemp("photos")
     return make(
-        folder, features, num_shards=3, train=rows, validation=rows[:4], damaged=[*rows, cut], test=[unlabelled] * 3
+        folder,
+        features,
+        num_shards=3,
+        train=rows,
+        validation=rows[:4],
+        damaged=[*rows, cut],
+        test=[unlabelled] * 3,
     )
 
 
@@ -540,7 +619,9 @@ def test_packed_equals_on_the_fly(photos_dir, tmp_path):
 
 
 def test_truncated_jpeg_of_a_dataset_is_named(photos_dir, tmp_path):
-    with pytest.raises(ValueError, match=r"1 files can't be used.*\n  damaged\[\d\] cut.JPEG: InvalidArgument"):
+    with pytest.raises(
+        ValueError, match=r"1 files can't be used.*\n  damaged\[\d\] cut.JPEG: InvalidArgument"
+    ):
         pack_photos(photos_dir, tmp_path, ["damaged"])
     packed, _ = pack_photos(photos_dir, tmp_path, ["damaged"], skip_bad=True)
     assert len(read(packed, "damaged")[1]) == 8
@@ -553,7 +634,9 @@ def test_other_splits_are_another_dataset(photos_dir, tmp_path):
 
 
 def test_split_without_labels(photos_dir, tmp_path):
-    with pytest.raises(ValueError, match="unlabelled.JPEG: ValueError: it has no label: leave its split out"):
+    with pytest.raises(
+        ValueError, match="unlabelled.JPEG: ValueError: it has no label: leave its split out"
+    ):
         pack_photos(photos_dir, tmp_path, ["test"])
 
 
@@ -581,7 +664,10 @@ def test_unknown_split(photos_dir):
 
 def run(script, *arguments, **options):
     return subprocess.run(
-        [sys.executable, str(DATA_PREP / script), *arguments], capture_output=True, text=True, **options
+        [sys.executable, str(DATA_PREP / script), *arguments],
+        capture_output=True,
+        text=True,
+        **options,
     )
 
 
@@ -592,17 +678,26 @@ def test_help_teaches(script):
     text = " ".join(result.stdout.split())
     assert f"python data_prep/{script}" in text and "goes on where it was" in text
     assert "--data_dir: Folder of TFDS datasets" in text
-    assert "--num_workers: " in text and ("--skip_bad: " in text.replace("[no]", "")) == (script != "imagenet.py")
+    assert "--num_workers: " in text and ("--skip_bad: " in text.replace("[no]", "")) == (
+        script != "imagenet.py"
+    )
 
 
 @pytest.mark.slow
 def test_commands(tmp_path):
     small_tree(tmp_path / "My Pictures")
-    first = run("folder.py", "--image_dir=My Pictures", "--data_dir=data", "--size=16", cwd=tmp_path)
+    first = run(
+        "folder.py", "--image_dir=My Pictures", "--data_dir=data", "--size=16", cwd=tmp_path
+    )
     assert first.returncode == 0, first.stderr
-    assert "Wrote my_pictures_16/1.0.0 (train 15; 3 classes): data/my_pictures_16/1.0.0" in first.stdout
+    assert (
+        "Wrote my_pictures_16/1.0.0 (train 15; 3 classes): data/my_pictures_16/1.0.0"
+        in first.stdout
+    )
     assert "15/15" in first.stderr and "images/s" in first.stderr  # progress
-    second = run("folder.py", "--image_dir=My Pictures", "--data_dir=data", "--size=16", cwd=tmp_path)
+    second = run(
+        "folder.py", "--image_dir=My Pictures", "--data_dir=data", "--size=16", cwd=tmp_path
+    )
     assert "Found, nothing to do: my_pictures_16/1.0.0" in second.stdout
 
     wrong = run("pack.py", "--dataset=my_dogs", "--data_dir=data", cwd=tmp_path)
@@ -630,13 +725,18 @@ if __name__ == "__main__":
 def test_killed_job_goes_on_and_gives_the_same_bytes(tmp_path):
     tree = small_tree(tmp_path / "tree", per_class=300)
     (tmp_path / "job.py").write_text(JOB)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(DATA_PREP), str(DATA_PREP.parent)])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(DATA_PREP), str(DATA_PREP.parent)]),
+    }
 
     def command(where):
         return [sys.executable, str(tmp_path / "job.py"), tree, str(tmp_path / where)]
 
     folder = tmp_path / "cut" / "made_64" / "1.0.0"
-    job = subprocess.Popen(command("cut"), env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    job = subprocess.Popen(
+        command("cut"), env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     while len(list(folder.glob("unfinished/*.json"))) < 5:
         assert job.poll() is None
         time.sleep(0.01)
@@ -661,8 +761,8 @@ import os, packing, sources, sys
 def decode(encoded, size):
     os._exit(9)
 def main():
-    packing.pack(sources.Tree(sys.argv[1]), name="made", data_dir=sys.argv[2], decode=decode, size=8, shard_bytes=800,
-                 num_workers=2)
+    packing.pack(sources.Tree(sys.argv[1]), name="made", data_dir=sys.argv[2], decode=decode,
+                 size=8, shard_bytes=800, num_workers=2)
 if __name__ == "__main__":
     main()
 """
@@ -672,10 +772,18 @@ if __name__ == "__main__":
 def test_killed_worker_is_reported(tmp_path):
     (tmp_path / "job.py").write_text(DYING_JOB)
     result = subprocess.run(
-        [sys.executable, str(tmp_path / "job.py"), small_tree(tmp_path / "tree"), str(tmp_path / "data")],
+        [
+            sys.executable,
+            str(tmp_path / "job.py"),
+            small_tree(tmp_path / "tree"),
+            str(tmp_path / "data"),
+        ],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(DATA_PREP), str(DATA_PREP.parent)])},
         capture_output=True,
         text=True,
     )
     assert result.returncode == 1
-    assert "A process was killed, perhaps for want of memory; num_workers (2) must be fewer" in result.stderr
+    assert (
+        "A process was killed, perhaps for want of memory; num_workers (2) must be fewer"
+        in result.stderr
+    )

@@ -1,4 +1,6 @@
-"""ImageNet from made archives and folders, against TFDS's own builder; nothing outside an archive is ever read."""
+"""ImageNet from made archives and folders, against TFDS's own builder; nothing outside an archive
+is ever read.
+"""
 
 import functools
 import hashlib
@@ -41,13 +43,17 @@ def image_of(name):
     image = picture(20 + seed % 30, 20 + seed // 8)
     if name in (CMYK, PNG):  # smooth colours, so that encoding them anew changes little
         y, x = np.mgrid[:40, :50]
-        smooth = Image.fromarray(np.stack([50 + x * 3, 200 - y * 3, 80 + x], axis=-1).astype(np.uint8))
+        smooth = Image.fromarray(
+            np.stack([50 + x * 3, 200 - y * 3, 80 + x], axis=-1).astype(np.uint8)
+        )
         return saved(smooth.convert("CMYK"), "JPEG") if name == CMYK else saved(smooth, "PNG")
     return encode(image, "JPEG")
 
 
 def tar_of(files):
-    """An archive as bytes; of {name: content}, or of TarInfo objects with no content of their own."""
+    """An archive as bytes; of {name: content}, or of TarInfo objects with no content of their
+    own.
+    """
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
         for name, content in files.items():
@@ -61,7 +67,10 @@ def tar_of(files):
 
 
 def class_tars():
-    return {f"{synset}.tar": tar_of({name: image_of(name) for name in names}) for synset, names in TRAIN.items()}
+    return {
+        f"{synset}.tar": tar_of({name: image_of(name) for name in names})
+        for synset, names in TRAIN.items()
+    }
 
 
 def write_archives(folder, train=None, validation=None):
@@ -69,7 +78,10 @@ def write_archives(folder, train=None, validation=None):
     validation = validation or {name: image_of(name) for name in reversed(VALIDATION)}
     return write_tree(
         folder,
-        {"ILSVRC2012_img_train.tar": tar_of(train or class_tars()), "ILSVRC2012_img_val.tar": tar_of(validation)},
+        {
+            "ILSVRC2012_img_train.tar": tar_of(train or class_tars()),
+            "ILSVRC2012_img_val.tar": tar_of(validation),
+        },
     )
 
 
@@ -79,14 +91,20 @@ def validation_synsets():
 
 
 def write_folders(folder, by_class=False):
-    files = {f"train/{synset}/{name}": image_of(name) for synset, names in TRAIN.items() for name in names}
+    files = {
+        f"train/{synset}/{name}": image_of(name)
+        for synset, names in TRAIN.items()
+        for name in names
+    }
     for name, synset in validation_synsets().items():
         files[f"val/{synset}/{name}" if by_class else f"val/{name}"] = image_of(name)
     return write_tree(folder, files)
 
 
 def prepare(data_dir, **options):
-    return imagenet.prepare(data_dir=str(data_dir), **{"num_images": COUNTS, "num_workers": 1, **options})
+    return imagenet.prepare(
+        data_dir=str(data_dir), **{"num_images": COUNTS, "num_workers": 1, **options}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +115,9 @@ def archives(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(archives, tmp_path_factory):
     """The dataset's folder, from the archives, in four files a split."""
-    folder, written = prepare(tmp_path_factory.mktemp("data"), manual_dir=archives, shard_config=FOUR)
+    folder, written = prepare(
+        tmp_path_factory.mktemp("data"), manual_dir=archives, shard_config=FOUR
+    )
     assert written
     return folder
 
@@ -105,7 +125,9 @@ def prepared(archives, tmp_path_factory):
 def test_files_are_those_of_tfds_s_own_builder(archives, prepared, tmp_path):
     builder = tfds.builder("imagenet2012", data_dir=str(tmp_path))
     builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(manual_dir=archives, num_shards=4, try_download_gcs=False)
+        download_config=tfds.download.DownloadConfig(
+            manual_dir=archives, num_shards=4, try_download_gcs=False
+        )
     )
     ours, theirs = contents(prepared), contents(builder.data_dir)
     assert set(ours) - set(theirs) == {"prepared_from.json"}
@@ -132,7 +154,10 @@ def test_records(prepared):
     raw = {"image": tfds.decode.SkipDecoding()}
     seen = {}
     for split, label_of in (
-        ("train", {name: synset for synset, synset_names in TRAIN.items() for name in synset_names}),
+        (
+            "train",
+            {name: synset for synset, synset_names in TRAIN.items() for name in synset_names},
+        ),
         ("validation", validation_synsets()),
     ):
         for example in builder.as_dataset(split=split, decoders=raw).as_numpy_iterator():
@@ -142,7 +167,10 @@ def test_records(prepared):
     assert len(seen) == 13
     for name, stored in seen.items():
         if name in (CMYK, PNG):  # stored as RGB JPEG, whatever the file was
-            assert Image.open(io.BytesIO(stored)).format == "JPEG" and Image.open(io.BytesIO(stored)).mode == "RGB"
+            assert (
+                Image.open(io.BytesIO(stored)).format == "JPEG"
+                and Image.open(io.BytesIO(stored)).mode == "RGB"
+            )
             original = tf.io.decode_image(image_of(name), channels=3).numpy().astype(int)
             assert np.abs(tf.io.decode_jpeg(stored).numpy().astype(int) - original).mean() < 2
         else:
@@ -155,7 +183,10 @@ def test_other_processes_encode_the_same(tmp_path):
     sent = pickle.loads(pickle.dumps(encode_image))
     write_tree(tmp_path, {"a.JPEG": image_of("a")})
     image = sources.Stored(str(tmp_path / "a.JPEG"), "n01440764_7.JPEG", 3)
-    one, other = tf.train.Example.FromString(encode_image(image)), tf.train.Example.FromString(sent(image))
+    one, other = (
+        tf.train.Example.FromString(encode_image(image)),
+        tf.train.Example.FromString(sent(image)),
+    )
     assert one == other and one.features.feature["label"].int64_list.value[0] == 3
 
 
@@ -174,7 +205,9 @@ def test_second_run_does_nothing(prepared, archives):
     assert {path: path.stat().st_mtime_ns for path in pathlib.Path(prepared).iterdir()} == before
 
 
-def test_interrupted_run_goes_on_even_from_the_other_source_s_files(archives, prepared, tmp_path, monkeypatch):
+def test_interrupted_run_goes_on_even_from_the_other_source_s_files(
+    archives, prepared, tmp_path, monkeypatch
+):
     encode_image, encoded = imagenet._encode, []
 
     def interrupted(builder, image):
@@ -200,9 +233,15 @@ def test_interrupted_run_goes_on_even_from_the_other_source_s_files(archives, pr
 
 def test_packed_from_the_dataset_and_from_the_tree_are_the_same_squares(prepared, tmp_path):
     tree = write_tree(
-        tmp_path / "tree", {f"train/{s}/{name}": image_of(name) for s, names in TRAIN.items() for name in names}
+        tmp_path / "tree",
+        {f"train/{s}/{name}": image_of(name) for s, names in TRAIN.items() for name in names},
     )
-    options = {"data_dir": str(tmp_path), "decode": sources.decode_as_stored, "size": 16, "num_workers": 1}
+    options = {
+        "data_dir": str(tmp_path),
+        "decode": sources.decode_as_stored,
+        "size": 16,
+        "num_workers": 1,
+    }
     data_dir = str(pathlib.Path(prepared).parent.parent)
     one, _ = packing.pack(sources.Prepared("imagenet2012", data_dir), name="one", **options)
     other, _ = packing.pack(sources.Tree(tree), name="other", **options)
@@ -213,8 +252,12 @@ def test_packed_from_the_dataset_and_from_the_tree_are_the_same_squares(prepared
     other_synsets = [other_feature.names[label] for label in other_labels]
     # Two were encoded anew on the way into imagenet2012.
     odd = {"n01739381", "n02105855"}
-    stored = sorted((s, image.tobytes()) for s, image in zip(synsets, images, strict=True) if s not in odd)
-    expected = sorted((s, image.tobytes()) for s, image in zip(other_synsets, others, strict=True) if s not in odd)
+    stored = sorted(
+        (s, image.tobytes()) for s, image in zip(synsets, images, strict=True) if s not in odd
+    )
+    expected = sorted(
+        (s, image.tobytes()) for s, image in zip(other_synsets, others, strict=True) if s not in odd
+    )
     assert stored == expected and sorted(synsets) == sorted(other_synsets)
 
 
@@ -240,15 +283,22 @@ def test_links_of_archives_are_not_followed(tmp_path, kind, where):
     else:
         validation |= link(kind, VALIDATION[-1], "../secret.JPEG")
     archives = write_archives(tmp_path / "archives", train, validation)
-    with pytest.raises(ValueError, match="is something else, a link to .*secret.JPEG.*isn't the original archive"):
+    with pytest.raises(
+        ValueError, match="is something else, a link to .*secret.JPEG.*isn't the original archive"
+    ):
         prepare(tmp_path / "data", manual_dir=archives)
     assert not list((tmp_path / "data").rglob("*.tfrecord*"))
 
 
-@pytest.mark.parametrize("name", ["../n01440764_1.JPEG", "/tmp/n01440764_1.JPEG", "..", "n01440764/n01440764_1.JPEG"])
+@pytest.mark.parametrize(
+    "name", ["../n01440764_1.JPEG", "/tmp/n01440764_1.JPEG", "..", "n01440764/n01440764_1.JPEG"]
+)
 def test_members_outside_are_refused(tmp_path, name):
     train = {**class_tars(), "n01440764.tar": tar_of({name: image_of("any")})}
-    with pytest.raises(ValueError, match="n01440764.tar must hold ordinary files without folders; '.*' is something"):
+    with pytest.raises(
+        ValueError,
+        match="n01440764.tar must hold ordinary files without folders; '.*' is something",
+    ):
         prepare(tmp_path / "data", manual_dir=write_archives(tmp_path / "archives", train))
     assert sorted(path.name for path in tmp_path.iterdir()) in (["archives"], ["archives", "data"])
 
@@ -263,29 +313,48 @@ def test_archive_that_is_cut_off(tmp_path):
 
 def test_missing_archive(tmp_path, archives):
     os.link(f"{archives}/ILSVRC2012_img_train.tar", tmp_path / "ILSVRC2012_img_train.tar")
-    with pytest.raises(ValueError, match="after registration. Not there: .*/ILSVRC2012_img_val.tar"):
+    with pytest.raises(
+        ValueError, match="after registration. Not there: .*/ILSVRC2012_img_val.tar"
+    ):
         prepare(tmp_path / "data", manual_dir=str(tmp_path))
 
 
 def test_one_source(tmp_path, archives):
     for both in ({}, {"manual_dir": archives, "image_dir": archives}):
-        with pytest.raises(ValueError, match=r"One of manual_dir \(.*\) and image_dir \(.*\) must be given"):
+        with pytest.raises(
+            ValueError, match=r"One of manual_dir \(.*\) and image_dir \(.*\) must be given"
+        ):
             prepare(tmp_path, **both)
 
 
 def test_incomplete(tmp_path, archives):
-    with pytest.raises(ValueError, match="train split must have 1,281,167 images; here are 8, and none of 996 classes"):
+    with pytest.raises(
+        ValueError,
+        match="train split must have 1,281,167 images; here are 8, and none of 996 classes",
+    ):
         prepare(tmp_path, manual_dir=archives, num_images=imagenet.NUM_IMAGES)
 
 
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"train/cats/n01440764_1.JPEG": b""}, r"train must hold folders like n01440764; it holds 'cats'"),
-        ({"train/n01440764/photo.jpg": b""}, r"class n01440764 must hold images named like .* it has 'photo.jpg'"),
+        (
+            {"train/cats/n01440764_1.JPEG": b""},
+            r"train must hold folders like n01440764; it holds 'cats'",
+        ),
+        (
+            {"train/n01440764/photo.jpg": b""},
+            r"class n01440764 must hold images named like .* it has 'photo.jpg'",
+        ),
         ({"train/n01440764/n01443537_1.JPEG": b""}, r"it has 'n01443537_1.JPEG'"),
-        ({"val/me.JPEG": b""}, r"val must hold images named like ILSVRC2012_val_00000001.JPEG; it has 'me.JPEG'"),
-        ({"val/n01440764/ILSVRC2012_val_00000006.JPEG": b""}, r"val/n01440764 must hold images of that class; ILSVRC"),
+        (
+            {"val/me.JPEG": b""},
+            r"val must hold images named like ILSVRC2012_val_00000001.JPEG; it has 'me.JPEG'",
+        ),
+        (
+            {"val/n01440764/ILSVRC2012_val_00000006.JPEG": b""},
+            r"val/n01440764 must hold images of that class; ILSVRC",
+        ),
     ],
 )
 def test_folders_that_are_not_imagenet(tmp_path, extra, message):
@@ -298,7 +367,9 @@ def test_folders_that_are_not_imagenet(tmp_path, extra, message):
 def test_folder_of_the_wrong_level(tmp_path):
     tree = write_folders(tmp_path / "tree")
     for wrong in (f"{tree}/train", str(tmp_path), str(tmp_path / "nowhere")):
-        with pytest.raises(ValueError, match=r"image_dir \(.*\) must be a folder that holds train and val; it has"):
+        with pytest.raises(
+            ValueError, match=r"image_dir \(.*\) must be a folder that holds train and val; it has"
+        ):
             prepare(tmp_path / "data", image_dir=wrong)
 
 
@@ -328,7 +399,9 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's account of a process's memory")
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/status"), reason="needs Linux's account of a process's memory"
+)
 def test_memory_does_not_grow_with_the_archive(tmp_path):
     jpeg = b"\xff\xd8" + bytes(10**6) + b"\xff\xd9"
     peaks = []
@@ -337,7 +410,10 @@ def test_memory_does_not_grow_with_the_archive(tmp_path):
         archives = write_archives(tmp_path / f"archives{count}", {"n01440764.tar": images})
         result = subprocess.run(
             [sys.executable, "-c", MEMORY, str(tmp_path / f"data{count}"), archives, str(count)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(DATA_PREP), str(DATA_PREP.parent)])},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(DATA_PREP), str(DATA_PREP.parent)]),
+            },
             capture_output=True,
             text=True,
         )

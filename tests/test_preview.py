@@ -28,8 +28,12 @@ def test_table_names_every_variable_and_adds_up(trainer):
 def test_memory_is_that_of_the_variables_and_grows_with_the_batch(trainer):
     before = made.values(trainer)
     estimate = preview.memory_estimate(trainer)
-    assert estimate["variables"] == pytest.approx(sum(value.nbytes for value in before.values()) / 2**30)
-    networks = [network.trainable_variables for network in (trainer.generator, trainer.discriminator)]
+    assert estimate["variables"] == pytest.approx(
+        sum(value.nbytes for value in before.values()) / 2**30
+    )
+    networks = [
+        network.trainable_variables for network in (trainer.generator, trainer.discriminator)
+    ]
     gradients = max(sum(v.numpy().nbytes for v in variables) for variables in networks)
     assert estimate["gradients"] == pytest.approx(gradients / 2**30)
     # At least the outputs of the discriminator's first two blocks, for real and generated images.
@@ -50,9 +54,15 @@ def test_memory_is_that_of_the_variables_and_grows_with_the_batch(trainer):
 
 def test_first_batch_has_a_row_for_each_class(tmp_path):
     labels = np.repeat([0, 2], [3, 12])
-    images = np.broadcast_to(np.linspace(-1, 1, 15, dtype=np.float32)[:, None, None, None], [15, 8, 8, 3])
+    images = np.broadcast_to(
+        np.linspace(-1, 1, 15, dtype=np.float32)[:, None, None, None], [15, 8, 8, 3]
+    )
     path = tmp_path / "batch.png"
-    preview.draw_batch(str(path), {"image": tf.constant(images), "label": labels}, ["cat", "dog", "ship"])
+    preview.draw_batch(
+        str(path), {"image": tf.constant(images), "label": labels}, ["cat", "dog", "ship"]
+    )
     one_row = tmp_path / "one.png"
-    preview.draw_batch(str(one_row), {"image": images[:3], "label": labels[:3]}, ["cat", "dog", "ship"])
+    preview.draw_batch(
+        str(one_row), {"image": images[:3], "label": labels[:3]}, ["cat", "dog", "ship"]
+    )
     assert Image.open(path).height > 1.7 * Image.open(one_row).height

@@ -1,7 +1,8 @@
 """A checkpoint of the published code, with its recorded outputs and gradients.
 
-`golden/published_v1_nmf/`: width 4, 5 classes, 30 steps on noise, gates set to 0.7 and -0.4. `golden.npz` holds inputs,
-initial bases, outputs and input gradients, `info.json` every variable's name.
+`golden/published_v1_nmf/`: width 4, 5 classes, 30 steps on noise, gates set to 0.7 and -0.4.
+`golden.npz` holds inputs, initial bases, outputs and input gradients, `info.json` every variable's
+name.
 """
 
 import functools
@@ -33,7 +34,12 @@ SCOPES = [
     (r"g_snconv_last/g_snconv_last", "to_rgb"),
     (r"d_embedding", "embedding"),
 ]
-NAMES = {"weights": "kernel", "embedding_map": "kernel", "spectral_norm_u": "u", "sigma_ratio": "gate"}
+NAMES = {
+    "weights": "kernel",
+    "embedding_map": "kernel",
+    "spectral_norm_u": "u",
+    "sigma_ratio": "gate",
+}
 
 
 def our_name(published):
@@ -47,10 +53,16 @@ def our_name(published):
 
 
 def assign(network, scope):
-    """Puts the checkpoint's variables under `scope` into `network`: all of them, and nothing is left as it was."""
+    """Puts the checkpoint's variables under `scope` into `network`: all of them, and nothing is
+    left as it was.
+    """
     reader = tf.train.load_checkpoint(str(FOLDER / "model.ckpt-30"))
     variables = {variable.path: variable for variable in network.variables}
-    published = [name for name in reader.get_variable_to_shape_map() if name.startswith(scope) and "/Adam" not in name]
+    published = [
+        name
+        for name in reader.get_variable_to_shape_map()
+        if name.startswith(scope) and "/Adam" not in name
+    ]
     assert sorted(our_name(name[len(scope) :]) for name in published) == sorted(variables)
     for name in published:
         ours = our_name(name[len(scope) :])
@@ -74,13 +86,17 @@ def with_bases(network, bases):
 
 @pytest.fixture(scope="module")
 def generator(golden):
-    network = Generator(image_size=128, width=4, num_classes=5, context=functools.partial(Hamburger, rank=4))
+    network = Generator(
+        image_size=128, width=4, num_classes=5, context=functools.partial(Hamburger, rank=4)
+    )
     return with_bases(assign(network, "Generator/generator/"), golden["g_bases"])
 
 
 @pytest.fixture(scope="module")
 def discriminator(golden):
-    network = Discriminator(image_size=128, width=4, num_classes=5, context=functools.partial(Hamburger, rank=2))
+    network = Discriminator(
+        image_size=128, width=4, num_classes=5, context=functools.partial(Hamburger, rank=2)
+    )
     return with_bases(assign(network, "Discriminator/discriminator/"), golden["d_bases"])
 
 
@@ -96,7 +112,8 @@ def test_generator(generator, golden):
         images = generator(z, golden["labels"], training=False)
         total = tf.reduce_sum(images * golden["real_images"])
     assert_close(images, golden["images"], 2e-5)
-    # Loose, because in this checkpoint one ReLU's input is so close to 0 that its sign depends on rounding.
+    # Loose, because in this checkpoint one ReLU's input is so close to 0 that its sign depends on
+    # rounding.
     assert_close(tape.gradient(total, z), golden["z_grad"], 2e-2)
 
 
@@ -113,5 +130,7 @@ def test_numpy_reference(generator, discriminator, golden):
     g_bases, d_bases = golden["g_bases"][:, None], golden["d_bases"][:, None]
     images = reference.generator(weights(generator), golden["z"], golden["labels"], g_bases)
     assert_close(images, golden["images"], 2e-5)
-    logits = reference.discriminator(weights(discriminator), golden["real_images"], golden["labels"], d_bases)
+    logits = reference.discriminator(
+        weights(discriminator), golden["real_images"], golden["labels"], d_bases
+    )
     assert_close(logits, golden["logits"], 2e-5)

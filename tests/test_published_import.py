@@ -28,7 +28,8 @@ MASKS = ROOT / "tests" / "golden" / "ylg_masks_32x32.npz"
 STEP = 30
 
 
-# Checkpoints as the published code writes them, from its names as the recorded checkpoint shows them.
+# Checkpoints as the published code writes them, from its names as the recorded checkpoint shows
+# them.
 
 SCOPES = {"generator": "Generator/generator", "discriminator": "Discriminator/discriminator"}
 
@@ -36,10 +37,20 @@ SCOPES = {"generator": "Generator/generator", "discriminator": "Discriminator/di
 class Made:
     """Variables of a published checkpoint under both names.
 
-    `variables` is {published name: (our name, published array)}; arrays are such that every one of them matters.
+    `variables` is {published name: (our name, published array)}; arrays are such that every one of
+    them matters.
     """
 
-    def __init__(self, *, widths=(1, 1), num_classes=3, modules=("v1", "v1"), ham_channels=(4, 4), adam=False, seed=0):
+    def __init__(
+        self,
+        *,
+        widths=(1, 1),
+        num_classes=3,
+        modules=("v1", "v1"),
+        ham_channels=(4, 4),
+        adam=False,
+        seed=0,
+    ):
         self.rng = np.random.default_rng(seed)
         self.widths, self.num_classes, self.modules = widths, num_classes, modules
         self.variables = {}
@@ -56,7 +67,8 @@ class Made:
             self._trained.append((f"{SCOPES[kind]}/{name}", kind, ours))
 
     def _spectral(self, kind, scope, ours, shape, *, leaf="kernel", bias=True):
-        # A Gaussian m x n matrix has a norm of about sqrt(m) + sqrt(n): some norms here are below 1, some above.
+        # A Gaussian m x n matrix has a norm of about sqrt(m) + sqrt(n): some norms here are below
+        # 1, some above.
         rows = int(np.prod(shape[:-1]))
         norm = (np.sqrt(rows) + np.sqrt(shape[-1])) / self.rng.uniform(0.7, 1.5)
         self._add(kind, f"{scope}/{leaf}", f"{ours}/kernel", self.rng.normal(size=shape) / norm)
@@ -76,14 +88,25 @@ class Made:
             self._add("generator", f"{scope}/{name}", f"{ours}/{name}", value)
         mean, variance = 0.3 * self.rng.normal(size=channels), self.rng.uniform(0.5, 1.5, channels)
         self._add("generator", f"{scope}/moving_mean", f"{ours}/moving_mean", mean, trained=False)
-        self._add("generator", f"{scope}/moving_variance", f"{ours}/moving_variance", variance, trained=False)
+        self._add(
+            "generator",
+            f"{scope}/moving_variance",
+            f"{ours}/moving_variance",
+            variance,
+            trained=False,
+        )
 
     def _module(self, kind, module, channels, ham_channels):
         ops = f"{kind[0]}_ops"
 
         def conv(name, ours, inputs, outputs):
             self._spectral(
-                kind, f"{ops}/{name}", f"context/{ours}", [1, 1, inputs, outputs], leaf="weights", bias=False
+                kind,
+                f"{ops}/{name}",
+                f"context/{ours}",
+                [1, 1, inputs, outputs],
+                leaf="weights",
+                bias=False,
             )
 
         if module is None:
@@ -97,7 +120,12 @@ class Made:
             conv("sn_lower_bread", "lower_bread", channels, ham_channels)
             if module == "v2":
                 conv("sn_cheese", "cheese", ham_channels, channels)
-            conv("sn_upper_bread", "upper_bread", channels if module == "v2" else ham_channels, channels)
+            conv(
+                "sn_upper_bread",
+                "upper_bread",
+                channels if module == "v2" else ham_channels,
+                channels,
+            )
             if kind == "generator":
                 name = "cheese_bn" if module == "v2" else "upper_bread_bn"
                 self._norm(f"{ops}/{name}", "context/norm", self.num_classes, channels)
@@ -128,10 +156,20 @@ class Made:
             add(f"{block}/sn_conv1/sn_conv1", f"block_{number}/conv_1", [3, 3, inputs, outputs])
             add(f"{block}/sn_conv2/sn_conv2", f"block_{number}/conv_2", [3, 3, outputs, outputs])
             if number < 6:
-                add(f"{block}/sn_conv3/sn_conv3", f"block_{number}/shortcut", [1, 1, inputs, outputs])
+                add(
+                    f"{block}/sn_conv3/sn_conv3",
+                    f"block_{number}/shortcut",
+                    [1, 1, inputs, outputs],
+                )
         self._module("discriminator", module, 2 * width, ham_channels)
         add("d_sn_linear/dense", "dense", [16 * width, 1])
-        add("d_embedding", "embedding", [self.num_classes, 16 * width], leaf="embedding_map", bias=False)
+        add(
+            "d_embedding",
+            "embedding",
+            [self.num_classes, 16 * width],
+            leaf="embedding_map",
+            bias=False,
+        )
 
     def _adam(self):
         for name, kind, ours in self._trained:
@@ -144,16 +182,30 @@ class Made:
             self.variables[f"beta1_power{suffix}"] = (None, np.float32(0))
             # TF1 multiplies once more than there were updates.
             power = np.float32(0.999) ** (STEP + 1)
-            self.variables[f"beta2_power{suffix}"] = (f"{kind}_optimizer/adam/iteration", np.float32(power))
+            self.variables[f"beta2_power{suffix}"] = (
+                f"{kind}_optimizer/adam/iteration",
+                np.float32(power),
+            )
 
     def expected(self):
         """{our name: array in our shape} of everything but the iterations."""
-        named = {ours: array for ours, array in self.variables.values() if ours and not ours.endswith("iteration")}
-        return {name: array[:, 0, 0] if "gamma" in name or "beta" in name else array for name, array in named.items()}
+        named = {
+            ours: array
+            for ours, array in self.variables.values()
+            if ours and not ours.endswith("iteration")
+        }
+        return {
+            name: array[:, 0, 0] if "gamma" in name or "beta" in name else array
+            for name, array in named.items()
+        }
 
     def weights(self, kind):
         """{name within the network: array in our shape}."""
-        return {name[len(kind) + 1 :]: v for name, v in self.expected().items() if name.startswith(kind + "/")}
+        return {
+            name[len(kind) + 1 :]: v
+            for name, v in self.expected().items()
+            if name.startswith(kind + "/")
+        }
 
 
 def save(path, arrays):
@@ -171,7 +223,10 @@ def save(path, arrays):
 def save_made(folder, made, **changes):
     """Writes a made checkpoint; `changes` are {published name: array, or None to leave it out}."""
     arrays = {name: array for name, (_, array) in made.variables.items()} | changes
-    return save(folder / f"model.ckpt-{STEP}", {name: array for name, array in arrays.items() if array is not None})
+    return save(
+        folder / f"model.ckpt-{STEP}",
+        {name: array for name, array in arrays.items() if array is not None},
+    )
 
 
 def test_made_names_and_shapes_are_the_published_ones():
@@ -199,12 +254,19 @@ def script_flags():
 
 @pytest.fixture
 def run(script_flags, tmp_path, capsys):
-    """A function that imports a checkpoint into tmp_path / 'run' in this process; returns what was printed."""
+    """A function that imports a checkpoint into tmp_path / 'run' in this process; returns what was
+    printed.
+    """
 
     def run(checkpoint, *arguments, model_dir=tmp_path / "run"):
         reset(script_flags)
         script_flags(
-            ["script", f"--checkpoint={checkpoint}", f"--model_dir={model_dir}", "--accelerator=cpu"]
+            [
+                "script",
+                f"--checkpoint={checkpoint}",
+                f"--model_dir={model_dir}",
+                "--accelerator=cpu",
+            ]
             + ["--gin_param=trainer.Trainer.batch_size = 2", f"--data_dir={tmp_path}", *arguments]
         )
         gin.clear_config()
@@ -223,11 +285,18 @@ def reset(script_flags):
 
 
 def command(script, *arguments):
-    return [sys.executable, str(ROOT / "scripts" / script), "--accelerator=cpu", *map(str, arguments)]
+    return [
+        sys.executable,
+        str(ROOT / "scripts" / script),
+        "--accelerator=cpu",
+        *map(str, arguments),
+    ]
 
 
 def call(*arguments, fails=False):
-    result = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=600)
+    result = subprocess.run(
+        command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
     assert (result.returncode != 0) == fails, result.stdout + result.stderr
     return result.stdout + result.stderr
 
@@ -255,19 +324,31 @@ def written(tmp_path):
 def golden_copy(folder, **more):
     """The recorded checkpoint with more variables."""
     checkpoint = published.Checkpoint(str(GOLDEN / "model.ckpt-30"))
-    return save(folder / "model.ckpt-30", {name: checkpoint.value(name) for name in checkpoint.shapes} | more)
+    return save(
+        folder / "model.ckpt-30",
+        {name: checkpoint.value(name) for name in checkpoint.shapes} | more,
+    )
 
 
 def test_script_reproduces_the_recorded_checkpoint(tmp_path):
-    arguments = [f"--checkpoint={GOLDEN}/model.ckpt-30", "--rank=4,2", f"--verify={GOLDEN}/golden.npz"]
-    output = call("import_checkpoint.py", f"--model_dir={tmp_path}/run", "--tolerance=2e-5", *arguments)
+    arguments = [
+        f"--checkpoint={GOLDEN}/model.ckpt-30",
+        "--rank=4,2",
+        f"--verify={GOLDEN}/golden.npz",
+    ]
+    output = call(
+        "import_checkpoint.py", f"--model_dir={tmp_path}/run", "--tolerance=2e-5", *arguments
+    )
     errors = dict(line.split()[:2] for line in output.splitlines() if " within " in line)
     assert errors.keys() == {"images", "logits", "z_grad", "img_grad"}
     assert all(0 < float(error) < 2e-2 for error in errors.values())
     assert (
-        "Generator/generator/g_block1/cbn_0/gamma [5, 1, 1, 64] -> generator/block_1/norm_1/gamma: as [5, 64]" in output
+        "Generator/generator/g_block1/cbn_0/gamma [5, 1, 1, 64] -> generator/block_1/norm_1/gamma: "
+        "as [5, 64]" in output
     )
-    assert "Discriminator/discriminator/d_ops/sigma_ratio [] -> discriminator/context/gate" in output
+    assert (
+        "Discriminator/discriminator/d_ops/sigma_ratio [] -> discriminator/context/gate" in output
+    )
     assert "generator: width 4, 5 classes, Hamburger" in output
     assert "ckpt-30" in output
 
@@ -288,8 +369,13 @@ def test_wrong_record_is_a_failure_and_leaves_nothing(run, tmp_path):
         *arguments,
         fails=True,
     )
-    assert re.search(r"ERROR: .* images \S+ \(tolerance 0.0001\), img_grad 2.9\S+ \(tolerance 0.02\)", output)
-    assert [line.split()[0] for line in output.splitlines() if " ABOVE " in line] == ["images", "img_grad"]
+    assert re.search(
+        r"ERROR: .* images \S+ \(tolerance 0.0001\), img_grad 2.9\S+ \(tolerance 0.02\)", output
+    )
+    assert [line.split()[0] for line in output.splitlines() if " ABOVE " in line] == [
+        "images",
+        "img_grad",
+    ]
     assert "Traceback" not in output
     assert [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()] == ["notes.txt"]
 
@@ -308,7 +394,9 @@ def test_adam_of_the_recorded_names_goes_on(run, written, tmp_path):
         for name, (shape, _) in info.items()
         if name.removesuffix(":0").endswith(("/Adam", "/Adam_1"))
     }
-    powers = dict(beta1_power=0.0, beta1_power_1=0.0, beta2_power=0.96946084, beta2_power_1=0.96946084)
+    powers = dict(
+        beta1_power=0.0, beta1_power_1=0.0, beta2_power=0.96946084, beta2_power_1=0.96946084
+    )
     powers = {name: np.float32(value) for name, value in powers.items()}
     output = run(golden_copy(tmp_path, **slots, **powers), "--rank=4,2")
     assert "fresh" not in output
@@ -323,7 +411,10 @@ def test_adam_of_the_recorded_names_goes_on(run, written, tmp_path):
     assert read(written, "step") == 30
     # Without them, Adam starts anew, and the report says so.
     output = run(GOLDEN / "model.ckpt-30", "--rank=4,2", model_dir=tmp_path / "without")
-    assert "(nothing) -> generator_optimizer/adam/iteration: fresh: the checkpoint has no Adam state" in output
+    assert (
+        "(nothing) -> generator_optimizer/adam/iteration: fresh: the checkpoint has no Adam state"
+        in output
+    )
     without = tmp_path / "without" / "checkpoints" / "ckpt-30"
     assert read(without, "generator_optimizer/adam/iteration") == 0
     assert read(without, "step") == 30
@@ -350,10 +441,14 @@ def numpy_ham(ham, x, bases, num_steps):
 def numpy_hamburger(weights, x, bases, labels=None, *, ham, num_steps, **_):
     """V1, or V2 where there is a cheese; bases [B, S, D, R]."""
     conv = functools.partial(reference.sn_conv, exact=True)
-    matrices = conv(reference.under(weights, "lower_bread"), x).reshape(len(x), -1, bases.shape[1] * bases.shape[2])
+    matrices = conv(reference.under(weights, "lower_bread"), x).reshape(
+        len(x), -1, bases.shape[1] * bases.shape[2]
+    )
     for b, s in np.ndindex(bases.shape[:2]):
         channels = slice(s * bases.shape[2], (s + 1) * bases.shape[2])
-        matrices[b, :, channels] = numpy_ham(ham, matrices[b, :, channels].T, bases[b, s], num_steps).T
+        matrices[b, :, channels] = numpy_ham(
+            ham, matrices[b, :, channels].T, bases[b, s], num_steps
+        ).T
     y = matrices.reshape(*x.shape[:3], -1)
     is_v2 = "cheese/kernel" in weights
     y = conv(reference.under(weights, "cheese" if is_v2 else "upper_bread"), y)
@@ -373,7 +468,11 @@ def numpy_attention(weights, x, bases, labels=None, *, masks, **_):
         return reference.sn_conv(reference.under(weights, name), x, exact=True)
 
     def pooled(x):
-        return x.reshape(batch, height // 2, 2, width // 2, 2, -1).max(axis=(2, 4)).reshape(batch, -1, x.shape[-1])
+        return (
+            x.reshape(batch, height // 2, 2, width // 2, 2, -1)
+            .max(axis=(2, 4))
+            .reshape(batch, -1, x.shape[-1])
+        )
 
     theta = conv("theta", x).reshape(batch, height * width, -1)
     phi, g = pooled(conv("phi", x)), pooled(conv("g", x))
@@ -414,7 +513,10 @@ class Case:
         )
 
     def flags(self):
-        return [f"--{name}={','.join(map(str, getattr(self, name)))}" for name in ("ham", "rank", "sections", "steps")]
+        return [
+            f"--{name}={','.join(map(str, getattr(self, name)))}"
+            for name in ("ham", "rank", "sections", "steps")
+        ]
 
     def bases(self, index, rng):
         """[B * S, d, R], None for a network without a Hamburger."""
@@ -450,7 +552,8 @@ class Case:
         return functools.partial(numpy_hamburger, ham=self.ham[index])
 
     def record(self, made, monkeypatch):
-        """What `--verify` takes: images and logits from NumPy; gradients from our networks, put together here.
+        """What `--verify` takes: images and logits from NumPy; gradients from our networks, put
+        together here.
 
         (That gradients are the published ones is tested with the recorded checkpoint.)
         """
@@ -486,8 +589,12 @@ class Case:
     def _gradients(self, made, arrays, given):
         sizes = dict(image_size=128, num_classes=self.num_classes)
         built = {
-            "generator": networks.Generator(**sizes, width=self.widths[0], context=self.constructor(0)),
-            "discriminator": networks.Discriminator(**sizes, width=self.widths[1], context=self.constructor(1)),
+            "generator": networks.Generator(
+                **sizes, width=self.widths[0], context=self.constructor(0)
+            ),
+            "discriminator": networks.Discriminator(
+                **sizes, width=self.widths[1], context=self.constructor(1)
+            ),
         }
         for kind, network in built.items():
             weights = made.weights(kind)
@@ -495,7 +602,9 @@ class Case:
             for variable in network.variables:
                 variable.assign(weights[variable.path])
             if f"{kind[0]}_bases" in given:
-                network.context.initial_bases = functools.partial(_constant, given[f"{kind[0]}_bases"])
+                network.context.initial_bases = functools.partial(
+                    _constant, given[f"{kind[0]}_bases"]
+                )
         z, images = tf.constant(arrays["z"]), tf.constant(arrays["real_images"])
         with tf.GradientTape() as tape:
             tape.watch(z)
@@ -515,7 +624,9 @@ def _constant(bases, keys):
 CASES = {
     "NMF": Case(modules=("v1", "v1"), ham_channels=(8, 6), sections=(2, 3), steps=(6, 3), batch=3),
     # A rank above d, which only a record makes believable.
-    "V2 and none": Case(modules=("v2", None), widths=(1, 2), num_classes=7, ham_channels=(6, 0), rank=(7, 1)),
+    "V2 and none": Case(
+        modules=("v2", None), widths=(1, 2), num_classes=7, ham_channels=(6, 0), rank=(7, 1)
+    ),
     "V2 with CD": Case(
         modules=("v2", "v2"),
         widths=(2, 1),
@@ -525,18 +636,26 @@ CASES = {
         rank=(3, 2),
         batch=1,
     ),
-    "none and CD": Case(modules=(None, "v1"), ham=("nmf", "cd"), ham_channels=(0, 6), rank=(9, 3), num_classes=2),
+    "none and CD": Case(
+        modules=(None, "v1"), ham=("nmf", "cd"), ham_channels=(0, 6), rank=(9, 3), num_classes=2
+    ),
     "SAGAN": Case(modules=("attention", "attention"), widths=(2, 4), adam=True),
     "YLG": Case(modules=("attention", None), widths=(16, 1), num_classes=2, masks=True, batch=1),
-    "YLG in both": Case(modules=("attention", "attention"), widths=(16, 32), num_classes=2, masks=True, batch=1),
+    "YLG in both": Case(
+        modules=("attention", "attention"), widths=(16, 32), num_classes=2, masks=True, batch=1
+    ),
 }
 
 
 SLOW = ["YLG in both"]
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES])
-def test_every_kind_is_imported_and_verified(name, run, script_flags, written, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES]
+)
+def test_every_kind_is_imported_and_verified(
+    name, run, script_flags, written, tmp_path, monkeypatch
+):
     case = CASES[name]
     made = case.made()
     np.savez(tmp_path / "record.npz", **case.record(made, monkeypatch))
@@ -544,8 +663,11 @@ def test_every_kind_is_imported_and_verified(name, run, script_flags, written, t
     assert output.count(" within ") == 4
     assert_holds(written, made.expected())
     kinds = ("generator", "discriminator") if case.adam else ()
-    assert [read(written, f"{kind}_optimizer/adam/iteration") for kind in kinds] == [STEP] * len(kinds)
-    # The configuration that was written builds the same, and is what a run writes that goes on from it.
+    assert [read(written, f"{kind}_optimizer/adam/iteration") for kind in kinds] == [STEP] * len(
+        kinds
+    )
+    # The configuration that was written builds the same, and is what a run writes that goes on from
+    # it.
     text = (tmp_path / "run" / "config.gin").read_text()
     going_on = go_on(script_flags)
     assert {name: array.shape for name, array in made.expected().items()}.items() <= {
@@ -564,7 +686,9 @@ def test_every_kind_is_imported_and_verified(name, run, script_flags, written, t
 
 
 def go_on(script_flags):
-    """The trainer that scripts/train.py builds in the folder of the last import, from the configuration there."""
+    """The trainer that scripts/train.py builds in the folder of the last import, from the
+    configuration there.
+    """
     script_flags.gin_file, script_flags.gin_param = [], []
     gin.clear_config()
     experiment = cli.load_experiment()
@@ -582,7 +706,10 @@ def test_attention_without_a_record_is_that_of_the_flag(run, tmp_path):
     checkpoint = save_made(tmp_path, made)
     output = run(checkpoint, "--rank=1", "--attention=ylg")
     assert "generator: width 16, 3 classes, SparseAttention, dim 8, value_dim 32\n" in output
-    assert "networks.Generator.context = @G/context.SparseAttention" in (tmp_path / "run" / "config.gin").read_text()
+    assert (
+        "networks.Generator.context = @G/context.SparseAttention"
+        in (tmp_path / "run" / "config.gin").read_text()
+    )
     output = run(checkpoint, "--rank=1", model_dir=tmp_path / "other")
     assert "SelfAttention, dim 8, value_dim 32 (ASSUMED: ylg has the same variables." in output
 
@@ -622,12 +749,14 @@ def test_training_goes_on_from_an_import(imported_digits, script_flags, tmp_path
     dataset = data.ImageDataset(
         name="digits", image_size=128, num_classes=10, reference_split="test", data_dir=tmp_path
     )
-    checkpoints.Checkpoints(str(tmp_path / "run" / "checkpoints"), going_on.variables()).restore_latest()
+    checkpoints.Checkpoints(
+        str(tmp_path / "run" / "checkpoints"), going_on.variables()
+    ).restore_latest()
     metrics = going_on.train_steps(going_on.batches(dataset), 1)
     assert metrics["first_bad_step"] == -1
 
-    # One step of Adam by hand: with beta_1 = 0 it moves a weight by -rate * gradient / sqrt(velocity / (1 - beta_2^t)),
-    # where the velocity is mostly what was imported.
+    # One step of Adam by hand: with beta_1 = 0 it moves a weight by -rate * gradient /
+    # sqrt(velocity / (1 - beta_2^t)), where the velocity is mostly what was imported.
     before = imported_digits.expected()
     after = {name: variable.numpy() for name, variable in going_on.variables().items()}
     assert after["generator_optimizer/adam/iteration"] == after["step"] == STEP + 1
@@ -645,12 +774,16 @@ def test_scripts_go_on_from_an_import(imported_digits, tmp_path):
     folders = [f"--model_dir={tmp_path}/run", f"--data_dir={tmp_path}"]
     output = call("train.py", *folders, f"--gin_param=loop.Schedule.num_steps = {STEP + 1}")
     assert "ckpt-30" in output and f"Checkpoint: {tmp_path}/run/checkpoints/ckpt-31" in output
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [line["event"] for line in lines if line["kind"] == "event"] == ["imported", "resumed"]
     assert [line["step"] for line in lines if line["kind"] == "evaluation"] == [STEP + 1]
     output = call("evaluate.py", *folders, "--checkpoint=ckpt-30")
     assert "ckpt-30: FID" in output
-    call("sample.py", *folders, "--classes=3,7", "--per_class=2", f"--output={tmp_path}/samples.npz")
+    call(
+        "sample.py", *folders, "--classes=3,7", "--per_class=2", f"--output={tmp_path}/samples.npz"
+    )
     with np.load(tmp_path / "samples.npz") as samples:
         assert samples["images"].shape == (4, 128, 128, 3)
 
@@ -665,7 +798,9 @@ def variables():
     built = trainer.Trainer(
         strategy=tf.distribute.OneDeviceStrategy("/cpu:0"),
         generator=functools.partial(networks.Generator, width=1, num_classes=3, context=ham),
-        discriminator=functools.partial(networks.Discriminator, width=1, num_classes=3, context=ham),
+        discriminator=functools.partial(
+            networks.Discriminator, width=1, num_classes=3, context=ham
+        ),
         batch_size=2,
     )
     return built.variables()
@@ -688,13 +823,28 @@ KERNEL = "Generator/generator/g_block3/snconv1/snconv1/kernel"
 @pytest.mark.parametrize(
     "adam, changes, lines",
     [
-        (False, {KERNEL: None}, ["generator/block_3/conv_1/kernel [3, 3, 8, 4]: not in the checkpoint"]),
-        (False, {"Discriminator/discriminator/d_ops/sigma_ratio": None}, ["discriminator/context/gate []: not in"]),
-        (False, {"Generator/generator/g_bn/beta": None}, ["generator/norm/beta [1, 1]: not in the checkpoint"]),
+        (
+            False,
+            {KERNEL: None},
+            ["generator/block_3/conv_1/kernel [3, 3, 8, 4]: not in the checkpoint"],
+        ),
+        (
+            False,
+            {"Discriminator/discriminator/d_ops/sigma_ratio": None},
+            ["discriminator/context/gate []: not in"],
+        ),
+        (
+            False,
+            {"Generator/generator/g_bn/beta": None},
+            ["generator/norm/beta [1, 1]: not in the checkpoint"],
+        ),
         (
             False,
             {"Generator/generator/g_block9/cbn_0/gamma": np.ones([3, 1, 1, 4], np.float32)},
-            ["g_block9/cbn_0/gamma [3, 1, 1, 4]: only in the checkpoint (it would be generator/block_9/norm_1/gamma)"],
+            [
+                "g_block9/cbn_0/gamma [3, 1, 1, 4]: only in the checkpoint (it would be "
+                "generator/block_9/norm_1/gamma)"
+            ],
         ),
         (
             False,
@@ -702,7 +852,11 @@ KERNEL = "Generator/generator/g_block3/snconv1/snconv1/kernel"
             [KERNEL + "/ExponentialMovingAverage [1]: only in"],
         ),
         (False, {"something": np.ones(2)}, ["  something [2]: only in the checkpoint"]),
-        (False, {KERNEL: np.ones([3, 3, 8, 5])}, [KERNEL + ": [3, 3, 8, 5] in the checkpoint, but generator/block_3"]),
+        (
+            False,
+            {KERNEL: np.ones([3, 3, 8, 5])},
+            [KERNEL + ": [3, 3, 8, 5] in the checkpoint, but generator/block_3"],
+        ),
         (False, {KERNEL: np.ones([8])}, [KERNEL + ": [8] in the"]),
         (
             True,
@@ -711,7 +865,11 @@ KERNEL = "Generator/generator/g_block3/snconv1/snconv1/kernel"
         ),
         (
             False,
-            {KERNEL: None, "something": np.ones(2), "Generator/generator/g_bn/moving_mean": np.ones(7)},
+            {
+                KERNEL: None,
+                "something": np.ones(2),
+                "Generator/generator/g_bn/moving_mean": np.ones(7),
+            },
             [
                 "block_3/conv_1/kernel [3, 3, 8, 4]: not in",
                 "something [2]: only in",
@@ -766,11 +924,31 @@ def power(updates, dtype=np.float32):
         ({"beta2_power": None, "beta2_power_1": None}, 30, (30, 30)),
         # Two updates of the discriminator for each of the generator.
         ({"beta2_power_1": power(60)}, 30, (30, 60)),
-        ({"beta2_power": power(0), "beta2_power_1": power(0), "global_step": np.int64(0)}, 0, (0, 0)),
+        (
+            {"beta2_power": power(0), "beta2_power_1": power(0), "global_step": np.int64(0)},
+            0,
+            (0, 0),
+        ),
         # Rounding adds up, but not so far that it looks like another step.
-        ({"beta2_power": power(20_000), "beta2_power_1": power(20_000), "global_step": np.int64(20_000)}, 20_000, None),
+        (
+            {
+                "beta2_power": power(20_000),
+                "beta2_power_1": power(20_000),
+                "global_step": np.int64(20_000),
+            },
+            20_000,
+            None,
+        ),
         # The power has become 0.
-        ({"beta2_power": np.float32(0), "beta2_power_1": np.float32(0), "global_step": np.int64(10**6)}, 10**6, None),
+        (
+            {
+                "beta2_power": np.float32(0),
+                "beta2_power_1": np.float32(0),
+                "global_step": np.int64(10**6),
+            },
+            10**6,
+            None,
+        ),
         # TPUEstimator's scopes.
         (
             {
@@ -805,7 +983,9 @@ def test_rounded_power_gives_nearly_the_count(plan):
 
 
 def test_slots_without_a_count_are_refused(plan):
-    with pytest.raises(ValueError, match="Adam slots of the generator, but neither beta2_power nor global_step"):
+    with pytest.raises(
+        ValueError, match="Adam slots of the generator, but neither beta2_power nor global_step"
+    ):
         plan(adam=True, beta2_power=None, beta2_power_1=None, global_step=None)
 
 
@@ -822,11 +1002,23 @@ def test_counts_without_slots_are_not_needed(plan):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--rank=5,2"], r"--rank must not be above d, in the generator 4 channels / 1 sections = 4, got 5"),
+        (
+            ["--rank=5,2"],
+            r"--rank must not be above d, in the generator 4 channels / 1 sections = 4, got 5",
+        ),
         (["--rank=2,1", "--sections=1,4"], None),
-        (["--rank=2", "--sections=1,4"], r"--rank must not be above d, in the discriminator 4 .* / 4 .* = 1, got 2"),
-        (["--rank=1", "--sections=3"], r"--sections must divide the 4 channels of the generator's lower bread, got 3"),
-        (["--rank=1,2,3"], r"--rank must be one value, or the generator's and .* got 3 values: 1,2,3"),
+        (
+            ["--rank=2", "--sections=1,4"],
+            r"--rank must not be above d, in the discriminator 4 .* / 4 .* = 1, got 2",
+        ),
+        (
+            ["--rank=1", "--sections=3"],
+            r"--sections must divide the 4 channels of the generator's lower bread, got 3",
+        ),
+        (
+            ["--rank=1,2,3"],
+            r"--rank must be one value, or the generator's and .* got 3 values: 1,2,3",
+        ),
         (["--rank="], r"--rank must be one value, .* got 0 values"),
         (["--rank=two"], r"--rank must be a whole number of at least 1, got 'two'"),
         (["--rank=0"], r"--rank must be a whole number of at least 1, got '0'"),
@@ -837,7 +1029,10 @@ def test_counts_without_slots_are_not_needed(plan):
             ["--rank=1", "--gin_param=WIDTH = 2"],
             r"/kernel: \[3, 3, 1, 2\] in the checkpoint, but discriminator/block_2",
         ),
-        (["--rank=1", "--gin_param=trainer.Trainer.rate = 2"], r"doesn't have a parameter named 'rate'"),
+        (
+            ["--rank=1", "--gin_param=trainer.Trainer.rate = 2"],
+            r"doesn't have a parameter named 'rate'",
+        ),
     ],
 )
 def test_wrong_flags_are_named(run, tmp_path, arguments, message):
@@ -853,10 +1048,17 @@ def test_wrong_flags_are_named(run, tmp_path, arguments, message):
 def test_record_that_does_not_fit_is_refused_before_anything_is_written(run, tmp_path):
     with np.load(GOLDEN / "golden.npz") as arrays:
         arrays = dict(arrays)
-    np.savez(tmp_path / "less.npz", **{name: array for name, array in arrays.items() if name not in ("z", "d_bases")})
+    np.savez(
+        tmp_path / "less.npz",
+        **{name: array for name, array in arrays.items() if name not in ("z", "d_bases")},
+    )
     np.savez(tmp_path / "labels.npz", **{**arrays, "labels": np.array([1, 5])})
     for name, rank, message in [
-        ("golden", "4,4", r"d_bases must be \[2, 8, 4\] \(batch \* sections, d, rank\), got \[2, 8, 2\]"),
+        (
+            "golden",
+            "4,4",
+            r"d_bases must be \[2, 8, 4\] \(batch \* sections, d, rank\), got \[2, 8, 2\]",
+        ),
         ("less", "4,2", r"must have .*; d_bases, z missing"),
         ("labels", "4,2", r"labels must be in \[0, 5\), got 1 to 5"),
     ]:
@@ -896,7 +1098,10 @@ def test_truncated_checkpoint_is_refused_before_anything_is_written(run, tmp_pat
 @pytest.mark.parametrize(
     "arrays, message",
     [
-        ({"model/kernel": np.ones(3)}, r"isn't a checkpoint of the published code: .* generator under Generator/gen"),
+        (
+            {"model/kernel": np.ones(3)},
+            r"isn't a checkpoint of the published code: .* generator under Generator/gen",
+        ),
         (
             {"Generator/generator/a": np.ones(3)},
             "isn't a checkpoint of the published code: .* discriminator under Disc",
@@ -912,9 +1117,18 @@ def test_other_checkpoints_are_refused(tmp_path, arrays, message):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"Discriminator/discriminator/d_embedding/embedding_map": np.ones([4, 16])}, "3 in the .* and 4 in the"),
-        ({"Discriminator/discriminator/d_embedding/embedding_map": None}, "has no .*/embedding_map .* it has 55 var"),
-        ({"Generator/generator/g_ops/odd/weights": np.ones(1)}, "must hold a Hamburger .* or attention .*, got odd"),
+        (
+            {"Discriminator/discriminator/d_embedding/embedding_map": np.ones([4, 16])},
+            "3 in the .* and 4 in the",
+        ),
+        (
+            {"Discriminator/discriminator/d_embedding/embedding_map": None},
+            "has no .*/embedding_map .* it has 55 var",
+        ),
+        (
+            {"Generator/generator/g_ops/odd/weights": np.ones(1)},
+            "must hold a Hamburger .* or attention .*, got odd",
+        ),
     ],
 )
 def test_undescribable_checkpoints_are_refused(tmp_path, changes, message):

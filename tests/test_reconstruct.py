@@ -1,4 +1,6 @@
-"""A ham's product is never formed: the next kernel meets the factors first. The result is that of the plain order."""
+"""A ham's product is never formed: the next kernel meets the factors first. The result is that of
+the plain order.
+"""
 
 import functools
 

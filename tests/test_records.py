@@ -206,7 +206,14 @@ def test_a_write_that_fails_leaves_the_old_file_alone(folder):
 
 def test_scalars_of_one_step_have_no_tag_in_common():
     def evaluation(**others):
-        return {"kind": "evaluation", "step": 5, "time": 1.5, "fid": 3.0, "num_samples": 7, **others}
+        return {
+            "kind": "evaluation",
+            "step": 5,
+            "time": 1.5,
+            "fid": 3.0,
+            "num_samples": 7,
+            **others,
+        }
 
     protocols = [{"protocol": {"name": name}} for name in ("paper", "val-50k")]
     every = [

@@ -10,7 +10,9 @@ from hamgan.regularization import R1, Consistency, Examples
 
 
 class Quadratic:
-    """logit = (x^T A x + b[label]^T x) key: a discriminator whose gradient is known, (2 A x + b) key."""
+    """logit = (x^T A x + b[label]^T x) key: a discriminator whose gradient is known, (2 A x + b)
+    key.
+    """
 
     def __init__(self, size=6):
         rng = np.random.default_rng(0)
@@ -21,7 +23,9 @@ class Quadratic:
     def __call__(self, images, labels, training, keys):
         assert not training
         x = tf.reshape(images, [tf.shape(images)[0], -1])
-        value = tf.einsum("bi,ij,bj->b", x, self.matrix, x) + tf.reduce_sum(tf.gather(self.vectors, labels) * x, axis=1)
+        value = tf.einsum("bi,ij,bj->b", x, self.matrix, x) + tf.reduce_sum(
+            tf.gather(self.vectors, labels) * x, axis=1
+        )
         return (value * tf.cast(keys[:, 0], tf.float32))[:, None]
 
 
@@ -41,7 +45,9 @@ def test_r1_equals_finite_differences():
     logits, step = [], 1e-2
     for direction in np.eye(6, dtype=np.float32).reshape(6, 1, 1, 2, 3):
         ahead, behind = (
-            discriminator(real.images + sign * step * direction, real.labels, training=False, keys=real.keys)[:, 0]
+            discriminator(
+                real.images + sign * step * direction, real.labels, training=False, keys=real.keys
+            )[:, 0]
             for sign in (1, -1)
         )
         logits.append((ahead - behind) / (2 * step))  # central differences of a quadratic are exact
@@ -72,7 +78,9 @@ def test_discriminator_that_notices_nothing_is_consistent():
     def mean_colour(images, labels, training, keys):
         return tf.reduce_mean(images, axis=[1, 2, 3])[:, None]
 
-    still = Consistency(augment=DiffAugment(colour=False, translation=0.0, cutout=0.0), fake_weight=1.0)
+    still = Consistency(
+        augment=DiffAugment(colour=False, translation=0.0, cutout=0.0), fake_weight=1.0
+    )
     assert still(mean_colour, examples(1), examples(2)).numpy() == 0
 
 
@@ -81,7 +89,11 @@ def test_discriminator_that_notices_nothing_is_consistent():
     [
         (R1, dict(weight=-1.0), "R1: weight must not be negative, got -1.0"),
         (R1, dict(interval=0), "R1: interval must be at least 1, got 0"),
-        (Consistency, dict(fake_weight=-1.0), "Consistency: fake_weight must not be negative, got -1.0"),
+        (
+            Consistency,
+            dict(fake_weight=-1.0),
+            "Consistency: fake_weight must not be negative, got -1.0",
+        ),
     ],
 )
 def test_penalty_that_makes_no_sense_is_refused(part, kwargs, message):

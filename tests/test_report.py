@@ -53,7 +53,8 @@ class _Page(html.parser.HTMLParser):
         return [
             (attrs, text)
             for name, attrs, text in self.elements
-            if name == tag and all(attrs.get(key.rstrip("_")) == value for key, value in attributes.items())
+            if name == tag
+            and all(attrs.get(key.rstrip("_")) == value for key, value in attributes.items())
         ]
 
     def text(self):
@@ -366,7 +367,12 @@ def test_numbers_of_one_group_share_a_chart(tmp_path):
     layers = [f"sigma/generator/layer{i}" for i in range(9)]
     for step in range(3):
         sigmas = {name: 1.0 + i + step for i, name in enumerate(layers)}
-        _write(tmp_path, _train(step, **sigmas, **{"gate/generator": 0.1 * step, "gate/discriminator": 0.2 * step}))
+        _write(
+            tmp_path,
+            _train(
+                step, **sigmas, **{"gate/generator": 0.1 * step, "gate/discriminator": 0.2 * step}
+            ),
+        )
     page = _page(tmp_path)
     assert len(_curve(page, "Gate", 1)) == 3
     sigma = "Sigma/generator: mean of 9, smallest to largest"
@@ -401,7 +407,9 @@ def test_what_is_missing_is_said(tmp_path, content):
 
 
 def test_a_folder_without_metrics_is_no_model_dir(tmp_path):
-    with pytest.raises(ValueError, match="model_dir must be the folder .*train.py.*no metrics.jsonl"):
+    with pytest.raises(
+        ValueError, match="model_dir must be the folder .*train.py.*no metrics.jsonl"
+    ):
         report.write_report(tmp_path / "nowhere")
 
 
@@ -436,7 +444,9 @@ def test_a_remote_folder_gives_the_same_page(tmp_path):
     _whole_run(tmp_path)
     here, there = _page(tmp_path, title="run"), _page(remote, title="run")
     assert there.cards() == here.cards()
-    assert [attrs["src"] for attrs, _ in there.all("img")] == [attrs["src"] for attrs, _ in here.all("img")]
+    assert [attrs["src"] for attrs, _ in there.all("img")] == [
+        attrs["src"] for attrs, _ in here.all("img")
+    ]
 
 
 def test_the_same_folder_gives_the_same_page_and_matplotlib_stays_as_it_was(tmp_path):
@@ -454,7 +464,9 @@ def _band(page, title):
         if tag == "svg":
             inside = attrs["aria-label"] == title
         if inside and tag == "path" and "id" in attrs:
-            heights["#" + attrs["id"]] = [float(y) for _, y in re.findall(r"[ML] (\S+) (\S+)", attrs["d"])]
+            heights["#" + attrs["id"]] = [
+                float(y) for _, y in re.findall(r"[ML] (\S+) (\S+)", attrs["d"])
+            ]
         if inside and tag == "use" and "fill-opacity" in attrs.get("style", ""):
             band = [float(attrs["y"]) + y for y in heights[attrs["href"]]]
             return min(band), max(band)
@@ -495,8 +507,20 @@ def test_a_single_evaluation_has_its_interval_too(tmp_path):
 
 
 def _aggregate(step, values, **others):
-    fid = {"mean": np.mean(values), "std": np.std(values, ddof=1), "min": min(values), "values": values}
-    return {"kind": "aggregate", "step": step, "time": 2e9, "fid": fid["mean"], "scores": {"fid": fid}, **others}
+    fid = {
+        "mean": np.mean(values),
+        "std": np.std(values, ddof=1),
+        "min": min(values),
+        "values": values,
+    }
+    return {
+        "kind": "aggregate",
+        "step": step,
+        "time": 2e9,
+        "fid": fid["mean"],
+        "scores": {"fid": fid},
+        **others,
+    }
 
 
 def test_the_mean_of_repeats_is_the_headline(tmp_path):
@@ -505,7 +529,11 @@ def test_the_mean_of_repeats_is_the_headline(tmp_path):
         _write(tmp_path, _evaluation(100, fid, **protocol) | {"seed": seed})
     _write(tmp_path, _aggregate(100, [9.0, 12.0, 15.0], **protocol))
     # Of another step and another protocol: not this evaluation's.
-    _write(tmp_path, _aggregate(50, [1.0, 2.0]), _aggregate(100, [3.0, 4.0], protocol={"name": "paper"}))
+    _write(
+        tmp_path,
+        _aggregate(50, [1.0, 2.0]),
+        _aggregate(100, [3.0, 4.0], protocol={"name": "paper"}),
+    )
     page = _page(tmp_path)
     assert list(page.cards())[0] == "FID, mean of 3"
     assert "FID, last" not in page.cards()
@@ -522,7 +550,10 @@ def test_the_protocol_stands_in_words(tmp_path):
     assert "rounded to 8 bits" in text and "features of digits_features (digest abc)" in text
 
     words = "Fifty thousand <samples> against the validation split."
-    _write(tmp_path, _evaluation(2, 7.0, protocol={"name": "val-50k", "fingerprint": "f", "words": words}))
+    _write(
+        tmp_path,
+        _evaluation(2, 7.0, protocol={"name": "val-50k", "fingerprint": "f", "words": words}),
+    )
     page = _page(tmp_path)
     assert [text for _, text in page.all("p", class_="protocol")] == [words]
 
@@ -533,7 +564,9 @@ def test_curves_of_named_protocols_bear_their_names(tmp_path):
             protocol = {"name": name, "fingerprint": name * 2, "words": "many words"}
             _write(tmp_path, _evaluation(step, 5.0 + step, protocol=protocol))
     labels = [text for _, text in _page(tmp_path).all("text")]
-    assert {"Protocol paper", "Protocol val-50k"} <= set(labels) and not any("paperpaper" in label for label in labels)
+    assert {"Protocol paper", "Protocol val-50k"} <= set(labels) and not any(
+        "paperpaper" in label for label in labels
+    )
 
 
 def test_nearest_neighbours_are_shown(tmp_path):
@@ -552,19 +585,34 @@ def test_nearest_neighbours_are_shown(tmp_path):
             "num_training": 1497,
             "num_real": 300,
         }
-        records.write_whole(f"{tmp_path}/neighbours/step-{step:08d}.json", json.dumps(check).encode())
+        records.write_whole(
+            f"{tmp_path}/neighbours/step-{step:08d}.json", json.dumps(check).encode()
+        )
         _write_grid(f"{tmp_path}/neighbours/step-{step:08d}.png", seed=step)
     page = _page(tmp_path)
     ((attrs, _),) = page.all("img", alt="Samples and their nearest training images")
     data = base64.b64decode(attrs["src"].split(",", 1)[1])
     assert data == (tmp_path / "neighbours" / "step-00000200.png").read_bytes()
-    assert "Each row: a sample, then the nearest of 1,497 images of digits, split train" in page.text()
+    assert (
+        "Each row: a sample, then the nearest of 1,497 images of digits, split train" in page.text()
+    )
     assert "real images (held-out images)" in page.text()
-    assert ["100", "2", "4", "0.25", "0.25"] in page.rows() and ["200", "2", "4", "0.5", "0.25"] in page.rows()
+    assert ["100", "2", "4", "0.25", "0.25"] in page.rows() and [
+        "200",
+        "2",
+        "4",
+        "0.5",
+        "0.25",
+    ] in page.rows()
 
 
 def test_fields_nobody_knows_do_no_harm(tmp_path):
-    strange = {"future": {"a": [1, {"b": None}]}, "fid_interval": "wide", "protocol": ["x"], "kid_interval": [1, None]}
+    strange = {
+        "future": {"a": [1, {"b": None}]},
+        "fid_interval": "wide",
+        "protocol": ["x"],
+        "kid_interval": [1, None],
+    }
     _write(
         tmp_path,
         _evaluation(0, 9.0, kid=0.5, **strange),
@@ -584,7 +632,13 @@ def test_terminal_table_has_a_line_for_each_evaluation_and_mean():
             _train(5),
             _aggregate(200, [9.0, 12.0, 15.0], **protocol),
             _evaluation(
-                200, 14.5, fid_interval=[14.0, 15.0], inception_score=3.0, kid=0.5, kid_stderr=0.25, **protocol
+                200,
+                14.5,
+                fid_interval=[14.0, 15.0],
+                inception_score=3.0,
+                kid=0.5,
+                kid_stderr=0.25,
+                **protocol,
             ),
             _evaluation(100, float("nan")),
         ]
@@ -595,6 +649,8 @@ def test_terminal_table_has_a_line_for_each_evaluation_and_mean():
         ["200", "val-50k", "14.5", "[14,", "15]", "3", "0.5", "±", "0.25", "1,000", "7"],
         ["200", "val-50k", "12", "±", "3", "–", "–", "mean", "of", "3"],
     ]
-    ends = {line.index(word) + len(word) for line, word in zip(lines[:2], ("Step", "100"), strict=True)}
+    ends = {
+        line.index(word) + len(word) for line, word in zip(lines[:2], ("Step", "100"), strict=True)
+    }
     assert len(ends) == 1  # columns are flush
     assert report.terminal_table([_train(5)]) == ""

@@ -55,7 +55,9 @@ def generator():
     return make_generator()
 
 
-def make_evaluator(network, generator=None, *, strategy=None, dataset=None, settings=None, **kwargs):
+def make_evaluator(
+    network, generator=None, *, strategy=None, dataset=None, settings=None, **kwargs
+):
     strategy = strategy or made.one_device()
     settings = {**dict(num_samples=50, batch_size=16, features=network), **(settings or {})}
     return runner.Evaluator(
@@ -78,17 +80,23 @@ def joined(parts):
 
 
 def save(folder, generator, *steps):
-    """Checkpoints of a run in `folder`, whatever their numbers are; returns the path of the last."""
+    """Checkpoints of a run in `folder`, whatever their numbers are; returns the path of the
+    last.
+    """
     step = tf.Variable(0, dtype=tf.int64)
     variables = {**checkpoints.network_variables("generator", generator), "step": step}
     for number in steps:
         step.assign(number)
-        path = tf.train.Checkpoint(**variables).write(str(folder / "checkpoints" / f"ckpt-{number}"))
+        path = tf.train.Checkpoint(**variables).write(
+            str(folder / "checkpoints" / f"ckpt-{number}")
+        )
     return path
 
 
 def stop_after(monkeypatch, evaluator, calls):
-    """Lets an evaluator embed that many batches of samples; returns the list of those that it embeds."""
+    """Lets an evaluator embed that many batches of samples; returns the list of those that it
+    embeds.
+    """
     embed, seen = evaluator._embed_generated, []
 
     def embed_some(first, seed):
@@ -103,13 +111,18 @@ def stop_after(monkeypatch, evaluator, calls):
 
 def test_record_says_how_the_number_came_about(evaluator):
     record = evaluator.evaluate(checkpoint="somewhere/ckpt-12", step=12, seed=4)
-    assert (record["kind"], record["step"], record["checkpoint"]) == ("evaluation", 12, "somewhere/ckpt-12")
+    assert (record["kind"], record["step"], record["checkpoint"]) == (
+        "evaluation",
+        12,
+        "somewhere/ckpt-12",
+    )
     assert (record["num_samples"], record["seed"]) == (50, 4)
     assert record["features"]["digest"] == evaluator.network.digest
     assert record["reference"]["dataset"] == "made" and record["reference"]["count"] == 64
     assert record["protocol"]["name"] == "custom" and len(record["protocol"]["fingerprint"]) == 16
     assert record["protocol"]["words"] == (
-        "50 samples, uniform labels, raw weights, batch norm with moving averages, against 64 images of made 1.0.0 "
+        "50 samples, uniform labels, raw weights, batch norm with moving averages, against 64 "
+        "images of made 1.0.0 "
         "train; 8-bit pixels, resized to 32 by tf1 bilinear"
     )
 
@@ -119,7 +132,9 @@ def test_scores_are_tf_gans(network, generator):
     record = evaluator.evaluate(checkpoint="", step=0)
     generated = joined(evaluator.generated_outputs())
     real = evaluator.network(made.MadeDataset().images)["pool_3"]
-    expected = tfgan.frechet_classifier_distance_from_activations(real, tf.constant(generated["pool_3"]))
+    expected = tfgan.frechet_classifier_distance_from_activations(
+        real, tf.constant(generated["pool_3"])
+    )
     assert record["fid"] == pytest.approx(float(expected), rel=1e-5)
     assert record["inception_score"] == pytest.approx(
         float(tfgan.classifier_score_from_logits(tf.constant(generated["logits"]))), rel=1e-5
@@ -129,7 +144,11 @@ def test_scores_are_tf_gans(network, generator):
 def test_features_depend_on_neither_batch_size_nor_replicas(network):
     def outputs(strategy, weights, batch_size):
         settings = dict(quantize=False, batch_size=batch_size)
-        return joined(make_evaluator(network, weights, strategy=strategy, settings=settings).generated_outputs())
+        return joined(
+            make_evaluator(
+                network, weights, strategy=strategy, settings=settings
+            ).generated_outputs()
+        )
 
     one, two = made.one_device(), helpers.two_replicas()
     weights = {one: make_real_generator(one), two: make_real_generator(two)}
@@ -137,7 +156,9 @@ def test_features_depend_on_neither_batch_size_nor_replicas(network):
     assert expected["pool_3"].shape == (50, 12)
     for strategy, batch_size in ((one, 64), (two, 7), (two, 64)):
         for name, value in outputs(strategy, weights[strategy], batch_size).items():
-            np.testing.assert_allclose(value, expected[name], atol=2e-5, err_msg=f"{name}, batch {batch_size}")
+            np.testing.assert_allclose(
+                value, expected[name], atol=2e-5, err_msg=f"{name}, batch {batch_size}"
+            )
 
 
 def test_quantize_rounds_to_eight_bits(evaluator):
@@ -155,7 +176,9 @@ def test_resize_of_the_protocol_is_the_one_that_is_used(network):
         protocol=protocol.Protocol(batch_size=4, features=network, resize=darken, quantize=False),
         progress=False,
     )
-    np.testing.assert_allclose(embedder(np.full([3, 64, 64, 3], 0.25, np.float32))["pool_3"], -0.25, atol=1e-6)
+    np.testing.assert_allclose(
+        embedder(np.full([3, 64, 64, 3], 0.25, np.float32))["pool_3"], -0.25, atol=1e-6
+    )
 
 
 def test_other_seeds_compile_nothing_anew(evaluator):
@@ -194,13 +217,19 @@ def test_what_has_been_scored_is_not_computed_again(network, generator, monkeypa
     assert not seen
     # Another seed and another protocol are other work.
     assert again.evaluate(checkpoint=path, step=3, seed=1)["fid"] != record["fid"]
-    other = make_evaluator(network, generator, work_dir=str(tmp_path / "work"), settings=dict(num_samples=40))
+    other = make_evaluator(
+        network, generator, work_dir=str(tmp_path / "work"), settings=dict(num_samples=40)
+    )
     assert other.evaluate(checkpoint=path, step=3)["num_samples"] == 40
 
 
-def test_the_same_work_finished_by_another_process_is_taken_from_it(network, generator, monkeypatch, tmp_path):
+def test_the_same_work_finished_by_another_process_is_taken_from_it(
+    network, generator, monkeypatch, tmp_path
+):
     path = save(tmp_path, generator, 3)
-    mine, other = (make_evaluator(network, generator, work_dir=str(tmp_path / "work")) for _ in range(2))
+    mine, other = (
+        make_evaluator(network, generator, work_dir=str(tmp_path / "work")) for _ in range(2)
+    )
     generated_outputs, records = mine.generated_outputs, []
 
     def overtaken(**kwargs):
@@ -221,7 +250,9 @@ def test_another_run_under_the_same_name_is_scored_anew(network, tmp_path):
     assert before["checkpoint"] == after["checkpoint"] and before["fid"] != after["fid"]
 
 
-def test_hosts_share_an_evaluation(network, generator, evaluator, small_shards, monkeypatch, tmp_path):
+def test_hosts_share_an_evaluation(
+    network, generator, evaluator, small_shards, monkeypatch, tmp_path
+):
     path = save(tmp_path, generator, 3)
     expected = evaluator.evaluate(checkpoint=path, step=3)
     hosts = [
@@ -235,12 +266,16 @@ def test_hosts_share_an_evaluation(network, generator, evaluator, small_shards, 
         for index in range(2)
     ]
     seen = [stop_after(monkeypatch, host, 100) for host in hosts]
-    with pytest.raises(ValueError, match="2 of 4 shards of .* are missing, the first with rows 16 to 31"):
+    with pytest.raises(
+        ValueError, match="2 of 4 shards of .* are missing, the first with rows 16 to 31"
+    ):
         hosts[0].reference()
     assert hosts[1].evaluate(checkpoint=path, step=3) is None
     record = hosts[0].evaluate(checkpoint=path, step=3)
     assert seen == [[0, 32], [16, 48]]
-    assert (record["fid"], record["kid"]) == pytest.approx((expected["fid"], expected["kid"]), rel=1e-9)
+    assert (record["fid"], record["kid"]) == pytest.approx(
+        (expected["fid"], expected["kid"]), rel=1e-9
+    )
     assert hosts[1].evaluate(checkpoint=path, step=3)["fid"] == record["fid"]
 
 
@@ -254,7 +289,9 @@ def test_repeats_take_the_next_seeds_and_are_put_together(network, generator, ev
     path = save(tmp_path, generator, 3)
     *single, together = evaluator.evaluate_checkpoint(path, repeats=3)
     assert [record["seed"] for record in single] == [0, 1, 2]
-    assert single[1]["fid"] == pytest.approx(evaluator.evaluate(checkpoint=path, step=3, seed=1)["fid"])
+    assert single[1]["fid"] == pytest.approx(
+        evaluator.evaluate(checkpoint=path, step=3, seed=1)["fid"]
+    )
     fids = [record["fid"] for record in single]
     assert len(set(fids)) == 3
     assert (together["kind"], together["step"], together["repeats"]) == ("aggregate", 3, 3)
@@ -277,7 +314,9 @@ def test_only_repeats_are_put_together(evaluator):
         runner.aggregate([record, other])
 
 
-def test_checkpoint_named_is_the_one_that_is_scored_and_is_pinned_meanwhile(network, monkeypatch, tmp_path):
+def test_checkpoint_named_is_the_one_that_is_scored_and_is_pinned_meanwhile(
+    network, monkeypatch, tmp_path
+):
     generator = make_generator()
     first = save(tmp_path, generator, 3)
     generator.to_rgb.bias.assign([0.9] * 3)
@@ -298,7 +337,9 @@ def test_checkpoint_named_is_the_one_that_is_scored_and_is_pinned_meanwhile(netw
 
 def test_checkpoint_of_another_configuration_names_both_sides(evaluator, tmp_path):
     path = save(tmp_path, make_generator(width=2), 3)
-    with pytest.raises(ValueError, match=r"dense/kernel: \[8, 32\] in the checkpoint, \[8, 64\] in this config"):
+    with pytest.raises(
+        ValueError, match=r"dense/kernel: \[8, 32\] in the checkpoint, \[8, 64\] in this config"
+    ):
         list(evaluator.evaluate_checkpoint(path))
 
 
@@ -306,7 +347,9 @@ def test_diverged_generator_is_an_error(network, tmp_path):
     evaluator = make_evaluator(network, work_dir=str(tmp_path / "work"))
     evaluator.generator.to_rgb.bias.assign([math.nan] * 3)
     path = save(tmp_path, evaluator.generator, 9)
-    with pytest.raises(ValueError, match="ckpt-9: logits has .* values that aren't finite .*has diverged"):
+    with pytest.raises(
+        ValueError, match="ckpt-9: logits has .* values that aren't finite .*has diverged"
+    ):
         evaluator.evaluate(checkpoint=path, step=9)
     assert not list((tmp_path / "work").rglob("*.npz"))
 
@@ -349,20 +392,26 @@ def test_watching_goes_on_where_it_was(network, generator, monkeypatch, tmp_path
     seen = stop_after(monkeypatch, again, 100)
     after = watch(again, tmp_path, repeats=2)
     assert [record["step"] for record in after] == [0, 0, 0, 2, 2, 2, 3, 3, 3, 4, 4, 4]
-    assert [runner.key_of(record) for record in after[:6]] == [runner.key_of(record) for record in before]
+    assert [runner.key_of(record) for record in after[:6]] == [
+        runner.key_of(record) for record in before
+    ]
     assert len({runner.key_of(record) for record in after}) == 12
     # Two new checkpoints, two seeds, 50 samples in batches of 16.
     assert len(seen) == 2 * 2 * 4
 
 
-def test_checkpoints_that_appear_while_one_is_scored_are_pinned(network, generator, evaluator, monkeypatch, tmp_path):
+def test_checkpoints_that_appear_while_one_is_scored_are_pinned(
+    network, generator, evaluator, monkeypatch, tmp_path
+):
     save(tmp_path, generator, 0)
     restore, pinned = evaluator.restore, []
 
     def slow(path):
         if not pinned:
             save(tmp_path, generator, 2, 4)
-            while len(names := sorted(p.name for p in (tmp_path / "checkpoints").glob("*.pin*"))) < 4:
+            while (
+                len(names := sorted(p.name for p in (tmp_path / "checkpoints").glob("*.pin*"))) < 4
+            ):
                 pass
             pinned.extend(name.split(".")[0] for name in names)
         restore(path)
@@ -394,7 +443,10 @@ def test_moving_average_of_the_weights_is_scored_when_the_protocol_says_so(netwo
     variables |= checkpoints.network_variables("generator_ema", average)
     variables["step"] = tf.Variable(3, dtype=tf.int64)
     path = checkpoints.Checkpoints(str(tmp_path / "checkpoints"), variables).save()
-    raw, ema = (make_evaluator(network, generator, settings=dict(weights=weights)) for weights in ("raw", "ema"))
+    raw, ema = (
+        make_evaluator(network, generator, settings=dict(weights=weights))
+        for weights in ("raw", "ema")
+    )
     (of_raw,), (of_ema,) = raw.evaluate_checkpoint(path), ema.evaluate_checkpoint(path)
     np.testing.assert_array_equal(generator.to_rgb.bias, [0.5] * 3)
     assert (of_raw["weights"], of_ema["weights"]) == ("raw", "ema")
@@ -446,7 +498,9 @@ def test_val_50k_is_the_default(network):
 
 def made_fingerprint(network, **settings):
     return reference.fingerprint(
-        made.MadeDataset(), network=network(), protocol=protocol.Protocol(features=network, **settings)
+        made.MadeDataset(),
+        network=network(),
+        protocol=protocol.Protocol(features=network, **settings),
     )
 
 
@@ -503,7 +557,9 @@ def draw_labels(part, dataset, count):
 
 
 def test_balanced_labels_are_equally_often_each():
-    np.testing.assert_array_equal(np.bincount(draw_labels(protocol.balanced, made.MadeDataset(), 30)), [10, 10, 10])
+    np.testing.assert_array_equal(
+        np.bincount(draw_labels(protocol.balanced, made.MadeDataset(), 30)), [10, 10, 10]
+    )
 
 
 def test_labels_follow_the_histogram_of_training():
@@ -511,13 +567,17 @@ def test_labels_follow_the_histogram_of_training():
     dataset.labels = np.repeat([0, 1, 2], [6, 24, 34])
     frequencies = np.bincount(draw_labels(protocol.train_histogram, dataset, 3000)) / 3000
     # Five standard deviations.
-    np.testing.assert_allclose(frequencies, np.array([6, 24, 34]) / 64, atol=5 * np.sqrt(0.25 / 3000))
+    np.testing.assert_allclose(
+        frequencies, np.array([6, 24, 34]) / 64, atol=5 * np.sqrt(0.25 / 3000)
+    )
 
 
 # The reference.
 
 
-def test_scores_that_are_missing_are_computed_for_what_has_been_scored(network, generator, tmp_path):
+def test_scores_that_are_missing_are_computed_for_what_has_been_scored(
+    network, generator, tmp_path
+):
     path = save(tmp_path, generator, 3)
     work_dir = str(tmp_path / "work")
     few, more = (scores.standard,), (scores.standard, scores.infinity)
@@ -540,7 +600,9 @@ def test_reference_is_kept_and_found_again(network, generator, tmp_path):
     np.testing.assert_array_equal(first.features, second.features)
     np.testing.assert_array_equal(first.moments.scatter, second.moments.scatter)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npz")} == stamps
-    make_evaluator(network, generator, data_dir=str(tmp_path), settings=dict(quantize=False)).reference()
+    make_evaluator(
+        network, generator, data_dir=str(tmp_path), settings=dict(quantize=False)
+    ).reference()
     assert len(list((tmp_path / "reference_features").iterdir())) == 2
 
 
@@ -550,21 +612,31 @@ def test_reference_of_other_pixels_is_refused_by_field(network, generator, tmp_p
     assert same.reference().moments.count == 64
     for settings, message in (
         (dict(quantize=False), "quantize is True there, False here"),
-        (dict(resize=protocol.half_pixel_bilinear), "resize is 'tf1 bilinear' there, 'half pixel bilinear' here"),
+        (
+            dict(resize=protocol.half_pixel_bilinear),
+            "resize is 'tf1 bilinear' there, 'half pixel bilinear' here",
+        ),
         (dict(reference_count=60), "count is 64 there, 60 here"),
     ):
-        other = make_evaluator(network, generator, settings={**settings, "reference_folder": folder})
+        other = make_evaluator(
+            network, generator, settings={**settings, "reference_folder": folder}
+        )
         with pytest.raises(ValueError, match=message):
             other.reference()
     larger = make_evaluator(
-        network, generator, dataset=made.MadeDataset(image_size=64), settings=dict(reference_folder=folder)
+        network,
+        generator,
+        dataset=made.MadeDataset(image_size=64),
+        settings=dict(reference_folder=folder),
     )
     with pytest.raises(ValueError, match="image_size is 32 there, 64 here"):
         larger.reference()
 
 
 def real_features(evaluator):
-    return evaluator._embedder.network(tf.round((made.MadeDataset().images + 1) * 127.5) / 127.5 - 1)["pool_3"].numpy()
+    return evaluator._embedder.network(
+        tf.round((made.MadeDataset().images + 1) * 127.5) / 127.5 - 1
+    )["pool_3"].numpy()
 
 
 def test_reference_counts_images_twice_when_asked_to(network, generator, evaluator):
@@ -585,7 +657,9 @@ def test_features_of_a_large_reference_are_a_random_part_of_it(evaluator, monkey
     assert len(set(rows)) == 10 and list(rows) != sorted(rows) and rows.max() > 20
 
 
-def test_interrupted_reference_goes_on(network, generator, evaluator, small_shards, monkeypatch, tmp_path):
+def test_interrupted_reference_goes_on(
+    network, generator, evaluator, small_shards, monkeypatch, tmp_path
+):
     embedder = make_evaluator(network, generator)._embedder
     embed, seen = runner.Embedder.__call__, []
 
@@ -605,11 +679,15 @@ def test_interrupted_reference_goes_on(network, generator, evaluator, small_shar
     real = embedder.reference(made.MadeDataset(), data_dir=str(tmp_path))
     assert len(seen) == 3 + 2
     np.testing.assert_array_equal(real.features, evaluator.reference().features)
-    np.testing.assert_allclose(real.moments.scatter, evaluator.reference().moments.scatter, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        real.moments.scatter, evaluator.reference().moments.scatter, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_more_reference_images_than_there_are_is_refused(network):
-    with pytest.raises(ValueError, match="reference_count is 65, but split 'train' of made has 64 images"):
+    with pytest.raises(
+        ValueError, match="reference_count is 65, but split 'train' of made has 64 images"
+    ):
         made_fingerprint(network, reference_count=65)
     with pytest.raises(ValueError, match="reference_repeated is 21, but there are only 20 images"):
         made_fingerprint(network, reference_count=20, reference_repeated=21)
@@ -626,7 +704,10 @@ def test_split_that_ends_early_is_refused(evaluator):
 
 def test_pickled_objects_are_refused(tmp_path):
     np.savez(tmp_path / "reference.npz", fingerprint="{}", count=np.array([object()]))
-    with pytest.raises(ValueError, match=r"reference.npz must be an npz file of plain arrays, without pickled objects"):
+    with pytest.raises(
+        ValueError,
+        match=r"reference.npz must be an npz file of plain arrays, without pickled objects",
+    ):
         reference.load(str(tmp_path))
 
 
@@ -650,7 +731,9 @@ def test_reference_is_described(network, generator, tmp_path):
     real = make_evaluator(network, generator, data_dir=str(tmp_path)).reference()
     text = reference.describe(real)
     assert real.folder in text
-    assert [name for name in real.fingerprint if f"{name}: {real.fingerprint[name]}" not in text] == []
+    assert [
+        name for name in real.fingerprint if f"{name}: {real.fingerprint[name]}" not in text
+    ] == []
 
 
 def test_factor_is_that_of_the_moments(evaluator):
@@ -663,14 +746,20 @@ def test_factor_is_that_of_the_moments(evaluator):
 
 def test_neighbours_of_samples_are_sought_in_the_training_split(network, generator, tmp_path):
     dataset = made.MadeDataset(count=100)
-    scorer = make_evaluator(network, generator, dataset=dataset, data_dir=str(tmp_path), settings={"num_samples": 60})
+    scorer = make_evaluator(
+        network, generator, dataset=dataset, data_dir=str(tmp_path), settings={"num_samples": 60}
+    )
     result = scorer.compare_with_training(tmp_path / "run", step=7, num_samples=40, num_training=80)
     assert (result["num_generated"], result["num_training"]) == (40, 80)
     record = json.loads((tmp_path / "run" / "neighbours" / "step-00000007.json").read_text())
     # In stored order, whatever order the reference keeps for KID.
     embed = runner.Embedder(strategy=made.one_device(), protocol=scorer.protocol, progress=False)
-    training = np.concatenate([embed(dataset.images[i : i + 16])["pool_3"] for i in range(0, 80, 16)])
+    training = np.concatenate(
+        [embed(dataset.images[i : i + 16])["pool_3"] for i in range(0, 80, 16)]
+    )
     fake = joined(scorer.generated_outputs())["pool_3"][:8]
     distances = np.linalg.norm(fake[:, None].astype(np.float64) - training, axis=2)
     assert [row[0] for row in record["shown"]["indices"]] == distances.argmin(axis=1).tolist()
-    np.testing.assert_allclose([row[0] for row in record["shown"]["distances"]], distances.min(axis=1), rtol=1e-4)
+    np.testing.assert_allclose(
+        [row[0] for row in record["shown"]["distances"]], distances.min(axis=1), rtol=1e-4
+    )

@@ -49,7 +49,10 @@ def test_given_labels_are_used_in_order():
 
 def sampling_inputs(sampler, indices):
     return stateless.generator_inputs(
-        stateless.key(5, stateless.EVALUATION), np.array(indices), latent_dim=8, num_classes=made.NUM_CLASSES
+        stateless.key(5, stateless.EVALUATION),
+        np.array(indices),
+        latent_dim=8,
+        num_classes=made.NUM_CLASSES,
     )
 
 
@@ -62,7 +65,9 @@ def test_labels_are_uniform_over_the_classes():
 
 @pytest.mark.parametrize("label", [-1, made.NUM_CLASSES])
 def test_label_outside_the_classes_is_refused(label):
-    with pytest.raises(ValueError, match=f"Label {label} is outside the classes of this generator, 0 to 2"):
+    with pytest.raises(
+        ValueError, match=f"Label {label} is outside the classes of this generator, 0 to 2"
+    ):
         make_sampler(made.one_device(), 4).sample(2, [0, label])
 
 
@@ -78,7 +83,9 @@ class Noise(tf.Module):
 @pytest.mark.parametrize("bound", [0.5, 2.0])
 def test_truncated_noise_is_the_normal_distribution_within_the_bound(bound):
     def draw(**kwargs):
-        sampler = sampling.Sampler(Noise(), strategy=made.one_device(), truncation=bound, seed=5, **kwargs)
+        sampler = sampling.Sampler(
+            Noise(), strategy=made.one_device(), truncation=bound, seed=5, **kwargs
+        )
         return sampler.sample(200)[0][:, :-1]
 
     noise = draw(batch_size=200)
@@ -96,7 +103,10 @@ def test_truncation_to_nothing_is_refused(truncation):
 
 def test_labels_of_a_sampler_are_those_it_was_given():
     sampler = sampling.Sampler(
-        Noise(), strategy=made.one_device(), batch_size=4, labels=lambda indices, keys: (indices + 1) % 3
+        Noise(),
+        strategy=made.one_device(),
+        batch_size=4,
+        labels=lambda indices, keys: (indices + 1) % 3,
     )
     images, labels = sampler.sample(6)
     np.testing.assert_array_equal(labels, [1, 2, 0, 1, 2, 0])
@@ -113,14 +123,21 @@ def draw(sampler, part, count=6):
 
     batch_norm = part(sampler)
     with batch_norm.applied(5):
-        images = [batch(tf.constant(first)).numpy() for first in range(0, count, sampler.batch_size)]
+        images = [
+            batch(tf.constant(first)).numpy() for first in range(0, count, sampler.batch_size)
+        ]
     return np.concatenate(images)[:count], batch_norm
 
 
 def inputs_of_first_norm(sampler, indices):
     """What the generator's first batch norm is given: the reshaped output of its first layer."""
     z, labels, _ = sampling_inputs(sampler, indices)
-    return sampler.generator.dense(z).numpy().reshape(-1, 16 * sampler.generator.width).astype(np.float64)
+    return (
+        sampler.generator.dense(z)
+        .numpy()
+        .reshape(-1, 16 * sampler.generator.width)
+        .astype(np.float64)
+    )
 
 
 def test_standing_statistics_are_the_plain_mean_of_batch_moments():
@@ -132,7 +149,9 @@ def test_standing_statistics_are_the_plain_mean_of_batch_moments():
     first = batch_norm._layers.index(sampler.generator.blocks[0].norm_1)
     mean, variance = (v.numpy() for v in batch_norm._moments[first])
     np.testing.assert_allclose(mean, np.mean([b.mean(axis=0) for b in batches], axis=0), atol=1e-5)
-    np.testing.assert_allclose(variance, np.mean([b.var(axis=0) for b in batches], axis=0), atol=1e-5)
+    np.testing.assert_allclose(
+        variance, np.mean([b.var(axis=0) for b in batches], axis=0), atol=1e-5
+    )
     for variable in sampler.generator.variables:
         np.testing.assert_array_equal(variable, moving[variable.path], err_msg=variable.path)
     # As if they were the moving averages.
@@ -143,7 +162,11 @@ def test_standing_statistics_are_the_plain_mean_of_batch_moments():
 
 
 @pytest.mark.parametrize(
-    "part", [functools.partial(sampling.StandingStatistics, batches=2, batch_size=4), sampling.BatchStatistics]
+    "part",
+    [
+        functools.partial(sampling.StandingStatistics, batches=2, batch_size=4),
+        sampling.BatchStatistics,
+    ],
 )
 def test_recomputed_moments_do_not_depend_on_the_replicas(part):
     one, _ = draw(make_sampler(made.one_device(), 6, constructor=made.Tiny), part)
@@ -163,7 +186,9 @@ def test_batch_statistics_are_those_of_training():
 
 
 def test_generator_without_batch_norm_has_no_moments_to_recompute():
-    sampler = sampling.Sampler(keras.Sequential([keras.layers.Dense(3)]), strategy=made.one_device())
+    sampler = sampling.Sampler(
+        keras.Sequential([keras.layers.Dense(3)]), strategy=made.one_device()
+    )
     with pytest.raises(ValueError, match="no hamgan.normalization.BatchNorm"):
         sampling.BatchStatistics(sampler)
 
@@ -190,7 +215,10 @@ def test_weights_are_restored_raw_or_averaged(tmp_path):
     for weights, value in (("raw", 1), ("ema", 2)):
         sampling.restore(layer, path, weights=weights)
         assert float(layer.beta.numpy().item()) == value
-    with pytest.raises(ValueError, match="holds no generator_ema/ variables: it was trained without a moving average"):
+    with pytest.raises(
+        ValueError,
+        match="holds no generator_ema/ variables: it was trained without a moving average",
+    ):
         sampling.restore(layer, raw_only, weights="ema")
     with pytest.raises(ValueError, match="weights must be one of raw, ema, got 'best'"):
         sampling.restore(layer, path, weights="best")

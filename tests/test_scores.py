@@ -26,16 +26,24 @@ def data():
 def test_standard_scores_are_tf_gans(data):
     real, features, logits = data
     found = scores.standard(*data)
-    fid = tfgan.frechet_classifier_distance_from_activations(tf.constant(real.features), tf.constant(features))
-    kid = tfgan.kernel_classifier_distance_from_activations(tf.constant(real.features), tf.constant(features))
+    fid = tfgan.frechet_classifier_distance_from_activations(
+        tf.constant(real.features), tf.constant(features)
+    )
+    kid = tfgan.kernel_classifier_distance_from_activations(
+        tf.constant(real.features), tf.constant(features)
+    )
     assert found["fid"] == pytest.approx(float(fid), rel=1e-5)
-    assert found["fid_mean_term"] + found["fid_trace_term"] == pytest.approx(found["fid"], rel=1e-12)
+    assert found["fid_mean_term"] + found["fid_trace_term"] == pytest.approx(
+        found["fid"], rel=1e-12
+    )
     assert found["fid_mean_term"] == pytest.approx(
         np.square(np.float64(real.features).mean(0) - np.float64(features).mean(0)).sum()
     )
     assert found["fid_smallest_eigenvalue"] > 0
     assert found["kid"] == pytest.approx(float(kid), rel=1e-4)
-    assert found["inception_score"] == pytest.approx(float(tfgan.classifier_score_from_logits(tf.constant(logits))))
+    assert found["inception_score"] == pytest.approx(
+        float(tfgan.classifier_score_from_logits(tf.constant(logits)))
+    )
 
 
 def test_intervals_hold_their_scores(data):
@@ -54,7 +62,9 @@ def test_more_samples_would_have_a_lower_fid(data):
 
 def test_subsets_of_everything_are_the_plain_estimate(data):
     real, features, logits = data
-    found = scores.kid_subsets(types.SimpleNamespace(features=real.features[:250]), features, logits)
+    found = scores.kid_subsets(
+        types.SimpleNamespace(features=real.features[:250]), features, logits
+    )
     expected, _ = metrics.kernel_distance(real.features[:250], features)
     assert found["kid_subsets"] == pytest.approx(expected, rel=1e-9)
     assert found["kid_subsets_std"] == pytest.approx(0, abs=1e-9)

@@ -55,7 +55,13 @@ def command(script, model_dir, data_dir, *arguments, params=()):
 
 
 def training(model_dir, data_dir, **kwargs):
-    return command("train.py", model_dir, data_dir, "--gin_file=configs/digits.gin", params={**PARAMS, **kwargs})
+    return command(
+        "train.py",
+        model_dir,
+        data_dir,
+        "--gin_file=configs/digits.gin",
+        params={**PARAMS, **kwargs},
+    )
 
 
 def run(arguments, *, fails=False):
@@ -66,7 +72,11 @@ def run(arguments, *, fails=False):
 
 def read_checkpoint(path):
     reader = tf.train.load_checkpoint(str(path))
-    names = [n for n in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in n and "save_counter" not in n]
+    names = [
+        n
+        for n in reader.get_variable_to_shape_map()
+        if "OBJECT_GRAPH" not in n and "save_counter" not in n
+    ]
     return {name: reader.get_tensor(name) for name in names}
 
 
@@ -102,7 +112,14 @@ def test_every_field_of_a_record_is_documented(finished):
 
 def test_training_leaves_everything_the_readme_promises(finished):
     model_dir, output = finished
-    for name in ("samples.png", "real.png", "report.html", "metrics.jsonl", "config.gin", "checkpoints/ckpt-40.index"):
+    for name in (
+        "samples.png",
+        "real.png",
+        "report.html",
+        "metrics.jsonl",
+        "config.gin",
+        "checkpoints/ckpt-40.index",
+    ):
         assert (model_dir / name).stat().st_size > 0, name
     assert list(model_dir.glob("events.out.tfevents.*"))
     assert f"Report: {model_dir}/report.html" in output
@@ -142,9 +159,15 @@ def test_killed_training_goes_on_and_ends_as_if_nothing_had_happened(finished, d
 
 @pytest.mark.slow
 def test_terminated_training_saves_and_exits_with_0(data_dir, tmp_path):
-    arguments = training(tmp_path, data_dir, **{"loop.Schedule.num_steps": 10**6, "loop.Schedule.save_every": 10**6})
+    arguments = training(
+        tmp_path, data_dir, **{"loop.Schedule.num_steps": 10**6, "loop.Schedule.save_every": 10**6}
+    )
     process = subprocess.Popen(
-        [*arguments, "--mode=train"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*arguments, "--mode=train"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     deadline = time.monotonic() + 300
     while not (tmp_path / "metrics.jsonl").exists():
@@ -164,7 +187,11 @@ def test_terminated_training_saves_and_exits_with_0(data_dir, tmp_path):
 def test_dry_run_shows_the_run_and_leaves_nothing(data_dir, tmp_path):
     output = run([*training(tmp_path / "model", data_dir), "--dry_run"])
     assert not (tmp_path / "model").exists()
-    for text in ("trainer.Trainer.batch_size = 8", "trainer.Trainer.beta_2 = 0.999", "block_1/conv_1/kernel"):
+    for text in (
+        "trainer.Trainer.batch_size = 8",
+        "trainer.Trainer.beta_2 = 0.999",
+        "block_1/conv_1/kernel",
+    ):
         assert text in output
     assert re.search(r"Memory of a replica, together: [\d.e-]+ GiB", output)
     assert Image.open(re.search("First batch: (.*)", output)[1]).width > 10 * 32
@@ -173,11 +200,22 @@ def test_dry_run_shows_the_run_and_leaves_nothing(data_dir, tmp_path):
 @pytest.mark.slow
 def test_resume_is_proven_on_a_set_up_of_ones_own(data_dir, tmp_path):
     arguments = command(
-        "check_resume.py", tmp_path, data_dir, "--gin_file=configs/digits.gin", "--steps=3", params=PARAMS
+        "check_resume.py",
+        tmp_path,
+        data_dir,
+        "--gin_file=configs/digits.gin",
+        "--steps=3",
+        params=PARAMS,
     )
     output = run(arguments)
     assert "OK: a resumed run is the same run" in output
-    for part in ("generator", "discriminator", "generator_optimizer", "discriminator_optimizer", "step"):
+    for part in (
+        "generator",
+        "discriminator",
+        "generator_optimizer",
+        "discriminator_optimizer",
+        "step",
+    ):
         assert re.search(rf"^{part} +\d+ variables  equal bit for bit", output, flags=re.MULTILINE)
 
 
@@ -185,7 +223,13 @@ def test_resume_is_proven_on_a_set_up_of_ones_own(data_dir, tmp_path):
 def test_evaluate_scores_the_checkpoint_that_is_named(finished, data_dir):
     model_dir, _ = finished
     output = run(
-        command("evaluate.py", model_dir, data_dir, "--checkpoint=ckpt-20", params={"protocol.Protocol.seed": 5})
+        command(
+            "evaluate.py",
+            model_dir,
+            data_dir,
+            "--checkpoint=ckpt-20",
+            params={"protocol.Protocol.seed": 5},
+        )
     )
     record = json.loads((model_dir / "metrics.jsonl").read_text().splitlines()[-1])
     assert record["checkpoint"].endswith("ckpt-20") and record["step"] == 20 and record["seed"] == 5
@@ -212,8 +256,12 @@ def evaluations(model_dir, kind="evaluation"):
 def test_killed_evaluation_goes_on_where_it_was(finished, data_dir, tmp_path):
     model_dir, _ = finished
     params = {"protocol.Protocol.num_samples": 13_000}
-    evaluating = command("evaluate.py", model_dir, data_dir, "--checkpoint=ckpt-30", "--keep_features", params=params)
-    process = subprocess.Popen(evaluating, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    evaluating = command(
+        "evaluate.py", model_dir, data_dir, "--checkpoint=ckpt-30", "--keep_features", params=params
+    )
+    process = subprocess.Popen(
+        evaluating, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while not (kept := list((model_dir / "evaluation").rglob("ckpt-30-*/*.npz"))):
         assert process.poll() is None, "the evaluation ended before it could be killed"
         time.sleep(0.02)
@@ -230,17 +278,30 @@ def test_killed_evaluation_goes_on_where_it_was(finished, data_dir, tmp_path):
 @pytest.mark.slow
 def test_list_repeats_and_hosts_from_the_command_line(finished, data_dir):
     model_dir, _ = finished
-    arguments = ["--checkpoint=ckpt-20", f"--checkpoint={model_dir}/checkpoints/ckpt-30", "--repeats=2"]
+    arguments = [
+        "--checkpoint=ckpt-20",
+        f"--checkpoint={model_dir}/checkpoints/ckpt-30",
+        "--repeats=2",
+    ]
     params = {"protocol.Protocol.num_samples": 70, "protocol.Protocol.name": "'seventy'"}
     share = command("evaluate.py", model_dir, data_dir, *arguments, "--num_shards=2", params=params)
     first = subprocess.Popen([*share, "--shard_index=0"], cwd=ROOT, stdout=subprocess.DEVNULL)
     assert "host 0 writes the records" in run([*share, "--shard_index=1"])
     assert first.wait(timeout=600) == 0
     found = [record for record in evaluations(model_dir) if record["protocol"]["name"] == "seventy"]
-    assert [(record["step"], record["seed"]) for record in found] == [(20, 0), (20, 1), (30, 0), (30, 1)]
+    assert [(record["step"], record["seed"]) for record in found] == [
+        (20, 0),
+        (20, 1),
+        (30, 0),
+        (30, 1),
+    ]
     assert [record["step"] for record in evaluations(model_dir, "aggregate")] == [20, 30]
-    # Alone, and told by TF_CONFIG which host it is: nothing is left to do, and no line is written twice.
-    config = {"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "chief", "index": 0}}
+    # Alone, and told by TF_CONFIG which host it is: nothing is left to do, and no line is written
+    # twice.
+    config = {
+        "cluster": {"chief": ["a:1"], "worker": ["b:1"]},
+        "task": {"type": "chief", "index": 0},
+    }
     alone = command("evaluate.py", model_dir, data_dir, *arguments, params=params)
     before = (model_dir / "metrics.jsonl").read_text()
     again = subprocess.run(
@@ -260,7 +321,11 @@ def test_list_repeats_and_hosts_from_the_command_line(finished, data_dir):
 def test_watching_from_the_command_line_ends_with_training(finished, data_dir):
     model_dir, _ = finished
     run(command("evaluate.py", model_dir, data_dir, "--watch"))
-    steps = [record["step"] for record in evaluations(model_dir) if record["num_samples"] == 60 and record["seed"] == 0]
+    steps = [
+        record["step"]
+        for record in evaluations(model_dir)
+        if record["num_samples"] == 60 and record["seed"] == 0
+    ]
     assert sorted(steps) == [0, 10, 20, 30, 40]
 
 
@@ -269,9 +334,16 @@ def test_reference_is_built_without_a_run_and_shown(data_dir):
     params = {"protocol.Protocol.reference_split": "'test'"}
 
     def reference(*arguments, **kwargs):
-        flags = [f"--data_dir={data_dir}", "--accelerator=cpu", "--gin_file=configs/digits.gin", *arguments]
+        flags = [
+            f"--data_dir={data_dir}",
+            "--accelerator=cpu",
+            "--gin_file=configs/digits.gin",
+            *arguments,
+        ]
         params_ = [f"--gin_param={name}={value}" for name, value in params.items()]
-        return run([sys.executable, str(ROOT / "scripts" / "evaluate.py"), *flags, *params_], **kwargs)
+        return run(
+            [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *flags, *params_], **kwargs
+        )
 
     assert "Build it with --build_reference" in reference("--show", fails=True)
     built = reference("--build_reference")
@@ -288,23 +360,52 @@ def test_samples_have_the_moments_asked_for(finished, data_dir, tmp_path):
     images = {}
     for name in ("moving_averages", "standing_statistics", "batch"):
         output = f"{tmp_path}/{name}.npz"
-        run(command("sample.py", model_dir, data_dir, "--per_class=4", f"--batch_norm={name}", f"--output={output}"))
+        run(
+            command(
+                "sample.py",
+                model_dir,
+                data_dir,
+                "--per_class=4",
+                f"--batch_norm={name}",
+                f"--output={output}",
+            )
+        )
         images[name] = np.load(output)["images"].astype(np.float32)
-    run(command("sample.py", model_dir, data_dir, "--per_class=4", f"--output={tmp_path}/default.npz"))
-    np.testing.assert_array_equal(np.load(tmp_path / "default.npz")["images"], images["moving_averages"])
-    # After 40 steps the moving averages are far from what the weights give; 40 samples are near to 4,096.
+    run(
+        command(
+            "sample.py", model_dir, data_dir, "--per_class=4", f"--output={tmp_path}/default.npz"
+        )
+    )
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "default.npz")["images"], images["moving_averages"]
+    )
+    # After 40 steps the moving averages are far from what the weights give; 40 samples are near to
+    # 4,096.
     far = np.abs(images["moving_averages"] - images["standing_statistics"]).mean()
     assert np.abs(images["batch"] - images["standing_statistics"]).mean() < far / 2
 
 
 @pytest.mark.slow
 def test_averaged_weights_have_moments_of_their_own(data_dir, tmp_path):
-    averaged = {"trainer.Trainer.ema_decay": 0.5, "protocol.Protocol.weights": "'ema'", "loop.Schedule.num_steps": 20}
+    averaged = {
+        "trainer.Trainer.ema_decay": 0.5,
+        "protocol.Protocol.weights": "'ema'",
+        "loop.Schedule.num_steps": 20,
+    }
     run(training(tmp_path / "run", data_dir, **averaged))
     images = {}
     for name in ("", "--batch_norm=standing_statistics", "--batch_norm=moving_averages"):
         output = f"--output={tmp_path}/samples.npz"
-        run(command("sample.py", tmp_path / "run", data_dir, "--weights=ema", output, *filter(None, [name])))
+        run(
+            command(
+                "sample.py",
+                tmp_path / "run",
+                data_dir,
+                "--weights=ema",
+                output,
+                *filter(None, [name]),
+            )
+        )
         images[name] = np.load(tmp_path / "samples.npz")["images"].astype(np.float32)
     np.testing.assert_array_equal(images[""], images["--batch_norm=standing_statistics"])
     assert np.abs(images[""] - images["--batch_norm=moving_averages"]).mean() > 1
@@ -352,7 +453,9 @@ def test_truncated_data_is_one_readable_message(data_dir, tmp_path):
     (file,) = folder.glob("digits/*/digits-train.tfrecord*")
     file.write_bytes(file.read_bytes()[:100_000])
     output = run(training(tmp_path / "model", folder), fails=True)
-    assert re.search(r"ERROR: .*digits-train.tfrecord.* must hold 1497 records, but ends within record", output)
+    assert re.search(
+        r"ERROR: .*digits-train.tfrecord.* must hold 1497 records, but ends within record", output
+    )
     assert "Traceback" not in output
 
 
@@ -360,7 +463,16 @@ def test_truncated_data_is_one_readable_message(data_dir, tmp_path):
 def test_sample_draws_the_classes_asked_for(finished, data_dir, tmp_path):
     model_dir, _ = finished
     for name in ("a.npz", "b.npz"):
-        run(command("sample.py", model_dir, data_dir, "--classes=3,7", "--per_class=4", f"--output={tmp_path}/{name}"))
+        run(
+            command(
+                "sample.py",
+                model_dir,
+                data_dir,
+                "--classes=3,7",
+                "--per_class=4",
+                f"--output={tmp_path}/{name}",
+            )
+        )
     first, second = np.load(tmp_path / "a.npz"), np.load(tmp_path / "b.npz")
     np.testing.assert_array_equal(first["labels"], [3] * 4 + [7] * 4)
     assert first["images"].shape == (8, 32, 32, 3) and first["images"].dtype == np.uint8
@@ -406,7 +518,9 @@ def test_part_without_its_numbers_is_one_readable_message(tmp_path, data_dir):
 
 @pytest.mark.slow
 def test_evaluating_nothing_says_to_train_first(tmp_path, data_dir):
-    output = run(command("evaluate.py", tmp_path, data_dir, "--gin_file=configs/digits.gin"), fails=True)
+    output = run(
+        command("evaluate.py", tmp_path, data_dir, "--gin_file=configs/digits.gin"), fails=True
+    )
     assert "No checkpoint in" in output and "Train first" in output
     assert "Traceback" not in output
 
@@ -416,7 +530,10 @@ def test_evaluating_nothing_says_to_train_first(tmp_path, data_dir):
     "script, flags",
     [
         ("train.py", ["--model_dir", "--gin_param", "--mode"]),
-        ("evaluate.py", ["--model_dir", "--gin_param", "--checkpoint", "--protocol", "--build_reference"]),
+        (
+            "evaluate.py",
+            ["--model_dir", "--gin_param", "--checkpoint", "--protocol", "--build_reference"],
+        ),
         ("sample.py", ["--model_dir", "--gin_param", "--classes"]),
         ("compare.py", ["--configs", "--seeds", "digits_sngan"]),
         ("check_resume.py", ["--gin_file", "--steps", "--tolerance"]),
@@ -424,7 +541,10 @@ def test_evaluating_nothing_says_to_train_first(tmp_path, data_dir):
 )
 def test_help_teaches(script, flags):
     output = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / script), "--help"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, str(ROOT / "scripts" / script), "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     ).stdout
     assert f"python scripts/{script} --" in output
     assert [flag for flag in flags if flag not in output] == []
@@ -432,14 +552,20 @@ def test_help_teaches(script, flags):
 
 @pytest.mark.slow
 def test_self_test_passes_on_the_digits_and_fails_on_other_pixels(data_dir, tmp_path):
-    arguments = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), "--selftest", "--gin_file=configs/digits.gin"]
+    arguments = [
+        sys.executable,
+        str(ROOT / "scripts" / "evaluate.py"),
+        "--selftest",
+        "--gin_file=configs/digits.gin",
+    ]
     arguments += ["--accelerator=cpu", f"--data_dir={data_dir}"]
     output = run(arguments)
     assert output.count(": ok (") == 3 and "FAILED" not in output
     # Half of the range of pixels, as a set-up that forgets to scale would have.
     (tmp_path / "half.py").write_text(
         "from hamgan.evaluation.features import FeatureNetwork\n\n"
-        "class Half(FeatureNetwork):\n    def outputs(self, images):\n        return super().outputs(images / 2)\n"
+        "class Half(FeatureNetwork):\n    def outputs(self, images):\n        return "
+        "super().outputs(images / 2)\n"
     )
     (tmp_path / "half.gin").write_text(
         "from __gin__ import dynamic_registration\ninclude 'configs/digits.gin'\nimport half\n"

@@ -1,4 +1,6 @@
-"""The self-test passes on a set-up that is right, and each of its checks fails on the fault it is there for."""
+"""The self-test passes on a set-up that is right, and each of its checks fails on the fault it is
+there for.
+"""
 
 import dataclasses
 import functools
@@ -31,9 +33,13 @@ def embedder(strategy, batch_size, *, of_images=outputs):
             share = -(-batch_size // strategy.num_replicas_in_sync)
             return of_images(images[replica * share : (replica + 1) * share])
 
-        return {name: distribution.gather(strategy, v) for name, v in strategy.run(of_replica).items()}
+        return {
+            name: distribution.gather(strategy, v) for name, v in strategy.run(of_replica).items()
+        }
 
-    return lambda images: {name: value.numpy() for name, value in embed(tf.constant(images)).items()}
+    return lambda images: {
+        name: value.numpy() for name, value in embed(tf.constant(images)).items()
+    }
 
 
 def run(of_images=outputs, strategy=None, **kwargs):
@@ -53,7 +59,9 @@ def run(of_images=outputs, strategy=None, **kwargs):
 
 
 def known(low, high, **other):
-    facts = dict(num_logits=10, dataset="made", split="train", count=100, image_size=32, low=low, high=high)
+    facts = dict(
+        num_logits=10, dataset="made", split="train", count=100, image_size=32, low=low, high=high
+    )
     return [selftest.KnownScore(**{**facts, **other})]
 
 
@@ -73,7 +81,10 @@ def test_a_set_up_that_is_right_passes(replicas):
 
 def test_features_that_depend_on_the_batch_fail():
     def dependent(images):
-        return {name: value - 0.01 * tf.reduce_mean(value, axis=0) for name, value in outputs(images).items()}
+        return {
+            name: value - 0.01 * tf.reduce_mean(value, axis=0)
+            for name, value in outputs(images).items()
+        }
 
     found = run(dependent)
     assert found[0].passed is False and "FAILED" in str(found[0])
@@ -94,7 +105,9 @@ def test_a_score_outside_its_known_range_fails():
     assert run(known=known(score - 1, score - 0.01))[2].passed is False
 
 
-@pytest.mark.parametrize("other", [{"count": 99}, {"split": "test"}, {"num_logits": 1008}, {"image_size": 64}])
+@pytest.mark.parametrize(
+    "other", [{"count": 99}, {"split": "test"}, {"num_logits": 1008}, {"image_size": 64}]
+)
 def test_a_score_known_for_something_else_is_not_judged(other):
     check = run(known=known(0, 1, **other))[2]
     assert check.passed is None and "not judged" in str(check)
@@ -102,7 +115,15 @@ def test_a_score_known_for_something_else_is_not_judged(other):
 
 def test_inceptions_range_is_the_published_one():
     (inception,) = [score for score in selftest.KNOWN_SCORES if score.num_logits == 1008]
-    assert dataclasses.astuple(inception) == (1008, "imagenet2012", "validation", 50_000, 128, 159.0, 166.0)
+    assert dataclasses.astuple(inception) == (
+        1008,
+        "imagenet2012",
+        "validation",
+        50_000,
+        128,
+        159.0,
+        166.0,
+    )
 
 
 def test_pixels_of_another_range_fall_out_of_the_known_score():

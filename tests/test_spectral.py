@@ -32,7 +32,9 @@ LAYERS = {
     "dense": (
         functools.partial(spectral.SpectralDense, 7),
         array(4, 5),
-        lambda w, x, exact: x @ reference.normalized_kernel(w["kernel"], w["u"], exact=exact) + w.get("bias", 0.0),
+        lambda w, x, exact: (
+            x @ reference.normalized_kernel(w["kernel"], w["u"], exact=exact) + w.get("bias", 0.0)
+        ),
     ),
     "conv1": (functools.partial(spectral.SpectralConv2D, 6, 1), array(2, 5, 3, 4), _conv),
     "conv3": (functools.partial(spectral.SpectralConv2D, 6, 3), array(2, 5, 3, 4), _conv),
@@ -67,7 +69,11 @@ def embedding(norm=None, **kwargs):
 def matrix_of(layer):
     """The matrix whose norm counts, float64."""
     kernel = np.float64(layer.kernel.numpy())
-    return kernel.T if isinstance(layer, spectral.SpectralEmbedding) else kernel.reshape(-1, kernel.shape[-1])
+    return (
+        kernel.T
+        if isinstance(layer, spectral.SpectralEmbedding)
+        else kernel.reshape(-1, kernel.shape[-1])
+    )
 
 
 def set_norm(layer, norm):
@@ -81,7 +87,9 @@ def set_norm(layer, norm):
 def test_power_iteration_equals_numpy():
     matrix, u = array(6, 4), array(6, 1, seed=1)
     result = spectral.power_iteration(tf.constant(matrix), tf.constant(u))
-    for one, other in zip(result, reference.power_iteration(np.float64(matrix), np.float64(u)), strict=True):
+    for one, other in zip(
+        result, reference.power_iteration(np.float64(matrix), np.float64(u)), strict=True
+    ):
         assert_close(one, other, 1e-6)
 
 
@@ -178,7 +186,9 @@ def test_iterations_reach_the_largest_singular_value(name):
 @with_norms
 @with_exact
 def test_gradient_equals_finite_differences_with_u_and_v_frozen(name, norm, exact):
-    layer = embedding(norm, exact=exact) if name == "embedding" else made(name, norm, exact=exact)[0]
+    layer = (
+        embedding(norm, exact=exact) if name == "embedding" else made(name, norm, exact=exact)[0]
+    )
     direction = array(*layer.kernel.shape, seed=2)
     matrix = matrix_of(layer)
     u, v = reference.power_iteration(matrix, np.float64(layer.u.numpy()))
@@ -239,7 +249,10 @@ def test_config_round_trips(name):
     shape = (None, *x.shape[1:])
     assert_config_round_trips(build(constructor(name="layer"), *shape), *shape)
     assert_config_round_trips(
-        build(constructor(use_bias=False, exact=True, dtype="mixed_bfloat16", name="layer"), *shape), *shape
+        build(
+            constructor(use_bias=False, exact=True, dtype="mixed_bfloat16", name="layer"), *shape
+        ),
+        *shape,
     )
 
 

@@ -15,12 +15,18 @@ DRAWS = {
 
 
 def inputs(indices, *path):
-    return stateless.generator_inputs(stateless.key(7, *path), indices, latent_dim=6, num_classes=1000)
+    return stateless.generator_inputs(
+        stateless.key(7, *path), indices, latent_dim=6, num_classes=1000
+    )
 
 
 def test_keys_are_functions_of_seed_and_path():
     paths = [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 0, 0, 0)]
-    keys = {tuple(stateless.key(seed, *path[1:]).numpy()) for seed in range(3) for path in [(seed, *p) for p in paths]}
+    keys = {
+        tuple(stateless.key(seed, *path[1:]).numpy())
+        for seed in range(3)
+        for path in [(seed, *p) for p in paths]
+    }
     assert len(keys) == 3 * len(paths)
     np.testing.assert_array_equal(stateless.key(5, 2, 3), stateless.key(5, 2, 3))
     np.testing.assert_array_equal(stateless.key(5, 2, 3), stateless.fold(stateless.key(5, 2), 3))
@@ -50,7 +56,9 @@ def test_no_two_purposes_steps_or_examples_share_a_key():
         tuple(key)
         for step in range(4)
         for purpose in range(4)
-        for key in stateless.example_keys(stateless.key(0, stateless.TRAINING, step, purpose), tf.range(8)).numpy()
+        for key in stateless.example_keys(
+            stateless.key(0, stateless.TRAINING, step, purpose), tf.range(8)
+        ).numpy()
     ]
     assert len(set(keys)) == 4 * 4 * 8
 
@@ -90,7 +98,10 @@ def test_distributions():
     count = 50 * 1000
     normal = stateless.normal([1000], keys).numpy()
     uniform = stateless.uniform([10, 100], keys).numpy()
-    labels = run("graph", lambda: stateless.labels(4, stateless.example_keys(stateless.key(2), tf.range(4000)))).numpy()
+    labels = run(
+        "graph",
+        lambda: stateless.labels(4, stateless.example_keys(stateless.key(2), tf.range(4000))),
+    ).numpy()
     assert normal.shape == (50, 1000) and uniform.shape == (50, 10, 100)
     assert normal.dtype == uniform.dtype == np.float32
     # Five standard errors: of a mean 1/sqrt(n), of a variance sqrt((kurtosis - 1)/n).
@@ -98,7 +109,8 @@ def test_distributions():
     assert 0 <= uniform.min() and uniform.max() < 1
     assert abs(uniform.mean() - 1 / 2) < 5 * (1 / 12 / count) ** 0.5
     assert abs(uniform.var() - 1 / 12) < 5 * (1 / 180 / count) ** 0.5
-    # Normal: a share of 15.87% lies beyond one deviation on each side, and the draws of a row don't hang together.
+    # Normal: a share of 15.87% lies beyond one deviation on each side, and the draws of a row don't
+    # hang together.
     for side in (-normal, normal):
         assert abs(np.mean(side > 1) - 0.15866) < 5 * (0.15866 * 0.84134 / count) ** 0.5
     for step in (1, 2, 500):

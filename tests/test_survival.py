@@ -1,4 +1,6 @@
-"""Runs in processes of their own that are killed, and that change their number of replicas and hosts."""
+"""Runs in processes of their own that are killed, and that change their number of replicas and
+hosts.
+"""
 
 import random
 import time
@@ -44,7 +46,9 @@ def assert_same(model_dir, other, *, tolerance=0.0):
     assert values.keys() == expected.keys() and values["step"] == expected["step"]
     for name, value in expected.items():
         scale = max(1e-3, np.abs(value).max())
-        np.testing.assert_allclose(values[name], value, rtol=0, atol=tolerance * scale, err_msg=name)
+        np.testing.assert_allclose(
+            values[name], value, rtol=0, atol=tolerance * scale, err_msg=name
+        )
 
 
 @pytest.mark.slow
@@ -66,7 +70,11 @@ def test_run_that_is_killed_twenty_times_is_the_same_run(start, tmp_path):
     finish(start(tmp_path / "killed", end))
     finish(start(tmp_path / "whole", end, save_every=1000))
     assert_same(tmp_path / "killed", tmp_path / "whole")
-    assert [p.name for p in (tmp_path / "killed" / "checkpoints").iterdir() if p.name.startswith("writing")] == []
+    assert [
+        p.name
+        for p in (tmp_path / "killed" / "checkpoints").iterdir()
+        if p.name.startswith("writing")
+    ] == []
 
 
 @pytest.mark.slow
@@ -80,7 +88,10 @@ def test_number_of_replicas_may_change_at_the_same_batch_size(start, tmp_path):
 @pytest.mark.slow
 def test_two_hosts_are_one_run_and_survive_the_death_of_one(start, tmp_path):
     def start_both(num_steps):
-        return [start(tmp_path / "two", num_steps, tf_config=config, epsilon=1.0) for config in children.cluster()]
+        return [
+            start(tmp_path / "two", num_steps, tf_config=config, epsilon=1.0)
+            for config in children.cluster()
+        ]
 
     chief, other = start_both(FOREVER)
     wait_for_step(tmp_path / "two", 3, chief, other)
@@ -94,7 +105,11 @@ def test_two_hosts_are_one_run_and_survive_the_death_of_one(start, tmp_path):
     finish(start(tmp_path / "two", reached + 5, epsilon=1.0))
     finish(start(tmp_path / "one", reached + 5, epsilon=1.0))
     assert_same(tmp_path / "two", tmp_path / "one", tolerance=1e-4)
-    resumed = [e for e in records.read(tmp_path / "two" / "metrics.jsonl", kind="event") if e["event"] == "resumed"]
+    resumed = [
+        e
+        for e in records.read(tmp_path / "two" / "metrics.jsonl", kind="event")
+        if e["event"] == "resumed"
+    ]
     assert [event["step"] for event in resumed] == [reached, reached + 3]
     steps = [r["step"] for r in records.read(tmp_path / "two" / "metrics.jsonl", kind="train")]
     assert len(steps) == len(set(steps))  # one of the hosts writes

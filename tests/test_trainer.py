@@ -27,7 +27,9 @@ def test_step_counts_and_metrics_are_means_over_the_call():
     together = joint.train_steps(joint.batches(dataset), 3)
     assert int(joint.step.numpy()) == 3
     for name in ("loss/discriminator", "loss/generator", "logits/real", "logits/fake"):
-        np.testing.assert_allclose(together[name], np.mean([m[name] for m in singles]), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            together[name], np.mean([m[name] for m in singles]), rtol=1e-5, atol=1e-6
+        )
     assert together["first_bad_step"] == -1
 
 
@@ -53,7 +55,8 @@ def test_two_replicas_equal_one_device_on_the_joined_batch():
     dataset = made.MadeDataset()
     results = {}
     for name, strategy in (("one", made.one_device()), ("two", helpers.two_replicas())):
-        # Large learning rates, plain momentum-free steps: what differs in gradients shows in the weights.
+        # Large learning rates, plain momentum-free steps: what differs in gradients shows in the
+        # weights.
         trainer = made.small_trainer(
             strategy, epsilon=1.0, generator_learning_rate=1.0, discriminator_learning_rate=1.0
         )
@@ -74,7 +77,9 @@ def test_two_replicas_see_what_one_device_sees():
     dataset = made.MadeDataset()
     trainer = made.small_trainer(helpers.two_replicas())
     batch = next(trainer.batches(dataset))
-    joined = np.concatenate([part.numpy() for part in trainer.strategy.experimental_local_results(batch["image"])])
+    joined = np.concatenate(
+        [part.numpy() for part in trainer.strategy.experimental_local_results(batch["image"])]
+    )
     np.testing.assert_array_equal(joined, dataset.images[:8])
 
 
@@ -101,7 +106,9 @@ def test_replicas_of_several_hosts_see_their_rows_of_the_global_batch(discrimina
         trainer.strategy = Hosts(count)
         images = np.stack([batch["image"].numpy() for batch in trainer.batches(dataset)])
         # Two global batches: [hosts, batches, replicas of a host] -> [batches, replicas].
-        seen[count] = images.reshape(count, 2, 4 // count, *images.shape[1:]).swapaxes(0, 1).reshape(2, 4, -1)
+        seen[count] = (
+            images.reshape(count, 2, 4 // count, *images.shape[1:]).swapaxes(0, 1).reshape(2, 4, -1)
+        )
         np.testing.assert_array_equal(seen[count], seen[1])
     start = 3 * discriminator_steps * 8
     rows = np.arange(start, start + 16) % len(dataset.images)
@@ -135,18 +142,25 @@ def test_adam_is_the_published_one():
 
 
 def by_hand(trainer, dataset):
-    """One training step written out: {name: expected weight}, from hinge losses and Adam's first step in NumPy."""
+    """One training step written out: {name: expected weight}, from hinge losses and Adam's first
+    step in NumPy.
+    """
     generator, discriminator = trainer.generator, trainer.discriminator
     size = trainer.batch_size
 
     def fakes(update):
         z, labels, keys = stateless.generator_inputs(
-            stateless.key(trainer.seed, stateless.TRAINING, 0, update), tf.range(size), latent_dim=8, num_classes=3
+            stateless.key(trainer.seed, stateless.TRAINING, 0, update),
+            tf.range(size),
+            latent_dim=8,
+            num_classes=3,
         )
         return generator(z, labels, training=True, keys=keys), labels
 
     def bases(update, first, count):
-        key = stateless.key(trainer.seed, stateless.TRAINING, 0, update, stateless.DISCRIMINATOR_BASES)
+        key = stateless.key(
+            trainer.seed, stateless.TRAINING, 0, update, stateless.DISCRIMINATOR_BASES
+        )
         return stateless.example_keys(key, first + tf.range(count))
 
     def adam(network, gradients, rate):
@@ -154,7 +168,9 @@ def by_hand(trainer, dataset):
         expected = {}
         for variable, g in zip(network.trainable_variables, gradients, strict=True):
             g = tf.convert_to_tensor(g).numpy().astype(np.float64)
-            expected[variable.path] = variable.numpy() - rate * np.sqrt(1e-3) * g / (np.sqrt(1e-3) * np.abs(g) + 1.0)
+            expected[variable.path] = variable.numpy() - rate * np.sqrt(1e-3) * g / (
+                np.sqrt(1e-3) * np.abs(g) + 1.0
+            )
         return expected
 
     images, labels = fakes(0)
@@ -165,14 +181,18 @@ def by_hand(trainer, dataset):
             training=True,
             keys=bases(0, 0, 2 * size),
         )
-        loss = tf.reduce_mean(tf.maximum(0.0, 1 - logits[:size])) + tf.reduce_mean(tf.maximum(0.0, 1 + logits[size:]))
+        loss = tf.reduce_mean(tf.maximum(0.0, 1 - logits[:size])) + tf.reduce_mean(
+            tf.maximum(0.0, 1 + logits[size:])
+        )
     gradients = tape.gradient(loss, discriminator.trainable_variables)
     expected = {f"discriminator/{k}": v for k, v in adam(discriminator, gradients, 0.5).items()}
     for variable in discriminator.trainable_variables:
         variable.assign(expected[f"discriminator/{variable.path}"])
     with tf.GradientTape() as tape:
         images, labels = fakes(1)
-        loss_generator = -tf.reduce_mean(discriminator(images, labels, training=True, keys=bases(1, size, size)))
+        loss_generator = -tf.reduce_mean(
+            discriminator(images, labels, training=True, keys=bases(1, size, size))
+        )
     gradients = tape.gradient(loss_generator, generator.trainable_variables)
     expected.update({f"generator/{k}": v for k, v in adam(generator, gradients, 0.25).items()})
     return expected, float(loss), float(loss_generator)

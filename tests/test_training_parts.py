@@ -1,4 +1,6 @@
-"""What a trainer can be given: EMA, microbatches, augmentation, penalties, labels, schedules, losses, precision."""
+"""What a trainer can be given: EMA, microbatches, augmentation, penalties, labels, schedules,
+losses, precision.
+"""
 
 import functools
 
@@ -38,7 +40,9 @@ def assert_same_weights(one, other, *, but=(), tolerance=2e-4):
 
 @pytest.fixture(scope="module")
 def eagerly():
-    """Op by op: a few steps of a small network take less time than its graph. The slow tests are of graphs."""
+    """Op by op: a few steps of a small network take less time than its graph. The slow tests are of
+    graphs.
+    """
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
@@ -57,7 +61,9 @@ def in_graph():
 
 @pytest.fixture(scope="module")
 def with_ema(eagerly):
-    """A trainer with an average that starts at step 2, and what its generator was after each of four steps."""
+    """A trainer with an average that starts at step 2, and what its generator was after each of
+    four steps.
+    """
     trainer = made.small_trainer(ema_decay=0.75, ema_start=2, generator_learning_rate=0.01)
     batches = trainer.batches(made.MadeDataset())
     history = [made.values(trainer)]
@@ -68,7 +74,11 @@ def with_ema(eagerly):
 
 
 def of_part(values, part):
-    return {name.removeprefix(part + "/"): value for name, value in values.items() if name.startswith(part + "/")}
+    return {
+        name.removeprefix(part + "/"): value
+        for name, value in values.items()
+        if name.startswith(part + "/")
+    }
 
 
 def test_ema_is_a_copy_until_it_starts(with_ema):
@@ -100,7 +110,9 @@ def test_ema_is_in_checkpoints(with_ema, tmp_path):
     fresh = made.small_generator()
     checkpoints.restore(path, checkpoints.network_variables("generator_ema", fresh), partial=True)
     for variable in fresh.variables:
-        np.testing.assert_array_equal(variable.numpy(), history[4][f"generator_ema/{variable.path}"])
+        np.testing.assert_array_equal(
+            variable.numpy(), history[4][f"generator_ema/{variable.path}"]
+        )
 
 
 def test_without_ema_there_is_no_second_generator():
@@ -111,7 +123,10 @@ def test_without_ema_there_is_no_second_generator():
 
 @pytest.mark.slow
 def test_ema_on_two_replicas_equals_one_device(in_graph):
-    trainers = [made.small_trainer(s, ema_decay=0.5, **PLAIN) for s in (made.one_device(), helpers.two_replicas())]
+    trainers = [
+        made.small_trainer(s, ema_decay=0.5, **PLAIN)
+        for s in (made.one_device(), helpers.two_replicas())
+    ]
     for trainer in trainers:
         train(trainer, 2)
     assert_same_weights(trainers[1], trainers[0], tolerance=2e-3)
@@ -124,11 +139,17 @@ def test_ema_on_two_replicas_equals_one_device(in_graph):
         (dict(ema_decay=0.9, ema_start=-1), "ema_start must not be negative, got -1"),
         (
             dict(microbatches=3),
-            r"microbatches \(3\) must divide the batch of a replica \(8: batch_size 8 on 1 replicas\)",
+            (
+                r"microbatches \(3\) must divide the batch of a replica "
+                r"\(8: batch_size 8 on 1 replicas\)"
+            ),
         ),
         (dict(microbatches=0), r"microbatches \(0\) must divide"),
         (dict(regularizers=(R1(), R1(weight=1.0))), r"names that differ, got \['r1', 'r1'\]"),
-        (dict(fake_labels=labels.Weighted(weights=(1, 2))), "as many weights .* as there are classes, 3; got 2"),
+        (
+            dict(fake_labels=labels.Weighted(weights=(1, 2))),
+            "as many weights .* as there are classes, 3; got 2",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(kwargs, message):
@@ -154,7 +175,9 @@ def with_norm(norm):
 
 def test_microbatches_equal_the_large_batch(eagerly):
     parts = dict(augment=DiffAugment(), regularizers=(Consistency(),), **PLAIN)
-    whole, cut = (made.small_trainer(generator=with_norm(FixedNorm), microbatches=m, **parts) for m in (1, 4))
+    whole, cut = (
+        made.small_trainer(generator=with_norm(FixedNorm), microbatches=m, **parts) for m in (1, 4)
+    )
     metrics = [train(trainer, 1) for trainer in (whole, cut)]
     for name, value in metrics[0].items():
         assert metrics[1][name] == pytest.approx(value, rel=2e-3, abs=1e-4), name
@@ -187,7 +210,8 @@ class Constant:
 
 @pytest.mark.slow
 def test_everything_the_discriminator_sees_is_augmented(eagerly):
-    # All images are one, so real and generated logits differ by the labels alone, which a single class takes away.
+    # All images are one, so real and generated logits differ by the labels alone, which a single
+    # class takes away.
     class OneClass(made.MadeDataset):
         def __init__(self):
             super().__init__()
@@ -203,13 +227,17 @@ def test_everything_the_discriminator_sees_is_augmented(eagerly):
     assert metrics["logits/real"] == pytest.approx(metrics["logits/fake"], rel=1e-5)
     # No image reaches the discriminator, so no gradient reaches the generator.
     assert metrics["gradient_norm/generator"] == 0
-    np.testing.assert_array_equal(made.values(trainer)["generator/dense/kernel"], before["generator/dense/kernel"])
+    np.testing.assert_array_equal(
+        made.values(trainer)["generator/dense/kernel"], before["generator/dense/kernel"]
+    )
 
 
 @pytest.mark.slow
 def test_lazy_penalty_is_applied_in_its_steps_as_often_as_strong(eagerly):
     def one_step(*regularizers):
-        trainer = made.small_trainer(discriminator=discriminator, regularizers=regularizers, **PLAIN)
+        trainer = made.small_trainer(
+            discriminator=discriminator, regularizers=regularizers, **PLAIN
+        )
         return trainer, trainer.train_steps(trainer.batches(made.MadeDataset()), 1)
 
     discriminator = functools.partial(made.small_discriminator, context=None)
@@ -221,19 +249,27 @@ def test_lazy_penalty_is_applied_in_its_steps_as_often_as_strong(eagerly):
     for name in ("gradient_norm/discriminator", "regularizer/r1"):
         assert first[name] == pytest.approx(twice[name], rel=1e-4)
     _, without = one_step()
-    assert first["gradient_norm/discriminator"] != pytest.approx(without["gradient_norm/discriminator"], rel=1e-4)
+    assert first["gradient_norm/discriminator"] != pytest.approx(
+        without["gradient_norm/discriminator"], rel=1e-4
+    )
 
 
 @pytest.mark.slow
 def test_penalties_on_two_replicas_equal_one_device(in_graph):
-    parts = dict(regularizers=(R1(weight=0.5, interval=2), Consistency(fake_weight=3.0)), augment=DiffAugment())
-    trainers = [made.small_trainer(s, **parts, **PLAIN) for s in (made.one_device(), helpers.two_replicas())]
+    parts = dict(
+        regularizers=(R1(weight=0.5, interval=2), Consistency(fake_weight=3.0)),
+        augment=DiffAugment(),
+    )
+    trainers = [
+        made.small_trainer(s, **parts, **PLAIN) for s in (made.one_device(), helpers.two_replicas())
+    ]
     metrics = [train(trainer, 1) for trainer in trainers]
     for name, value in metrics[0].items():
         assert metrics[1][name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
-    # In the norm, and after an update of the discriminator at a learning rate of 1: where a pre-activation near 0 falls
-    # on the other side of a ReLU, single entries of a penalty's gradient move by percents. Shares that were summed
-    # wrongly would make a difference of the gradient's own size.
+    # In the norm, and after an update of the discriminator at a learning rate of 1: where a
+    # pre-activation near 0 falls on the other side of a ReLU, single entries of a penalty's
+    # gradient move by percents. Shares that were summed wrongly would make a difference of the
+    # gradient's own size.
     values = made.values(trainers[1])
     for name, value in made.values(trainers[0]).items():
         assert np.linalg.norm(values[name] - value) <= 1e-2 * max(1, np.linalg.norm(value)), name
@@ -264,7 +300,9 @@ def test_all_parts_together_and_resumed_equal_one_run(in_graph, tmp_path):
 @pytest.mark.slow
 def test_learning_rate_follows_its_schedule(eagerly):
     schedule = LinearDecay(initial=0.5, end=2)
-    trainer = made.small_trainer(epsilon=1.0, generator_learning_rate=schedule, discriminator_learning_rate=0.25)
+    trainer = made.small_trainer(
+        epsilon=1.0, generator_learning_rate=schedule, discriminator_learning_rate=0.25
+    )
     batches, name = trainer.batches(made.MadeDataset()), "generator/to_rgb/bias"
     for rate in (0.5, 0.25, 0.0):
         before = made.values(trainer)
@@ -281,7 +319,10 @@ def test_learning_rate_follows_its_schedule(eagerly):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["non_saturating", "least_squares", "wasserstein"])
 def test_other_losses_train(in_graph, name):
-    pair = {f"{network}_loss": getattr(losses, f"{name}_{network}") for network in ("generator", "discriminator")}
+    pair = {
+        f"{network}_loss": getattr(losses, f"{name}_{network}")
+        for network in ("generator", "discriminator")
+    }
     trainer = made.small_trainer(**pair)
     before = made.values(trainer)
     train(trainer, 2, gates=False)
@@ -295,7 +336,9 @@ def test_other_losses_train(in_graph, name):
 
 def test_one_setting_makes_both_networks_compute_in_bfloat16():
     experiment = Experiment(
-        generator=made.small_generator, discriminator=made.small_discriminator, precision="mixed_bfloat16"
+        generator=made.small_generator,
+        discriminator=made.small_discriminator,
+        precision="mixed_bfloat16",
     )
     for network in (experiment.generator(), experiment.discriminator()):
         assert {layer.compute_dtype for layer in network.blocks} == {"bfloat16"}

@@ -1,4 +1,6 @@
-"""Intervals against derivatives, resampling by brute force and simulation; FID-infinity against known truths."""
+"""Intervals against derivatives, resampling by brute force and simulation; FID-infinity against
+known truths.
+"""
 
 import math
 
@@ -11,11 +13,17 @@ import scipy.stats
 from hamgan import tfgan
 from hamgan.evaluation import metrics, uncertainty
 from hamgan.evaluation.metrics import Moments
-from hamgan.evaluation.uncertainty import frechet_infinity, frechet_interval, inception_score_interval
+from hamgan.evaluation.uncertainty import (
+    frechet_infinity,
+    frechet_interval,
+    inception_score_interval,
+)
 
 
 class Gaussians:
-    """A reference whose moments are exact, a generator of another Gaussian, and the FID between them in closed form."""
+    """A reference whose moments are exact, a generator of another Gaussian, and the FID between
+    them in closed form.
+    """
 
     def __init__(self, width, *, shift=0.3, stretch=1.5):
         rng = np.random.default_rng(width)
@@ -25,7 +33,9 @@ class Gaussians:
         self._shift = np.full(width, shift)
         covariance = (self._basis * real**2) @ self._basis.T
         self.factor = metrics.frechet_factor(
-            Moments.from_arrays(count=1000, mean=np.zeros(width), scatter=999 * (covariance + covariance.T) / 2)
+            Moments.from_arrays(
+                count=1000, mean=np.zeros(width), scatter=999 * (covariance + covariance.T) / 2
+            )
         )
         self.distance = np.sum(self._shift**2) + np.sum((real - self._deviation) ** 2)
 
@@ -36,7 +46,10 @@ class Gaussians:
 
 def _logits(num_samples, classes, *, seed):
     rng = np.random.default_rng([2, seed])
-    return rng.normal(size=(num_samples, classes)) + 4 * np.eye(classes)[rng.integers(classes, size=num_samples)]
+    return (
+        rng.normal(size=(num_samples, classes))
+        + 4 * np.eye(classes)[rng.integers(classes, size=num_samples)]
+    )
 
 
 def _weighted_frechet(factor, features, weights):
@@ -57,7 +70,9 @@ def _derivatives(function, count, step):
     """Of a function of weights that sum to 1, towards all the weight on one sample."""
     equal = np.full(count, 1 / count)
     directions = np.eye(count) - equal
-    return np.array([(function(equal + step * d) - function(equal - step * d)) / (2 * step) for d in directions])
+    return np.array(
+        [(function(equal + step * d) - function(equal - step * d)) / (2 * step) for d in directions]
+    )
 
 
 # What a sample contributes
@@ -71,7 +86,9 @@ def test_influence_on_fid_is_the_derivative(monkeypatch, num_samples, width):
     moments = Moments.from_features(features)
     influence = uncertainty._frechet_influence(gaussians.factor, moments, features)
     # Small beside the weights, and large enough for the rounding.
-    expected = _derivatives(lambda w: _weighted_frechet(gaussians.factor, features, w), num_samples, 1e-6)
+    expected = _derivatives(
+        lambda w: _weighted_frechet(gaussians.factor, features, w), num_samples, 1e-6
+    )
     np.testing.assert_allclose(influence, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
@@ -79,9 +96,13 @@ def test_influence_on_the_score_is_the_derivative(monkeypatch):
     monkeypatch.setattr(uncertainty, "_CHUNK", 7)
     logits = _logits(40, 6, seed=0)
     divergences = uncertainty._divergences(logits)
-    np.testing.assert_allclose(np.exp(divergences.mean()), tfgan.classifier_score_from_logits(logits), rtol=1e-10)
+    np.testing.assert_allclose(
+        np.exp(divergences.mean()), tfgan.classifier_score_from_logits(logits), rtol=1e-10
+    )
     expected = _derivatives(lambda w: _weighted_log_score(logits, w), 40, 1e-5)
-    np.testing.assert_allclose(divergences - divergences.mean(), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        divergences - divergences.mean(), expected, rtol=0, atol=1e-6 * np.abs(expected).max()
+    )
 
 
 def test_certain_predictions_have_finite_influence():
@@ -101,16 +122,22 @@ def test_values_are_the_scores_themselves():
 
 
 def _brute_force(score, samples, *, num_resamples=1500):
-    """Scores of real resamples, shifted to surround the score of the samples: their bias taken off."""
+    """Scores of real resamples, shifted to surround the score of the samples: their bias taken
+    off.
+    """
     rng = np.random.default_rng(0)
-    scores = [score(samples[rng.integers(len(samples), size=len(samples))]) for _ in range(num_resamples)]
+    scores = [
+        score(samples[rng.integers(len(samples), size=len(samples))]) for _ in range(num_resamples)
+    ]
     return np.array(scores) - np.mean(scores) + score(samples)
 
 
 def _check_against_brute_force(interval, resampled):
     np.testing.assert_allclose(interval.stderr, resampled.std(), rtol=0.1)
     low, high = np.quantile(resampled, [0.05, 0.95])
-    np.testing.assert_allclose([interval.low, interval.high], [low, high], atol=0.25 * interval.stderr)
+    np.testing.assert_allclose(
+        [interval.low, interval.high], [low, high], atol=0.25 * interval.stderr
+    )
 
 
 def test_fid_interval_equals_resampling_by_brute_force():
@@ -136,14 +163,18 @@ def test_real_resamples_lie_above_the_fid_that_they_should_surround():
     interval = frechet_interval(gaussians.factor, features)
     rng = np.random.default_rng(0)
     resampled = [
-        metrics.frechet_distance(gaussians.factor, Moments.from_features(features[rng.integers(150, size=150)]))
+        metrics.frechet_distance(
+            gaussians.factor, Moments.from_features(features[rng.integers(150, size=150)])
+        )
         for _ in range(50)
     ]
     assert min(resampled) > interval.high > interval.value > interval.low
 
 
 def _coverage(intervals):
-    """How many of the intervals hold the mean of their values, and their stderr over the values' deviation."""
+    """How many of the intervals hold the mean of their values, and their stderr over the values'
+    deviation.
+    """
     values = np.array([interval.value for interval in intervals])
     covered = np.mean([interval.low < values.mean() < interval.high for interval in intervals])
     return covered, np.mean([interval.stderr for interval in intervals]) / values.std(ddof=1)
@@ -152,7 +183,10 @@ def _coverage(intervals):
 def test_fid_intervals_hold_the_mean_over_samples_of_that_size():
     gaussians = Gaussians(10)
     covered, ratio = _coverage(
-        [frechet_interval(gaussians.factor, gaussians.features(400, seed=s), num_resamples=200) for s in range(250)]
+        [
+            frechet_interval(gaussians.factor, gaussians.features(400, seed=s), num_resamples=200)
+            for s in range(250)
+        ]
     )
     assert 0.9 <= covered <= 0.99
     assert 0.9 < ratio < 1.15
@@ -161,7 +195,10 @@ def test_fid_intervals_hold_the_mean_over_samples_of_that_size():
 def test_fid_intervals_are_too_wide_rather_than_too_narrow_near_zero():
     gaussians = Gaussians(10, shift=0.0, stretch=1.0)
     covered, ratio = _coverage(
-        [frechet_interval(gaussians.factor, gaussians.features(400, seed=s), num_resamples=200) for s in range(150)]
+        [
+            frechet_interval(gaussians.factor, gaussians.features(400, seed=s), num_resamples=200)
+            for s in range(150)
+        ]
     )
     assert covered >= 0.95
     assert 1 < ratio < 2
@@ -207,7 +244,9 @@ def test_line_equals_scipy_s_regression():
     gaussians = Gaussians(6)
     result = frechet_infinity(gaussians.factor, gaussians.features(600, seed=6), num_sizes=7)
     expected = scipy.stats.linregress(1 / np.array(result.sizes), result.distances)
-    np.testing.assert_allclose([result.value, result.slope], [expected.intercept, expected.slope], rtol=1e-9)
+    np.testing.assert_allclose(
+        [result.value, result.slope], [expected.intercept, expected.slope], rtol=1e-9
+    )
     residuals = result.distances - expected.intercept - expected.slope / np.array(result.sizes)
     np.testing.assert_allclose(result.residual, np.sqrt(np.mean(residuals**2)), rtol=1e-7)
 
@@ -246,7 +285,9 @@ def test_subsets_are_nested_from_a_tenth_to_all():
 
 def test_infinity_is_the_truth_where_fid_is_not():
     gaussians = Gaussians(30, shift=0.1, stretch=1.3)
-    results = [frechet_infinity(gaussians.factor, gaussians.features(1500, seed=s)) for s in range(200)]
+    results = [
+        frechet_infinity(gaussians.factor, gaussians.features(1500, seed=s)) for s in range(200)
+    ]
     values = np.array([result.value for result in results])
     finite = np.array([result.distances[-1] for result in results])
     deviation = values.std(ddof=1)
@@ -255,20 +296,26 @@ def test_infinity_is_the_truth_where_fid_is_not():
     assert finite.mean() - gaussians.distance > 10 * of_the_mean
     assert abs(values.mean() - gaussians.distance) < 3 * of_the_mean
     np.testing.assert_allclose(
-        np.mean([result.slope for result in results]) / 1500, finite.mean() - gaussians.distance, rtol=0.1
+        np.mean([result.slope for result in results]) / 1500,
+        finite.mean() - gaussians.distance,
+        rtol=0.1,
     )
     # And its standard error is that; the regression's own takes the subsets for independent.
     errors = np.array([result.stderr for result in results])
     assert 0.85 < errors.mean() / deviation < 1.15
     assert np.mean(np.abs(values - gaussians.distance) < 2 * errors) > 0.88
-    regressions = [scipy.stats.linregress(1 / np.array(result.sizes), result.distances) for result in results]
+    regressions = [
+        scipy.stats.linregress(1 / np.array(result.sizes), result.distances) for result in results
+    ]
     assert np.mean([regression.intercept_stderr for regression in regressions]) < deviation / 2
 
 
 def test_infinity_repeats_with_its_seed():
     gaussians = Gaussians(4)
     features = gaussians.features(100, seed=8)
-    assert frechet_infinity(gaussians.factor, features, seed=1) == frechet_infinity(gaussians.factor, features, seed=1)
+    assert frechet_infinity(gaussians.factor, features, seed=1) == frechet_infinity(
+        gaussians.factor, features, seed=1
+    )
     assert (
         frechet_infinity(gaussians.factor, features, seed=1).value
         != frechet_infinity(gaussians.factor, features, seed=2).value
@@ -284,7 +331,11 @@ def test_infinity_repeats_with_its_seed():
         (np.ones((1, 4)), {}, "at least 2 feature vectors, received 1"),
         (np.ones((0, 4)), {}, "at least 2 feature vectors, received 0"),
         (np.ones((9, 5)), {}, r"reference's width \(4\), received 5"),
-        (np.diag([1, np.nan, 1, 1]), {}, "features must be finite, .* 1 of 4 rows, the first in row 1"),
+        (
+            np.diag([1, np.nan, 1, 1]),
+            {},
+            "features must be finite, .* 1 of 4 rows, the first in row 1",
+        ),
         (np.ones(4), {}, "features must be a matrix"),
         (np.ones((9, 4)), {"level": 1.0}, "level must be between 0 and 1, received 1.0"),
         (np.ones((9, 4)), {"level": 0}, "level must be between 0 and 1, received 0"),

@@ -1,1 +1,3 @@
-"""Benchmarks: what parts of the project cost on the machine they run on. scripts/benchmark.py is their command line."""
+"""Benchmarks: what parts of the project cost on the machine they run on. scripts/benchmark.py is
+their command line.
+"""

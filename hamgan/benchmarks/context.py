@@ -1,7 +1,9 @@
-"""What the context modules cost: the paper's table (Geng et al. 2021, section 4.2), and how cost grows with n and K.
+"""What the context modules cost: the paper's table (Geng et al. 2021, section 4.2), and how cost
+grows with n and K.
 
-A `Case` is one module at one shape. The jobs at the end of this file measure cases; they are generator functions whose
-arguments and results have a form in JSON, so that they can run in processes of their own (`measure.in_child`).
+A `Case` is one module at one shape. The jobs at the end of this file measure cases; they are
+generator functions whose arguments and results have a form in JSON, so that they can run in
+processes of their own (`measure.in_child`).
 """
 
 import dataclasses
@@ -59,11 +61,16 @@ class Shape:
 SHAPES = {
     # The paper's table doesn't name its input; this one has its numbers of multiply-adds.
     "paper": Shape(name="paper", height=128, width=128, channels=512, rank=64),
-    "generator": Shape(name="generator", batch=16, height=32, width=32, channels=256, rank=32, num_classes=1000),
-    "discriminator": Shape(name="discriminator", batch=16, height=32, width=32, channels=128, rank=16),
+    "generator": Shape(
+        name="generator", batch=16, height=32, width=32, channels=256, rank=32, num_classes=1000
+    ),
+    "discriminator": Shape(
+        name="discriminator", batch=16, height=32, width=32, channels=128, rank=16
+    ),
 }
 
-# Geng et al. 2021, on a GPU: parameters, multiply-adds, bytes in inference and in training, seconds likewise.
+# Geng et al. 2021, on a GPU: parameters, multiply-adds, bytes in inference and in training, seconds
+# likewise.
 PUBLISHED = {
     "self_attention": (1.00e6, 292e9, 2148e6, 5253e6, 82.2e-3, 242.0e-3),
     "double_attention": (1.01e6, 25.7e9, 165e6, 326e6, 8.0e-3, 22.9e-3),
@@ -71,7 +78,11 @@ PUBLISHED = {
     "v1_nmf": (0.50e6, 17.6e9, 98e6, 202e6, 7.7e-3, 15.6e-3),
 }
 
-SOLVES = {"one_step": decomposition.one_step, "implicit": decomposition.implicit, "unrolled": decomposition.unrolled}
+SOLVES = {
+    "one_step": decomposition.one_step,
+    "implicit": decomposition.implicit,
+    "unrolled": decomposition.unrolled,
+}
 MODES = ("forward", "training")
 
 
@@ -79,7 +90,9 @@ MODES = ("forward", "training")
 
 
 class FullAttention(context.SelfAttention):
-    """Self-attention as in the paper's table of costs: every pixel attends to every pixel, without SAGAN's pooling."""
+    """Self-attention as in the paper's table of costs: every pixel attends to every pixel, without
+    SAGAN's pooling.
+    """
 
     def call(self, x, labels=None, training=False, keys=None):
         """Args: x [B, H, W, C]; labels and keys have no effect."""
@@ -89,21 +102,26 @@ class FullAttention(context.SelfAttention):
         def as_rows(y):
             return tf.reshape(y, [batch, height * width, y.shape[-1]])  # [B, N, c]
 
-        queries, keys, values = (as_rows(conv(x, training=training)) for conv in (self.theta, self.phi, self.g))
+        queries, keys, values = (
+            as_rows(conv(x, training=training)) for conv in (self.theta, self.phi, self.g)
+        )
         y = self._attend(queries, keys, values)
         y = tf.reshape(y, [batch, height, width, y.shape[-1]])
         return x + tf.cast(self.gate, x.dtype) * self.attn(y, training=training)
 
 
 class DoubleAttention(FullAttention):
-    """A2-Net's double attention (Chen et al. 2018): values are gathered into `dim` features, then distributed again.
+    """A2-Net's double attention (Chen et al. 2018): values are gathered into `dim` features, then
+    distributed again.
 
-    The softmax is over pixels where features are gathered, over features where they are distributed. Arguments as in
-    `SelfAttention`.
+    The softmax is over pixels where features are gathered, over features where they are
+    distributed. Arguments as in `SelfAttention`.
     """
 
     def _attend(self, queries, keys, values):
-        gathered = tf.matmul(tf.nn.softmax(keys, axis=1), values, transpose_a=True)  # [B, N, c] [B, N, v] -> [B, c, v]
+        gathered = tf.matmul(
+            tf.nn.softmax(keys, axis=1), values, transpose_a=True
+        )  # [B, N, c] [B, N, v] -> [B, c, v]
         return tf.matmul(tf.nn.softmax(queries, axis=-1), gathered)  # [B, N, v]
 
 
@@ -166,7 +184,8 @@ def _vq_macs(n, d, r, steps):
 
 
 def _low_rank_macs(shape, size, dim, outputs):
-    # The factors, [size, R] and [dim, R], and the next kernel, [dim, outputs]: the two smaller ones first.
+    # The factors, [size, R] and [dim, R], and the next kernel, [dim, outputs]: the two smaller ones
+    # first.
     return shape.batch * shape.rank * outputs * (dim + size) + _spectral_norm_macs(dim, outputs)
 
 
@@ -189,7 +208,9 @@ def _v2plus_macs(case, ham):
 
 def _attention_macs(case, *, dim, value_dim, keys):
     shape, c, n = case.shape, case.shape.channels, case.shape.pixels
-    breads = sum(_conv_macs(shape, *sizes) for sizes in ((c, dim), (c, dim), (c, value_dim), (value_dim, c)))
+    breads = sum(
+        _conv_macs(shape, *sizes) for sizes in ((c, dim), (c, dim), (c, value_dim), (value_dim, c))
+    )
     return breads + shape.batch * n * keys * (dim + value_dim)
 
 
@@ -207,7 +228,9 @@ def _ham(title, kind, function, macs, ham_macs):
 
 
 def _attention(title, kind, *, full, keys):
-    """`full`: dim and value_dim are C; else the published C / 8 and C / 2. keys: function of the number of pixels."""
+    """`full`: dim and value_dim are C; else the published C / 8 and C / 2. keys: function of the
+    number of pixels.
+    """
 
     def sizes(case):
         c = case.shape.channels
@@ -225,10 +248,16 @@ MODULES = {
         "Self-attention, n x n", FullAttention, full=True, keys=lambda case: case.shape.pixels
     ),
     "sagan": _attention(
-        "Self-attention, SAGAN", context.SelfAttention, full=False, keys=lambda case: case.shape.pixels // 4
+        "Self-attention, SAGAN",
+        context.SelfAttention,
+        full=False,
+        keys=lambda case: case.shape.pixels // 4,
     ),
     "ylg": _attention(
-        "Sparse attention, YLG", context.SparseAttention, full=False, keys=lambda case: case.shape.pixels // 4
+        "Sparse attention, YLG",
+        context.SparseAttention,
+        full=False,
+        keys=lambda case: case.shape.pixels // 4,
     ),
     "double_attention": _attention(
         "Double attention, A2", DoubleAttention, full=True, keys=lambda case: case.shape.channels
@@ -241,7 +270,11 @@ for _version, _kind, _macs in (
 ):
     for _name, _ham_macs in (("nmf", _nmf_macs), ("cd", _cd_macs), ("vq", _vq_macs)):
         MODULES[f"{_version.lower().replace('+', 'plus')}_{_name}"] = _ham(
-            f"Hamburger {_version}, {_name.upper()}", _kind, getattr(decomposition, _name), _macs, _ham_macs
+            f"Hamburger {_version}, {_name.upper()}",
+            _kind,
+            getattr(decomposition, _name),
+            _macs,
+            _ham_macs,
         )
 
 
@@ -270,8 +303,12 @@ class Subject:
         # With the gate at its initial 0 the gradients of everything behind it would be zeros.
         self.layer.gate.assign(0.5)
         rng = np.random.default_rng(0)
-        self.x, self.gradient = (tf.constant(rng.standard_normal(shape.input, np.float32)) for _ in range(2))
-        self.labels = tf.constant(rng.integers(0, shape.num_classes or 1, shape.batch).astype(np.int32))
+        self.x, self.gradient = (
+            tf.constant(rng.standard_normal(shape.input, np.float32)) for _ in range(2)
+        )
+        self.labels = tf.constant(
+            rng.integers(0, shape.num_classes or 1, shape.batch).astype(np.int32)
+        )
         self._keys = tf.constant(rng.integers(0, 2**31 - 1, [shape.batch, 2]).astype(np.int32))
         self._jit = jit
 
@@ -284,7 +321,9 @@ class Subject:
         return self.layer(x, self.labels, training=False, keys=self._keys)
 
     def training(self, x, gradient):
-        """The module in training, and the gradients of x and of the weights for a gradient of its output."""
+        """The module in training, and the gradients of x and of the weights for a gradient of its
+        output.
+        """
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = self.layer(x, self.labels, training=True, keys=self._keys)
@@ -307,7 +346,9 @@ class Subject:
         return lambda: compiled(*arguments)
 
     def timed(self, mode):
-        """A function that returns the seconds of one run; mode 'backward' is the gradient's part of 'training'."""
+        """A function that returns the seconds of one run; mode 'backward' is the gradient's part of
+        'training'.
+        """
         if mode != "backward":
             call = self.call(mode)
             return lambda: measure.seconds(call)
@@ -323,7 +364,9 @@ class Subject:
                 tape.watch(self.x)
                 y = forward(self.x)
             tf.test.experimental.sync_devices()
-            return measure.seconds(lambda: tape.gradient(y, sources, self.gradient, unconnected_gradients="zero"))
+            return measure.seconds(
+                lambda: tape.gradient(y, sources, self.gradient, unconnected_gradients="zero")
+            )
 
         return timed
 
@@ -332,12 +375,16 @@ _FAILURES = (tf.errors.OpError, ValueError, MemoryError)
 
 
 def count_job(*, cases):
-    """Yields per case a dictionary: case (its index), and parameters, macs, macs_training, formula; or error."""
+    """Yields per case a dictionary: case (its index), and parameters, macs, macs_training, formula;
+    or error.
+    """
     for index, case in enumerate(cases):
         case = Case.from_json(case)
         try:
             subject = Subject(case, jit=True)
-            counts = {f"macs_{mode}": measure.count_macs(*_flat(subject.function(mode))) for mode in MODES}
+            counts = {
+                f"macs_{mode}": measure.count_macs(*_flat(subject.function(mode))) for mode in MODES
+            }
         except _FAILURES as error:
             yield {"case": index, "error": measure.first_line(error)}
             continue
@@ -356,7 +403,9 @@ def _flat(function_and_arguments):
 
 
 def memory_job(*, case, mode, accelerator, jit):
-    """Yields {"bytes": peak memory or None}. To be run in a process of its own, with `measure.MEMORY_ENVIRONMENT`."""
+    """Yields {"bytes": peak memory or None}. To be run in a process of its own, with
+    `measure.MEMORY_ENVIRONMENT`.
+    """
     case = Case.from_json(case)
     device, jit = _device(accelerator, jit)
     with tf.device(device):
@@ -373,7 +422,8 @@ def time_job(*, cases, repeats, accelerator, jit):
       cases: list of (case, mode).
 
     Yields:
-      {"case": index, "seconds": number} or {"case": index, "error": text}; {"case": index} before its first call.
+      {"case": index, "seconds": number} or {"case": index, "error": text}; {"case": index} before
+        its first call.
     """
     device, jit = _device(accelerator, jit)
     with tf.device(device):
@@ -381,11 +431,13 @@ def time_job(*, cases, repeats, accelerator, jit):
         calls = {}
         for index, (case, mode) in enumerate(cases):
             case = Case.from_json(case)
-            # The modes of a case share its weights and inputs. Both are made in the first round: what fails then fails
-            # for its own case.
+            # The modes of a case share its weights and inputs. Both are made in the first round:
+            # what fails then fails for its own case.
             if case not in subjects:
                 subjects[case] = functools.cache(lambda case=case: Subject(case, jit=jit))
-            calls[index] = functools.cache(lambda subject=subjects[case], mode=mode: subject().timed(mode))
+            calls[index] = functools.cache(
+                lambda subject=subjects[case], mode=mode: subject().timed(mode)
+            )
         calls = {index: lambda call=call: call()() for index, call in calls.items()}
         for index, value in measure.interleaved_seconds(calls, repeats=repeats):
             if value is None:
@@ -413,11 +465,15 @@ def _device_name(device):
     if kind == "CPU":
         if os.path.exists("/proc/cpuinfo"):
             with open("/proc/cpuinfo") as file:
-                names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+                names = [
+                    line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+                ]
             return f"CPU: {names[0]}" if names else f"CPU: {platform.machine()}"
         return f"CPU: {platform.processor() or platform.machine()}"
     if kind == "GPU":
-        details = tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0])
+        details = tf.config.experimental.get_device_details(
+            tf.config.list_physical_devices("GPU")[0]
+        )
         return f"GPU: {details.get('device_name', 'unknown')}"
     return kind
 
@@ -434,7 +490,9 @@ def _device(accelerator, jit):
 
 
 def in_process(job, arguments, *, environment=None):
-    """Runs a job here instead of in a process of its own; memory is then what this process makes of it."""
+    """Runs a job here instead of in a process of its own; memory is then what this process makes of
+    it.
+    """
     del environment
     yield from job(**arguments)
 
@@ -451,13 +509,14 @@ def measure_cases(
     title="",
     progress=True,
 ):
-    """Measures cases. What fails for one of them (out of memory, a shape that a module refuses) leaves the others be.
+    """Measures cases. What fails for one of them (out of memory, a shape that a module refuses)
+    leaves the others be.
 
     Args:
       cases: list of `Case`.
       memory_modes: of 'forward' and 'training', each measured in a process of its own.
-      time_modes: of 'forward', 'training' and 'backward' (the gradient's part of training). All cases and modes take
-        turns in one process.
+      time_modes: of 'forward', 'training' and 'backward' (the gradient's part of training). All
+        cases and modes take turns in one process.
       repeats: rounds of timing.
       accelerator: as in `hamgan.distribution`.
       jit: compile with XLA; None: on TPUs.
@@ -466,14 +525,22 @@ def measure_cases(
       progress: draw it.
 
     Returns:
-      A dictionary per case: 'module', 'title', 'shape', 'num_steps', 'solve'; 'parameters', 'macs', 'macs_training',
-      'formula'; 'memory' {mode: bytes}, 'seconds' {mode: median}, 'all_seconds' {mode: list}; 'errors' {what: text}.
-      What couldn't be measured is missing.
+      A dictionary per case: 'module', 'title', 'shape', 'num_steps', 'solve'; 'parameters', 'macs',
+        'macs_training',
+      'formula'; 'memory' {mode: bytes}, 'seconds' {mode: median}, 'all_seconds' {mode: list};
+      'errors' {what: text}. What couldn't be measured is missing.
     """
     plain = [case.as_json() for case in cases]
     rows = [
         {"module": c.module, "title": MODULES[c.module].title, "shape": dataclasses.asdict(c.shape)}
-        | {"num_steps": c.num_steps, "solve": c.solve, "memory": {}, "seconds": {}, "all_seconds": {}, "errors": {}}
+        | {
+            "num_steps": c.num_steps,
+            "solve": c.solve,
+            "memory": {},
+            "seconds": {},
+            "all_seconds": {},
+            "errors": {},
+        }
         for c in cases
     ]
     on = {"accelerator": accelerator, "jit": jit}
@@ -484,7 +551,9 @@ def measure_cases(
         disable=not progress,
         mininterval=0.5 if sys.stderr.isatty() else 15,
         dynamic_ncols=True,
-        bar_format="{desc}: {percentage:3.0f}% {bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
+        bar_format=(
+            "{desc}: {percentage:3.0f}% {bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+        ),
     )
     with bar:
         _count(cases, rows, plain, run, bar)
@@ -493,7 +562,9 @@ def measure_cases(
                 bar.set_postfix_str(f"memory: {_label(case)}, {mode}")
                 try:
                     (record,) = run(
-                        memory_job, {"case": one, "mode": mode, **on}, environment=measure.MEMORY_ENVIRONMENT
+                        memory_job,
+                        {"case": one, "mode": mode, **on},
+                        environment=measure.MEMORY_ENVIRONMENT,
                     )
                     if record["bytes"] is not None:
                         row["memory"][mode] = record["bytes"]
@@ -509,7 +580,9 @@ def measure_cases(
         ]
         _time(timed, cases, rows, plain, repeats, on, run, bar)
     for row in rows:
-        row["seconds"] = {mode: statistics.median(values) for mode, values in row["all_seconds"].items()}
+        row["seconds"] = {
+            mode: statistics.median(values) for mode, values in row["all_seconds"].items()
+        }
     return rows
 
 
@@ -538,7 +611,11 @@ def _time(timed, cases, rows, plain, repeats, on, run, bar):
         failed = set()
         for index, mode in timed:
             rows[index]["all_seconds"][mode] = []
-        arguments = {"cases": [(plain[index], mode) for index, mode in timed], "repeats": repeats, **on}
+        arguments = {
+            "cases": [(plain[index], mode) for index, mode in timed],
+            "repeats": repeats,
+            **on,
+        }
         try:
             for record in run(time_job, arguments):
                 current = timed[record["case"]]
@@ -552,7 +629,8 @@ def _time(timed, cases, rows, plain, repeats, on, run, bar):
                 bar.update()
             break
         except measure.ChildError as error:
-            # The process is gone, and with it the turns: the others begin again without the one that ended it.
+            # The process is gone, and with it the turns: the others begin again without the one
+            # that ended it.
             culprits = [current] if current else timed
             for index, mode in culprits:
                 rows[index]["all_seconds"][mode] = []
@@ -563,7 +641,8 @@ def _time(timed, cases, rows, plain, repeats, on, run, bar):
         row["all_seconds"] = {mode: values for mode, values in row["all_seconds"].items() if values}
 
 
-# Over the number of pixels: side of the square image. Channels and rank are those of the discriminator's module.
+# Over the number of pixels: side of the square image. Channels and rank are those of the
+# discriminator's module.
 SCALING_SIDES = (16, 32, 48, 64, 96)
 SCALING_MODULES = ("self_attention", "sagan", "ylg", "double_attention", "v1_nmf", "v1_cd", "v1_vq")
 # An exponent is fitted to the largest sizes: at small ones the linear layers count for more.
@@ -575,17 +654,25 @@ STEPS_SHAPE = Shape(name="steps", height=128, width=128, channels=128, rank=16)
 
 def scaling_cases(modules=SCALING_MODULES, *, sides=SCALING_SIDES, channels=128, rank=16):
     """Modules at images of growing size."""
-    shapes = [Shape(name=f"{side}x{side}", height=side, width=side, channels=channels, rank=rank) for side in sides]
+    shapes = [
+        Shape(name=f"{side}x{side}", height=side, width=side, channels=channels, rank=rank)
+        for side in sides
+    ]
     return [Case(module=module, shape=shape) for module in modules for shape in shapes]
 
 
 def steps_cases(*, module="v1_nmf", shape=STEPS_SHAPE, steps=STEPS, solves=tuple(SOLVES)):
     """A Hamburger with growing K, for each way to differentiate its updates."""
-    return [Case(module=module, shape=shape, num_steps=k, solve=solve) for solve in solves for k in steps]
+    return [
+        Case(module=module, shape=shape, num_steps=k, solve=solve)
+        for solve in solves
+        for k in steps
+    ]
 
 
 def exponent(sizes, values):
-    """p of the power law values = c sizes^p through the FITTED largest sizes, by least squares in logarithms.
+    """p of the power law values = c sizes^p through the FITTED largest sizes, by least squares in
+    logarithms.
 
     Args:
       sizes: numbers.

@@ -9,13 +9,22 @@ from matplotlib import figure as mpl_figure
 from matplotlib import ticker
 
 from hamgan import records
-from hamgan.benchmarks.context import MODES, MODULES, PUBLISHED, SCALING_VALUES, exponents, pixels, series
+from hamgan.benchmarks.context import (
+    MODES,
+    MODULES,
+    PUBLISHED,
+    SCALING_VALUES,
+    exponents,
+    pixels,
+    series,
+)
 
 # Text
 
 
 def with_unit(value, units, *, digits=3):
-    """A number in the largest unit that leaves it at least 1: 17581473792, ('', 'k', 'M', 'G') -> '17.6G'.
+    """A number in the largest unit that leaves it at least 1: 17581473792, ('', 'k', 'M', 'G') ->
+    '17.6G'.
 
     Args:
       value: a number that isn't negative, or None.
@@ -39,7 +48,13 @@ def _counted(value):
 
 
 def _bytes(value):
-    return "-" if value is None else f"{value / 1e6:,.1f} MB" if value < 1e8 else f"{value / 1e6:,.0f} MB"
+    return (
+        "-"
+        if value is None
+        else f"{value / 1e6:,.1f} MB"
+        if value < 1e8
+        else f"{value / 1e6:,.0f} MB"
+    )
 
 
 def _seconds(value):
@@ -52,7 +67,8 @@ def aligned(header, lines, *, left=1):
     widths = [max(len(line[i]) for line in table) for i in range(len(header))]
     texts = [
         "  ".join(
-            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(w) if i < left else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
         )
         for line in table
     ]
@@ -60,7 +76,9 @@ def aligned(header, lines, *, left=1):
 
 
 def times_less(row, reference):
-    """How many times less memory and time than `reference` a row takes: {'memory': {mode: ratio}, 'seconds': {...}}."""
+    """How many times less memory and time than `reference` a row takes: {'memory': {mode: ratio},
+    'seconds': {...}}.
+    """
     return {
         what: {
             mode: reference[what][mode] / row[what][mode]
@@ -78,20 +96,35 @@ def cost_table(rows, *, published=False):
       rows: of `measure_cases`.
       published: put the paper's numbers below those of its modules.
     """
-    header = ["", "parameters", "multiply-adds", "by formula", "memory forward", "training", "time forward", "training"]
+    header = [
+        "",
+        "parameters",
+        "multiply-adds",
+        "by formula",
+        "memory forward",
+        "training",
+        "time forward",
+        "training",
+    ]
     reference = next((row for row in rows if row["module"] == "self_attention"), None)
     if reference:
         header += ["memory less", "time less"]
     lines = []
     notes = []
     for row in rows:
-        line = [row["title"], *(_counted(row.get(name)) for name in ("parameters", "macs", "formula"))]
+        line = [
+            row["title"],
+            *(_counted(row.get(name)) for name in ("parameters", "macs", "formula")),
+        ]
         line += [_bytes(row["memory"].get(mode)) for mode in MODES] + [
             _seconds(row["seconds"].get(mode)) for mode in MODES
         ]
         if reference:
             ratios = times_less(row, reference)
-            line += [" / ".join(f"{ratio:.1f}x" for ratio in ratios[what].values()) or "-" for what in ratios]
+            line += [
+                " / ".join(f"{ratio:.1f}x" for ratio in ratios[what].values()) or "-"
+                for what in ratios
+            ]
         lines.append(line)
         notes += [f"  {row['title']}, {what}: {error}" for what, error in row["errors"].items()]
         if published and row["module"] in PUBLISHED:
@@ -109,10 +142,16 @@ def cost_table(rows, *, published=False):
 def scaling_table(rows):
     """The table of a scaling sweep: fitted exponents of n, and training time at each n."""
     sizes = sorted({pixels(row) for row in rows})
-    header = ["", *(f"n^p: {title}" for title, _ in SCALING_VALUES.values()), *(f"n = {n:,}" for n in sizes)]
+    header = [
+        "",
+        *(f"n^p: {title}" for title, _ in SCALING_VALUES.values()),
+        *(f"n = {n:,}" for n in sizes),
+    ]
     lines = []
     for module, fitted in exponents(rows).items():
-        times = {pixels(row): row["seconds"].get("training") for row in rows if row["module"] == module}
+        times = {
+            pixels(row): row["seconds"].get("training") for row in rows if row["module"] == module
+        }
         line = [MODULES[module].title]
         line += ["-" if fitted[name] is None else f"{fitted[name]:.2f}" for name in SCALING_VALUES]
         lines.append(line + [_seconds(times.get(n)) for n in sizes])
@@ -136,7 +175,8 @@ def steps_table(rows):
 
 def _with_errors(text, rows):
     notes = [
-        f"  {row['title']} {row['shape']['name']}, K={row['num_steps']}, {row['solve']}, {what}: {error}"
+        f"  {row['title']} {row['shape']['name']}, K={row['num_steps']}, {row['solve']}, {what}: "
+        f"{error}"
         for row in rows
         for what, error in row["errors"].items()
     ]
@@ -145,7 +185,8 @@ def _with_errors(text, rows):
 
 # The picture
 
-# Attention in warm colours, hams in cold ones: a hue for each decomposition, paler from version to version.
+# Attention in warm colours, hams in cold ones: a hue for each decomposition, paler from version to
+# version.
 _COLOURS = {
     "self_attention": "#b2182b",
     "sagan": "#e08214",
@@ -162,15 +203,20 @@ _COLOURS = {
     "v2plus_vq": "#a9a6d1",
 }
 _SOLVE_COLOURS = {"one_step": "#08519c", "implicit": "#2ca25f", "unrolled": "#b2182b"}
-_STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "font.size": 9}
+_STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "font.size": 9,
+}
 
 
 def draw(result, path):
     """Draws a benchmark into a PNG file.
 
     Args:
-      result: {'shapes': [{'title', 'rows'}], 'scaling': rows, 'steps': rows}, each part as `measure_cases` gave it;
-        empty ones are left out.
+      result: {'shapes': [{'title', 'rows'}], 'scaling': rows, 'steps': rows}, each part as
+        `measure_cases` gave it; empty ones are left out.
       path: the file, local or remote.
     """
     panels = []
@@ -192,7 +238,11 @@ def draw(result, path):
         panels.append(
             [
                 lambda axes: _over_steps(
-                    axes, result["steps"], lambda row: row["memory"].get("training"), 1e6, "peak memory in MB, training"
+                    axes,
+                    result["steps"],
+                    lambda row: row["memory"].get("training"),
+                    1e6,
+                    "peak memory in MB, training",
                 ),
                 lambda axes: _over_steps(
                     axes,
@@ -226,7 +276,14 @@ def _bars(axes, shape, what, unit, label):
                 continue
             axes.barh(y + offset, value / unit, 0.38, color=_COLOURS[row["module"]], alpha=alpha)
             text = f"{value / unit:,.0f}" if value / unit >= 10 else f"{value / unit:.1f}"
-            axes.annotate(text, (value / unit, y + offset), (3, 0), textcoords="offset points", va="center", fontsize=7)
+            axes.annotate(
+                text,
+                (value / unit, y + offset),
+                (3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7,
+            )
     axes.set_xscale("log")
     axes.margins(x=0.12)
     axes.set_yticks(range(len(rows)), [row["title"] for row in rows])
@@ -234,7 +291,11 @@ def _bars(axes, shape, what, unit, label):
     axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.grid(axis="x", alpha=0.3)
-    axes.set_title(f"{shape['title']}\n{label}: forward (pale), forward and backward (full)", loc="left", fontsize=9)
+    axes.set_title(
+        f"{shape['title']}\n{label}: forward (pale), forward and backward (full)",
+        loc="left",
+        fontsize=9,
+    )
 
 
 def _growth(axes, rows, what, unit, label):
@@ -245,7 +306,9 @@ def _growth(axes, rows, what, unit, label):
             continue
         power = fitted[module][what]
         name = MODULES[module].title + (f": n^{power:.2f}" if power is not None else "")
-        axes.plot(*zip(*points, strict=True), "o-", color=_COLOURS[module], label=name, markersize=4)
+        axes.plot(
+            *zip(*points, strict=True), "o-", color=_COLOURS[module], label=name, markersize=4
+        )
     axes.set(xscale="log", yscale="log", xlabel="n = H W")
     sizes = sorted({pixels(row) for row in rows})
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
@@ -255,7 +318,9 @@ def _growth(axes, rows, what, unit, label):
     axes.legend(frameon=False, fontsize=8)
     shape = rows[0]["shape"]
     axes.set_title(
-        f"{label}, forward and backward; {shape['channels']} channels, r = {shape['rank']}", loc="left", fontsize=9
+        f"{label}, forward and backward; {shape['channels']} channels, r = {shape['rank']}",
+        loc="left",
+        fontsize=9,
     )
 
 
@@ -276,5 +341,8 @@ def _over_steps(axes, rows, value, unit, label):
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     shape = rows[0]["shape"]
-    size = f"{shape['batch']}x{shape['height']}x{shape['width']}x{shape['channels']}, r = {shape['rank']}"
+    size = (
+        f"{shape['batch']}x{shape['height']}x{shape['width']}x{shape['channels']}, "
+        f"r = {shape['rank']}"
+    )
     axes.set_title(f"{label}; {rows[0]['title']}, {size}", loc="left", fontsize=9)

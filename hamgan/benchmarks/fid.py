@@ -14,7 +14,9 @@ from hamgan.evaluation import metrics
 
 
 def made_moments(*, width, num_samples, seed):
-    """Moments of made features [num_samples, width]: correlated and never negative, as an Inception network's are."""
+    """Moments of made features [num_samples, width]: correlated and never negative, as an Inception
+    network's are.
+    """
     rng = np.random.default_rng(seed)
     # Variances that fall as Inception's do; the same directions for every seed.
     spectrum = np.geomspace(1, 1e-3, width)[:, None]
@@ -27,9 +29,13 @@ def made_moments(*, width, num_samples, seed):
 def tf_gan_distance(first, second):
     """FID of two `Moments` as TF-GAN computes it, on the CPU."""
     with tf.device("CPU"):
-        root_trace = tfgan.trace_sqrt_product(tf.constant(first.covariance), tf.constant(second.covariance)).numpy()
+        root_trace = tfgan.trace_sqrt_product(
+            tf.constant(first.covariance), tf.constant(second.covariance)
+        ).numpy()
     difference = first.mean - second.mean
-    return float(difference @ difference + np.trace(first.covariance + second.covariance) - 2 * root_trace)
+    return float(
+        difference @ difference + np.trace(first.covariance + second.covariance) - 2 * root_trace
+    )
 
 
 def measure_fid(*, width=2048, num_samples=10_000, repeats=5, progress=True):
@@ -38,18 +44,23 @@ def measure_fid(*, width=2048, num_samples=10_000, repeats=5, progress=True):
     Args:
       width: number of features, D.
       num_samples: vectors that each side's moments are made of.
-      repeats: runs of ours, of which the median is taken. TF-GAN's own, which takes half a minute at 2048 features,
-        runs once, after a small one that sets TensorFlow up.
+      repeats: runs of ours, of which the median is taken. TF-GAN's own, which takes half a minute
+        at 2048 features, runs once, after a small one that sets TensorFlow up.
       progress: draw a progress bar.
 
     Returns:
-      A dictionary with a form in JSON: "rows" has the three ways, "load" is the machine's before they ran. Processor
+      A dictionary with a form in JSON: "rows" has the three ways, "load" is the machine's before
+        they ran. Processor
       time ("cpu_seconds", of all cores together) suffers less from other load than "seconds".
 
     Raises:
       ValueError: a size below 2 or no repeats.
     """
-    for name, value, least in (("width", width, 2), ("num_samples", num_samples, 2), ("repeats", repeats, 1)):
+    for name, value, least in (
+        ("width", width, 2),
+        ("num_samples", num_samples, 2),
+        ("repeats", repeats, 1),
+    ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}.")
     load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
@@ -100,7 +111,16 @@ def measure_fid(*, width=2048, num_samples=10_000, repeats=5, progress=True):
 
 def fid_table(result):
     """The result of `measure_fid` as text."""
-    header = ["", "runs", "median", "fastest", "CPU time", "faster than TF-GAN", "FID", "relative difference"]
+    header = [
+        "",
+        "runs",
+        "median",
+        "fastest",
+        "CPU time",
+        "faster than TF-GAN",
+        "FID",
+        "relative difference",
+    ]
     lines = [
         [
             row["title"],

@@ -1,6 +1,8 @@
-"""What feeding costs: images per second and memory of the input pipeline, beside the plain arrangement with TFDS.
+"""What feeding costs: images per second and memory of the input pipeline, beside the plain
+arrangement with TFDS.
 
-Measured on made photographs and on squares that are packed from them; how many images a TPU slice takes is estimated.
+Measured on made photographs and on squares that are packed from them; how many images a TPU slice
+takes is estimated.
 """
 
 import dataclasses
@@ -31,8 +33,10 @@ _CLASSES = 10
 _SHARDS = 8
 
 HOW_MADE = (
-    "Photographs: crops at random places of one scene of 2048x2048, with sensor noise of 2.5 grey levels of their own. "
-    "The scene is 1/f noise for brightness and, weaker, for colour, and 300 ellipses of other noise and brightness in "
+    "Photographs: crops at random places of one scene of 2048x2048, with sensor noise of 2.5 grey "
+    "levels of their own. "
+    "The scene is 1/f noise for brightness and, weaker, for colour, and 300 ellipses of other "
+    "noise and brightness in "
     "front of it, which gives edges. JPEG of quality 95, 4:2:0."
 )
 
@@ -62,7 +66,9 @@ def photographs(count, seed=0):
         tops, lefts = rng.integers(0, side - HEIGHT, 2), rng.integers(0, side - WIDTH, 2)
         image = scene[tops[0] : tops[0] + HEIGHT, lefts[0] : lefts[0] + WIDTH].copy()
         for channel in range(3):
-            image[..., channel] += 2.5 * noise[channel, tops[1] : tops[1] + HEIGHT, lefts[1] : lefts[1] + WIDTH]
+            image[..., channel] += (
+                2.5 * noise[channel, tops[1] : tops[1] + HEIGHT, lefts[1] : lefts[1] + WIDTH]
+            )
         yield np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
@@ -78,7 +84,9 @@ def make_photographs(folder, *, count, progress=True):
       {'jpeg': folder of one dataset, 'packed': of the other, 'bytes': mean of a JPEG}.
     """
     tfds.disable_progress_bar()  # one is enough
-    bar = tqdm(total=2 * count, desc="making images", unit=" images", disable=not progress, mininterval=1)
+    bar = tqdm(
+        total=2 * count, desc="making images", unit=" images", disable=not progress, mininterval=1
+    )
     size = 0
 
     def encoded():
@@ -157,7 +165,9 @@ def _plain(folder, batch_size):
         first = tf.cast([top, left], tf.float32)
         last = tf.cast([top + side - 1, left + side - 1], tf.float32)
         box = tf.concat([first, last], axis=0) / tf.cast([height - 1, width - 1] * 2, tf.float32)
-        image = tf.image.crop_and_resize(example["image"][tf.newaxis], box[tf.newaxis], [0], [IMAGE_SIZE, IMAGE_SIZE])
+        image = tf.image.crop_and_resize(
+            example["image"][tf.newaxis], box[tf.newaxis], [0], [IMAGE_SIZE, IMAGE_SIZE]
+        )
         return {"image": image[0] * (2 / 255) - 1, "label": tf.cast(example["label"], tf.int32)}
 
     name, version = folder.rstrip("/").split("/")[-2:]
@@ -195,19 +205,31 @@ def _ours(*, num_shards=1, **options):
 
 ARRANGEMENTS = {
     "plain": Arrangement(title="plain: load, map, shuffle, batch", source="jpeg", batches=_plain),
-    "jpeg": Arrangement(title="full-size JPEG", source="jpeg", batches=_ours(), rate_goal=1, memory_goal=0.1),
+    "jpeg": Arrangement(
+        title="full-size JPEG", source="jpeg", batches=_ours(), rate_goal=1, memory_goal=0.1
+    ),
     "jpeg_files": Arrangement(
-        title="full-size JPEG, whole files in turn", source="jpeg", batches=_ours(random_access=False)
+        title="full-size JPEG, whole files in turn",
+        source="jpeg",
+        batches=_ours(random_access=False),
     ),
     "jpeg_inexact": Arrangement(
         title="full-size JPEG, inexact decode", source="jpeg", batches=_ours(inexact_decode=True)
     ),
-    "packed": Arrangement(title="packed squares", source="packed", batches=_ours(), rate_goal=25, memory_goal=0.1),
-    "packed_flip": Arrangement(title="packed squares, flipped", source="packed", batches=_ours(flip=True)),
-    "packed_files": Arrangement(
-        title="packed squares, whole files in turn", source="packed", batches=_ours(random_access=False)
+    "packed": Arrangement(
+        title="packed squares", source="packed", batches=_ours(), rate_goal=25, memory_goal=0.1
     ),
-    "packed_host": Arrangement(title="packed squares, 1 of 8 hosts", source="packed", batches=_ours(num_shards=8)),
+    "packed_flip": Arrangement(
+        title="packed squares, flipped", source="packed", batches=_ours(flip=True)
+    ),
+    "packed_files": Arrangement(
+        title="packed squares, whole files in turn",
+        source="packed",
+        batches=_ours(random_access=False),
+    ),
+    "packed_host": Arrangement(
+        title="packed squares, 1 of 8 hosts", source="packed", batches=_ours(num_shards=8)
+    ),
     "packed_files_host": Arrangement(
         title="packed squares, 1 of 8 hosts, whole files",
         source="packed",
@@ -224,12 +246,16 @@ def feed_job(*, arrangement, folder, batch_size, seconds, repeats):
       repeats: measurements, after the first batch is there.
 
     Yields:
-      {'first': seconds to the first batch, 'rates': images per second of each measurement, 'core_rate': images per
-      second of processor time, 'memory': bytes resident at most, at the measurements' ends, beyond TensorFlow's own;
+      {'first': seconds to the first batch, 'rates': images per second of each measurement,
+        'core_rate': images per
+      second of processor time, 'memory': bytes resident at most, at the measurements' ends, beyond
+        TensorFlow's own;
       None on systems without /proc}.
     """
     # TensorFlow's own: what it sets up when a pipeline runs for the first time.
-    list(tf.data.Dataset.range(8).map(lambda i: i + 1, num_parallel_calls=tf.data.AUTOTUNE).batch(4))
+    list(
+        tf.data.Dataset.range(8).map(lambda i: i + 1, num_parallel_calls=tf.data.AUTOTUNE).batch(4)
+    )
     before = measure.resident_memory()
     start = time.perf_counter()
     batches = iter(ARRANGEMENTS[arrangement].batches(folder, batch_size))
@@ -247,10 +273,17 @@ def feed_job(*, arrangement, folder, batch_size, seconds, repeats):
         total += images
         resident.append(measure.resident_memory())
     core_rate = total / (time.process_time() - processor)
-    yield {"first": first, "rates": rates, "core_rate": core_rate, "memory": before and max(resident) - before}
+    yield {
+        "first": first,
+        "rates": rates,
+        "core_rate": core_rate,
+        "memory": before and max(resident) - before,
+    }
 
 
-def measure_arrangements(*, count, batch_size, repeats, seconds=3.0, names=None, run=measure.in_child, progress=True):
+def measure_arrangements(
+    *, count, batch_size, repeats, seconds=3.0, names=None, run=measure.in_child, progress=True
+):
     """Makes images, and feeds from them in every arrangement.
 
     Args:
@@ -263,9 +296,10 @@ def measure_arrangements(*, count, batch_size, repeats, seconds=3.0, names=None,
       progress: draw bars.
 
     Returns:
-      {'bytes': mean of a JPEG, 'rows': a dictionary per arrangement: 'name', 'title', 'rate' (images per second),
-      'rates', 'core_rate', 'memory', 'first', and 'rate_ratio', 'core_rate_ratio', 'memory_ratio' to the plain one; or
-      'error'}.
+      {'bytes': mean of a JPEG, 'rows': a dictionary per arrangement: 'name', 'title', 'rate'
+        (images per second),
+      'rates', 'core_rate', 'memory', 'first', and 'rate_ratio', 'core_rate_ratio', 'memory_ratio'
+      to the plain one; or 'error'}.
     """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -326,17 +360,19 @@ SLICES = {
     "v4-8": Slice(chips=4, teraflops=275, gigabytes=1228, cores=240),
     "v5e-8": Slice(chips=8, teraflops=197, gigabytes=819, cores=224),
 }
-# One step of D and one of G at width 64 and 128x128, compiled for one v5e core at batch 16 with bfloat16 compute, as
-# the compiler counts it: 2253 GFLOP and 28.3 GB.
+# One step of D and one of G at width 64 and 128x128, compiled for one v5e core at batch 16 with
+# bfloat16 compute, as the compiler counts it: 2253 GFLOP and 28.3 GB.
 GIGAFLOP_PER_IMAGE = 2253 / 16
 GIGABYTES_PER_IMAGE = 28.3 / 16
 BATCH_SIZES = (256, 1024)
 
 
 def demand(tpu):
-    """Estimated images per second that a slice takes: {'memory': as its memory allows, 'arithmetic': its arithmetic}.
+    """Estimated images per second that a slice takes: {'memory': as its memory allows,
+    'arithmetic': its arithmetic}.
 
-    By arithmetic is more than it can ever take; real steps do other things too, and reach neither peak.
+    By arithmetic is more than it can ever take; real steps do other things too, and reach neither
+    peak.
     """
     return {
         "memory": tpu.chips * tpu.gigabytes / GIGABYTES_PER_IMAGE,
@@ -355,7 +391,16 @@ def _goal(ratio, goal, reached):
 
 def feed_table(rows):
     """The measured rows as text."""
-    header = ["", "images/s", "of plain", "lowest-highest", "a core-second", "of plain", "memory", "of plain"]
+    header = [
+        "",
+        "images/s",
+        "of plain",
+        "lowest-highest",
+        "a core-second",
+        "of plain",
+        "memory",
+        "of plain",
+    ]
     header += ["first batch"]
     lines = []
     for row in rows:
@@ -365,7 +410,9 @@ def feed_table(rows):
         arrangement = ARRANGEMENTS[row["name"]]
         rate_ratio, memory_ratio = row.get("rate_ratio"), row.get("memory_ratio")
         rate_goal = _goal(rate_ratio, arrangement.rate_goal, lambda ratio, goal: ratio >= goal)
-        memory_goal = _goal(memory_ratio, arrangement.memory_goal, lambda ratio, goal: ratio <= goal)
+        memory_goal = _goal(
+            memory_ratio, arrangement.memory_goal, lambda ratio, goal: ratio <= goal
+        )
         lines.append(
             [
                 row["title"],
@@ -379,7 +426,12 @@ def feed_table(rows):
                 f"{row['first']:.1f} s",
             ]
         )
-    return "\n".join([aligned(header, lines), "a core-second: images per second of processor time, whatever else runs"])
+    return "\n".join(
+        [
+            aligned(header, lines),
+            "a core-second: images per second of processor time, whatever else runs",
+        ]
+    )
 
 
 def demand_table(rows):
@@ -388,23 +440,36 @@ def demand_table(rows):
     Args:
       rows: of `measure_arrangements`; those of full-size JPEGs and of packed squares count.
     """
-    rates = {row["name"]: row["core_rate"] for row in rows if row["name"] in ("jpeg", "packed") and "rate" in row}
+    rates = {
+        row["name"]: row["core_rate"]
+        for row in rows
+        if row["name"] in ("jpeg", "packed") and "rate" in row
+    }
     header = ["", "images/s", *(f"steps/s at {size}" for size in BATCH_SIZES), "at most images/s"]
     header += [f"cores, {ARRANGEMENTS[name].title}" for name in rates] + ["cores it has"]
     lines = []
     for name, tpu in SLICES.items():
         images = demand(tpu)
-        line = [name, f"{images['memory']:,.0f}", *(f"{images['memory'] / size:.1f}" for size in BATCH_SIZES)]
+        line = [
+            name,
+            f"{images['memory']:,.0f}",
+            *(f"{images['memory'] / size:.1f}" for size in BATCH_SIZES),
+        ]
         line += [f"{images['arithmetic']:,.0f}"]
-        line += [f"{images['memory'] / rate:.1f}-{images['arithmetic'] / rate:.1f}" for rate in rates.values()]
+        line += [
+            f"{images['memory'] / rate:.1f}-{images['arithmetic'] / rate:.1f}"
+            for rate in rates.values()
+        ]
         lines.append([*line, str(tpu.cores)])
     return "\n".join(
         [
             aligned(header, lines),
             "An estimate, nothing was run: images/s = chips x GB/s of a chip / "
-            f"{GIGABYTES_PER_IMAGE:.2f} GB an image; at most = chips x GFLOP/s of a chip / {GIGAFLOP_PER_IMAGE:.0f} "
+            f"{GIGABYTES_PER_IMAGE:.2f} GB an image; at most = chips x GFLOP/s of a chip / "
+            f"{GIGAFLOP_PER_IMAGE:.0f} "
             "GFLOP an image;",
-            "both at the published peaks (bfloat16) and at one D step a G step, the same at every batch size. Cores: "
+            "both at the published peaks (bfloat16) and at one D step a G step, the same at every "
+            "batch size. Cores: "
             "images/s / images a core-second here.",
         ]
     )
@@ -415,8 +480,12 @@ def draw(result, path):
     rows = [row for row in result["rows"] if "rate" in row][::-1]
     if not rows:
         raise ValueError("draw: result has no measured rows.")
-    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
-        figure = mpl_figure.Figure(figsize=(12, 0.32 * len(rows) + 1.4), layout="constrained", dpi=110)
+    with matplotlib.rc_context(
+        {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
+    ):
+        figure = mpl_figure.Figure(
+            figsize=(12, 0.32 * len(rows) + 1.4), layout="constrained", dpi=110
+        )
         for axes, what, unit, label in zip(
             figure.subplots(1, 2, sharey=True),
             ("rate", "memory"),
@@ -427,7 +496,14 @@ def draw(result, path):
             for y, row in enumerate(rows):
                 value = max(row[what] or 0, 0) / unit
                 axes.barh(y, value, color="#b2182b" if row["name"] == "plain" else "#08519c")
-                axes.annotate(f"{value:,.0f}", (value, y), (3, 0), textcoords="offset points", va="center", fontsize=7)
+                axes.annotate(
+                    f"{value:,.0f}",
+                    (value, y),
+                    (3, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=7,
+                )
             axes.set_xscale("symlog", linthresh=1)
             axes.margins(x=0.12)
             axes.set_title(label, loc="left", fontsize=9)

@@ -1,7 +1,7 @@
 """What a computation takes: multiply-adds of its compiled program, peak memory, time.
 
-Peak memory is measured in processes of their own (`in_child`), because what an earlier computation has left behind
-hides the peak of a later one.
+Peak memory is measured in processes of their own (`in_child`), because what an earlier computation
+has left behind hides the peak of a later one.
 """
 
 import contextlib
@@ -21,8 +21,9 @@ import time
 import tensorflow as tf
 from tensorflow.compiler.xla.service import hlo_pb2
 
-# On CPUs the high-water mark of resident memory tells what a computation takes only if memory that was given back is
-# back: TensorFlow's oneDNN allocator keeps it in a pool, and glibc keeps blocks below a threshold that it raises.
+# On CPUs the high-water mark of resident memory tells what a computation takes only if memory that
+# was given back is back: TensorFlow's oneDNN allocator keeps it in a pool, and glibc keeps blocks
+# below a threshold that it raises.
 MEMORY_ENVIRONMENT = {"TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
 
 _PACKAGE_FOLDER = str(pathlib.Path(__file__).resolve().parent.parent.parent)
@@ -34,9 +35,10 @@ _PACKAGE_FOLDER = str(pathlib.Path(__file__).resolve().parent.parent.parent)
 def count_macs(function, *arguments):
     """Multiply-adds of the program that XLA is given to compile for `function(*arguments)`.
 
-    They are counted in the program, not from a formula: what a function computes twice counts twice, what nothing needs
-    doesn't count. Of its operations matrix products and convolutions count, as in published tables; not elementwise
-    operations, reductions and the factorisation of small matrices. Zeros of a padding or dilation count like numbers.
+    They are counted in the program, not from a formula: what a function computes twice counts
+    twice, what nothing needs doesn't count. Of its operations matrix products and convolutions
+    count, as in published tables; not elementwise operations, reductions and the factorisation of
+    small matrices. Zeros of a padding or dilation count like numbers.
 
     Args:
       function: a function of tensors.
@@ -45,7 +47,8 @@ def count_macs(function, *arguments):
     Raises:
       ValueError: matrix products in a loop, whose number of rounds the program doesn't tell.
     """
-    # Of nothing but these: default values of other parameters aren't tensors, which the compiler's input must be.
+    # Of nothing but these: default values of other parameters aren't tensors, which the compiler's
+    # input must be.
     compiled = tf.function(lambda *tensors: function(*tensors), jit_compile=True, autograph=False)
     serialized = compiled.experimental_get_compiler_ir(*arguments)(stage="hlo_serialized")
     module = hlo_pb2.HloModuleProto.FromString(serialized)
@@ -57,7 +60,10 @@ def count_macs(function, *arguments):
         for instruction in instructions.values():
             inner = sum(of_computation(called) for called in instruction.called_computation_ids)
             if inner and instruction.opcode == "while":
-                raise ValueError(f"count_macs: {instruction.name} is a loop with matrix products in it. Unroll it.")
+                raise ValueError(
+                    f"count_macs: {instruction.name} is a loop with matrix products in it. Unroll "
+                    "it."
+                )
             operands = [instructions[operand].shape for operand in instruction.operand_ids]
             total += inner + _macs_of_instruction(instruction, operands)
         return total
@@ -74,7 +80,10 @@ def _macs_of_instruction(instruction, operands):
         numbers, kernel = instruction.convolution_dimension_numbers, operands[1].dimensions
         window = math.prod(kernel[i] for i in numbers.kernel_spatial_dimensions)
         return (
-            outputs * window * kernel[numbers.kernel_input_feature_dimension] // max(1, instruction.batch_group_count)
+            outputs
+            * window
+            * kernel[numbers.kernel_input_feature_dimension]
+            // max(1, instruction.batch_group_count)
         )
     return 0
 
@@ -83,16 +92,18 @@ def _macs_of_instruction(instruction, operands):
 
 
 def peak_memory(call, *, device=None, repeats=3):
-    """Bytes that `call()` takes at its peak beyond what is held before it; its result is part of them.
+    """Bytes that `call()` takes at its peak beyond what is held before it; its result is part of
+    them.
 
-    On a CPU this is the high-water mark of resident memory, which means something in a process started with
-    MEMORY_ENVIRONMENT. Call the same kind of thing once before, at a small size: what TensorFlow sets up at first use
-    would be counted too.
+    On a CPU this is the high-water mark of resident memory, which means something in a process
+    started with MEMORY_ENVIRONMENT. Call the same kind of thing once before, at a small size: what
+    TensorFlow sets up at first use would be counted too.
 
     Args:
       call: function without arguments.
       device: name of the device it runs on; None: the CPU.
-      repeats: calls, of which the median is taken: operations that don't depend on each other change their order.
+      repeats: calls, of which the median is taken: operations that don't depend on each other
+        change their order.
 
     Returns:
       An integer, or None on systems without Linux's /proc.
@@ -164,11 +175,13 @@ def interleaved_seconds(calls, *, repeats, shortest=0.05):
     Args:
       calls: {name: function without arguments that returns how long it took, in seconds}.
       repeats: rounds after a first one that isn't counted: it traces and compiles.
-      shortest: a call is repeated within a round until this many seconds are full, and its mean is taken.
+      shortest: a call is repeated within a round until this many seconds are full, and its mean is
+        taken.
 
     Yields:
-      (name, seconds) of each round as it is measured, (name, None) before each call of the first round, and
-      (name, error) for a call that failed: a TensorFlow error, ValueError or MemoryError. It isn't called again.
+      (name, seconds) of each round as it is measured, (name, None) before each call of the first
+      round, and (name, error) for a call that failed: a TensorFlow error, ValueError or
+        MemoryError. It isn't called again.
     """
     counts = {}
     for name, call in calls.items():
@@ -198,22 +211,35 @@ def in_child(job, arguments, *, environment=None, memory_limit=None):
       job: generator function at the top level of a module; what it yields must have a form in JSON.
       arguments: {name: value}, its keyword arguments, with a form in JSON.
       environment: {name: value} of more environment variables.
-      memory_limit: the process ends itself when it holds more bytes; None: 80 % of what is available now.
+      memory_limit: the process ends itself when it holds more bytes; None: 80 % of what is
+        available now.
 
     Yields:
       What the job yields, as soon as it does.
 
     Raises:
-      ChildError: the process raised an error, took too much memory or was killed; what it had yielded stays valid.
+      ChildError: the process raised an error, took too much memory or was killed; what it had
+        yielded stays valid.
     """
     if memory_limit is None and (available := available_memory()):
         memory_limit = int(0.8 * available)
-    request = json.dumps({"job": [job.__module__, job.__name__], "arguments": arguments, "memory_limit": memory_limit})
+    request = json.dumps(
+        {
+            "job": [job.__module__, job.__name__],
+            "arguments": arguments,
+            "memory_limit": memory_limit,
+        }
+    )
     path = os.pathsep.join(filter(None, [_PACKAGE_FOLDER, os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", f"from {__name__} import _child; _child()"],
-            env={**os.environ, **(environment or {}), "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            env={
+                **os.environ,
+                **(environment or {}),
+                "PYTHONPATH": path,
+                "TF_CPP_MIN_LOG_LEVEL": "3",
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -236,12 +262,18 @@ def in_child(job, arguments, *, environment=None, memory_limit=None):
             log.seek(0)
             lines = log.read().strip().splitlines()
             name = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-            hint = ", which the system sends when memory runs out" if code == -signal.SIGKILL else ""
-            raise ChildError(f"The process ended with {name}{hint}. {lines[-1] if lines else ''}".strip())
+            hint = (
+                ", which the system sends when memory runs out" if code == -signal.SIGKILL else ""
+            )
+            raise ChildError(
+                f"The process ended with {name}{hint}. {lines[-1] if lines else ''}".strip()
+            )
 
 
 def _child():
-    """What the child process runs: the request on standard input, a line of JSON for each value on standard output."""
+    """What the child process runs: the request on standard input, a line of JSON for each value on
+    standard output.
+    """
     # Whatever libraries print goes where the errors go.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -5,7 +5,9 @@ from hamgan.checks.outcome import fail, warn
 
 _SAMPLE_IMAGES, _QUICK_IMAGES = 512, 64
 _DEVICES = "choose what is there, e.g. --accelerator=cpu"
-_PREPARED = "prepare the data set as the message says, or correct --data_dir and data.ImageDataset.name"
+_PREPARED = (
+    "prepare the data set as the message says, or correct --data_dir and data.ImageDataset.name"
+)
 
 
 def examine(
@@ -27,14 +29,15 @@ def examine(
 
     Args:
       checkup: the `Checkup` that gets the outcomes.
-      configuration: outcome whose value is the `Experiment`; without a value what needs it is skipped.
+      configuration: outcome whose value is the `Experiment`; without a value what needs it is
+        skipped.
       create_strategy: function () -> strategy.
       model_dir: the run's folder; it is made.
       data_dir: folder of the data sets.
       output: where the picture is drawn; None: model_dir/doctor.png.
       quick: don't read all records.
-      evaluate: whether the run will evaluate; if not, a missing feature network or a data_dir that can't be written is
-        only a warning.
+      evaluate: whether the run will evaluate; if not, a missing feature network or a data_dir that
+        can't be written is only a warning.
       replicas: of the machine the run is meant for; None: as many as here.
       seconds: for which the input's speed is measured; 0: not.
       steps_per_second: the device's, if known, to compare the input's speed with.
@@ -43,9 +46,22 @@ def examine(
     check = checkup.check
     folder = check("model_dir", machine.folder, path=model_dir, create=True)
     # Evaluation keeps the features of real images in data_dir; training only reads there.
-    check("data_dir", machine.folder, path=data_dir, create=False, unwritable=fail if evaluate else warn)
+    check(
+        "data_dir",
+        machine.folder,
+        path=data_dir,
+        create=False,
+        unwritable=fail if evaluate else warn,
+    )
     strategy = check("devices", machine.devices, create=create_strategy, remedy=_DEVICES)
-    trainer = check("batch", machine.batch, configuration, strategy, replicas=replicas, remedy=machine.BATCH_REMEDY)
+    trainer = check(
+        "batch",
+        machine.batch,
+        configuration,
+        strategy,
+        replicas=replicas,
+        remedy=machine.BATCH_REMEDY,
+    )
     check("disk", machine.disk, configuration, trainer, folder)
     check("feature network", machine.features, configuration, data_dir=data_dir, required=evaluate)
     dataset = check("data set", images.present, configuration, data_dir=data_dir, remedy=_PREPARED)

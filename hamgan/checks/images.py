@@ -1,6 +1,7 @@
 """Checks of a prepared data set: is all of it there, is it what it says, can it be read.
 
-Each is a function that returns an `Outcome`, or raises a `ValueError` whose message says what to do.
+Each is a function that returns an `Outcome`, or raises a `ValueError` whose message says what to
+do.
 """
 
 import concurrent.futures
@@ -37,7 +38,9 @@ COPY = f"copy the files again from where they were prepared, or {PREPARE}"
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """What reading one file gave: its labels in stored order, and the error that ended it, or None."""
+    """What reading one file gave: its labels in stored order, and the error that ended it, or
+    None.
+    """
 
     labels: np.ndarray
     error: str | None
@@ -47,15 +50,24 @@ def present(experiment, *, data_dir):
     """Whether the data set is there and fits the configuration. Value: the data set."""
     dataset = experiment.dataset(data_dir=data_dir)
     splits = ", ".join(f"{split} {dataset.num_examples(split):,}" for split in _splits(dataset))
-    return ok(f"{dataset.name} {dataset.version}: {dataset.num_classes} classes, {splits}", value=dataset)
+    return ok(
+        f"{dataset.name} {dataset.version}: {dataset.num_classes} classes, {splits}", value=dataset
+    )
 
 
 def imagenet(dataset):
-    """Whether ImageNet has as many images as it should; of other data sets the number isn't known."""
+    """Whether ImageNet has as many images as it should; of other data sets the number isn't
+    known.
+    """
     stored = dataset.info.splits
-    like_imagenet = dataset.num_classes == 1000 and all(re.fullmatch(r"n\d{8}", n) for n in dataset.class_names)
+    like_imagenet = dataset.num_classes == 1000 and all(
+        re.fullmatch(r"n\d{8}", n) for n in dataset.class_names
+    )
     if not like_imagenet:
-        return skip(f"{dataset.name} isn't: how many images it should have is known from its dataset_info.json alone")
+        return skip(
+            f"{dataset.name} isn't: how many images it should have is known from its "
+            "dataset_info.json alone"
+        )
     wrong = [
         f"{split} has {stored[split].num_examples:,} images instead of {count:,}"
         if split in stored
@@ -64,7 +76,9 @@ def imagenet(dataset):
         if split not in stored or stored[split].num_examples != count
     ]
     if not wrong:
-        return ok("ImageNet: " + ", ".join(f"{split} {count:,}" for split, count in _IMAGENET.items()))
+        return ok(
+            "ImageNet: " + ", ".join(f"{split} {count:,}" for split, count in _IMAGENET.items())
+        )
     found = "ImageNet's classes, but " + "; ".join(wrong)
     # TFDS's own, and packed as squares of some size.
     if re.fullmatch(r"imagenet2012(_\d+)?", dataset.info.name):
@@ -73,7 +87,9 @@ def imagenet(dataset):
 
 
 def files(dataset):
-    """Whether the files are there, with as many bytes as were written. Value: {path: bytes} of those that are."""
+    """Whether the files are there, with as many bytes as were written. Value: {path: bytes} of
+    those that are.
+    """
 
     def size_of(path):
         try:
@@ -98,11 +114,19 @@ def files(dataset):
     for split in _splits(dataset):
         # A whole split's bytes are known, but not those of one file of several.
         whole = dataset.info.splits.get(split)
-        if whole and whole.num_bytes and dataset.info.file_format == file_adapters.FileFormat.TFRECORD:
+        if (
+            whole
+            and whole.num_bytes
+            and dataset.info.file_format == file_adapters.FileFormat.TFRECORD
+        ):
             found = sum(sizes[path] for path in _parts(dataset, split))
             expected = whole.num_bytes + _TFRECORD_FRAME * whole.num_examples
             if found != expected:
-                return fail(f"the files of {split} have {found:,} bytes, but {expected:,} were written", COPY, sizes)
+                return fail(
+                    f"the files of {split} have {found:,} bytes, but {expected:,} were written",
+                    COPY,
+                    sizes,
+                )
     return ok(f"{len(sizes):,}, together {size_text(sum(sizes.values()))}", value=sizes)
 
 
@@ -117,7 +141,11 @@ def records(dataset, sizes, *, quick=False, progress=True):
       quick: read the beginning of some files instead of everything.
       progress: draw a progress bar.
     """
-    held = {path: part.examples_in_shard for path, part in _parts(dataset, *_splits(dataset)).items() if path in sizes}
+    held = {
+        path: part.examples_in_shard
+        for path, part in _parts(dataset, *_splits(dataset)).items()
+        if path in sizes
+    }
     paths = _spread(held) if quick else list(held)
     limit = -(-_QUICK_RECORDS // len(paths)) if quick else -1
 
@@ -153,7 +181,9 @@ def records(dataset, sizes, *, quick=False, progress=True):
     read = sum(len(found.labels) for found in scans.values())
     if quick:
         return ok(
-            f"{read:,} records at the beginning of {len(scans)} of {len(held)} files; not counted (--quick)", scans
+            f"{read:,} records at the beginning of {len(scans)} of {len(held)} files; not counted "
+            "(--quick)",
+            scans,
         )
     return ok(f"all {read:,} read (files: {len(held):,})", value=scans)
 
@@ -171,8 +201,14 @@ def labels(dataset, scans, *, training, quick=False):
     if not training and split == dataset.train_split:
         return skip(f"{split} too: see the training labels")
     instructions = dataset.info.splits[split].file_instructions  # a file may have several
-    parts = [(scans[path].labels, part) for part in instructions if (path := os.fspath(part.filename)) in scans]
-    found = np.concatenate([np.zeros(0, np.int64), *(all_[part.skip :][: part.take] for all_, part in parts)])
+    parts = [
+        (scans[path].labels, part)
+        for part in instructions
+        if (path := os.fspath(part.filename)) in scans
+    ]
+    found = np.concatenate(
+        [np.zeros(0, np.int64), *(all_[part.skip :][: part.take] for all_, part in parts)]
+    )
     names, num_classes = dataset.class_names, dataset.num_classes
     if not len(found):
         return fail(f"none of {split} could be read", COPY)
@@ -182,8 +218,10 @@ def labels(dataset, scans, *, training, quick=False):
     outside = found[(found < 0) | (found >= num_classes)]
     if len(outside):
         return fail(
-            f"{len(outside):,} of {len(found):,} labels are outside [0, {num_classes}), e.g. {outside[0]}",
-            "choose a split with labels (TFDS marks unlabelled images with -1), or correct NUM_CLASSES",
+            f"{len(outside):,} of {len(found):,} labels are outside [0, {num_classes}), e.g. "
+            f"{outside[0]}",
+            "choose a split with labels (TFDS marks unlabelled images with -1), or correct "
+            "NUM_CLASSES",
         )
     if num_classes == 1:
         return warn(
@@ -194,31 +232,42 @@ def labels(dataset, scans, *, training, quick=False):
     used = np.flatnonzero(counts)
     if len(used) == 1 and len(found) > 1:
         return fail(
-            f"all {len(found):,} labels are {used[0]} ({names[used[0]]!r}), and there should be {num_classes} classes",
+            f"all {len(found):,} labels are {used[0]} ({names[used[0]]!r}), and there should be "
+            f"{num_classes} classes",
             f"labels were lost in preparation, mostly by a wrong folder level: {LEVEL}",
         )
     if quick:
-        return ok(f"{len(used)} of {num_classes} classes in {len(found):,} records (--quick: a sample)")
+        return ok(
+            f"{len(used)} of {num_classes} classes in {len(found):,} records (--quick: a sample)"
+        )
     if len(used) < num_classes:
         missing = [names[label] for label in np.flatnonzero(counts == 0)]
         more = f" and {len(missing) - _NAMES_SHOWN} more" if len(missing) > _NAMES_SHOWN else ""
         message = (
-            f"{len(missing)} of {num_classes} classes have no image in {split}: {', '.join(missing[:_NAMES_SHOWN])}"
+            f"{len(missing)} of {num_classes} classes have no image in "
+            f"{split}: {', '.join(missing[:_NAMES_SHOWN])}"
         )
-        remedy = f"see whether their folders were empty or unreadable and {PREPARE}, or do it without these classes"
+        remedy = (
+            "see whether their folders were empty or unreadable and "
+            f"{PREPARE}, or do it without these classes"
+        )
         return (fail if training else warn)(message + more, remedy)
     if num_classes <= _NAMES_SHOWN:
-        histogram = ", ".join(f"{name} {number:,}" for name, number in zip(names, counts, strict=True))
+        histogram = ", ".join(
+            f"{name} {number:,}" for name, number in zip(names, counts, strict=True)
+        )
     else:
         few, many = counts.argmin(), counts.argmax()
         histogram = (
-            f"{counts[few]:,} ({names[few]}) to {counts[many]:,} ({names[many]}), median {np.median(counts):,.0f}"
+            f"{counts[few]:,} ({names[few]}) to {counts[many]:,} "
+            f"({names[many]}), median {np.median(counts):,.0f}"
         )
     return ok(f"{num_classes} classes: {histogram}")
 
 
 def sample(dataset, sizes, *, number, progress=True):
-    """Whether images from all over the training split can be decoded and have the values they should.
+    """Whether images from all over the training split can be decoded and have the values they
+    should.
 
     Args:
       dataset: a `hamgan.data.ImageDataset`.
@@ -226,12 +275,16 @@ def sample(dataset, sizes, *, number, progress=True):
       number: of images, about.
       progress: draw a progress bar.
     """
-    parts = {path: part for path, part in _parts(dataset, dataset.train_split).items() if path in sizes}
+    parts = {
+        path: part for path, part in _parts(dataset, dataset.train_split).items() if path in sizes
+    }
     paths = _spread(parts)
     if not paths:
         return fail(f"none of {dataset.train_split} is there", COPY)
     each = -(-number // len(paths))
-    places = [(path, parts[path].skip + i) for path in paths for i in range(min(each, parts[path].take))]
+    places = [
+        (path, parts[path].skip + i) for path in paths for i in range(min(each, parts[path].take))
+    ]
     found, broken = [], []
     with bar("images", unit="image", total=len(places), progress=progress) as shown:
         for place, image in _read(dataset, places):
@@ -244,20 +297,35 @@ def sample(dataset, sizes, *, number, progress=True):
                 break
     seen = len(found)
     if broken:
-        return fail(f"{len(broken)} of the first {seen + len(broken)} images can't be read: {_listed(broken)}", PREPARE)
+        return fail(
+            f"{len(broken)} of the first {seen + len(broken)} images can't be read: "
+            f"{_listed(broken)}",
+            PREPARE,
+        )
     low, high = np.transpose(found)
     constant = np.count_nonzero(low == high)
     low, high = low.min(), high.max()
     # NaN fails this comparison too; a little is left to float32's rounding.
     if not (low >= -1.00001 and high <= 1.00001):
-        return fail(f"values of {seen} images go from {low:.4g} to {high:.4g}, not within [-1, 1]", PREPARE)
+        return fail(
+            f"values of {seen} images go from {low:.4g} to {high:.4g}, not within [-1, 1]", PREPARE
+        )
     what = f"{seen} decoded, values from {low:.3g} to {high:.3g}"
     if constant == seen:
-        return fail(f"{what}: every image is of one colour", f"look at the pictures that were prepared and {PREPARE}")
+        return fail(
+            f"{what}: every image is of one colour",
+            f"look at the pictures that were prepared and {PREPARE}",
+        )
     if high - low < 0.1:
-        return fail(f"{what}: next to no contrast", f"were values scaled twice? Look at the pictures and {PREPARE}")
+        return fail(
+            f"{what}: next to no contrast",
+            f"were values scaled twice? Look at the pictures and {PREPARE}",
+        )
     if constant:
-        return warn(f"{what}; {constant} of them are of one colour", "look for empty pictures among those prepared")
+        return warn(
+            f"{what}; {constant} of them are of one colour",
+            "look for empty pictures among those prepared",
+        )
     return ok(what)
 
 
@@ -281,7 +349,10 @@ def picture(dataset, scans, *, path):
             if stored[index] in rows:
                 rows[int(stored[index])].append((file, index))
     # The earlier in its file, the less is read.
-    rows = {label: sorted(places, key=lambda place: place[::-1])[:_COLUMNS] for label, places in rows.items()}
+    rows = {
+        label: sorted(places, key=lambda place: place[::-1])[:_COLUMNS]
+        for label, places in rows.items()
+    }
     read = _read(dataset, [place for places in rows.values() for place in places])
     images = {place: image for place, image in read if not isinstance(image, Exception)}
     if not images:
@@ -302,7 +373,9 @@ def picture(dataset, scans, *, path):
 
 
 def _read(dataset, places):
-    """Yields every place, (path, index of a record), with its image, float32 [S, S, 3], or the error in its stead."""
+    """Yields every place, (path, index of a record), with its image, float32 [S, S, 3], or the
+    error in its stead.
+    """
     # Not all at once into memory: then an error would have no place.
     dataset = copy.copy(dataset)
     dataset.cache_bytes = 0
@@ -338,7 +411,9 @@ def _slices(dataset, places):
 
 
 def _parts(dataset, *splits):
-    """{path: how its records belong to the splits (TFDS's FileInstruction)} of the files that have any."""
+    """{path: how its records belong to the splits (TFDS's FileInstruction)} of the files that have
+    any.
+    """
     parts = (part for split in splits for part in dataset.info.splits[split].file_instructions)
     return {os.fspath(part.filename): part for part in parts if part.take}
 
@@ -350,7 +425,10 @@ def _splits(dataset):
 def _spread(paths):
     """Some of the paths, evenly spread."""
     paths = list(paths)
-    return [paths[i] for i in np.linspace(0, len(paths) - 1, min(_SAMPLED_FILES, len(paths))).round().astype(int)]
+    return [
+        paths[i]
+        for i in np.linspace(0, len(paths) - 1, min(_SAMPLED_FILES, len(paths))).round().astype(int)
+    ]
 
 
 def _listed(sentences):

@@ -1,6 +1,8 @@
-"""Checks of what a run needs of its machine: devices, folders, disk, memory, feature network, input speed.
+"""Checks of what a run needs of its machine: devices, folders, disk, memory, feature network, input
+speed.
 
-Each is a function that returns an `Outcome`, or raises a `ValueError` whose message says what to do.
+Each is a function that returns an `Outcome`, or raises a `ValueError` whose message says what to
+do.
 """
 
 import os
@@ -30,7 +32,14 @@ def bar(description, *, unit, total=None, progress=True):
     """A progress bar that vanishes when it is full."""
     interval = 0.5 if sys.stderr.isatty() else 15
     return tqdm(
-        None, description, total, leave=False, unit=unit, unit_scale=True, disable=not progress, mininterval=interval
+        None,
+        description,
+        total,
+        leave=False,
+        unit=unit,
+        unit_scale=True,
+        disable=not progress,
+        mininterval=interval,
     )
 
 
@@ -43,17 +52,23 @@ def size_text(num_bytes):
     return f"{num_bytes:.3g} TB"
 
 
-BATCH_REMEDY = '--gin_param="trainer.Trainer.batch_size = N", or correct the gin file as the message says'
+BATCH_REMEDY = (
+    '--gin_param="trainer.Trainer.batch_size = N", or correct the gin file as the message says'
+)
 FEATURES_REMEDY = (
-    "one of three: run where TF-Hub can be reached; point TFHUB_CACHE_DIR at a cache that holds the network; or name "
-    "its folder: --gin_param=\"features.FeatureNetwork.handle = 'FOLDER'\". Training alone (--mode=train) needs none"
+    "one of three: run where TF-Hub can be reached; point TFHUB_CACHE_DIR at a cache that holds "
+    "the network; or name "
+    "its folder: --gin_param=\"features.FeatureNetwork.handle = 'FOLDER'\". Training alone "
+    "(--mode=train) needs none"
 )
 
 
 def devices(*, create):
     """Whether there is what to compute on. Value: the strategy, as `create()` gives it."""
     strategy = create()
-    names = ", ".join(device.rpartition("device:")[2] for device in strategy.extended.worker_devices)
+    names = ", ".join(
+        device.rpartition("device:")[2] for device in strategy.extended.worker_devices
+    )
     return ok(f"{names} (replicas: {strategy.num_replicas_in_sync})", value=strategy)
 
 
@@ -76,7 +91,9 @@ def batch(experiment, strategy, *, replicas=None):
     microbatches = trainer.microbatches
     if share % microbatches:
         return fail(
-            f"microbatches ({microbatches}) must divide the batch of a replica ({share})", BATCH_REMEDY, value=trainer
+            f"microbatches ({microbatches}) must divide the batch of a replica ({share})",
+            BATCH_REMEDY,
+            value=trainer,
         )
     counts = (network.count_params() for network in (trainer.generator, trainer.discriminator))
     return ok(
@@ -89,17 +106,27 @@ def batch(experiment, strategy, *, replicas=None):
 
 def sizes(trainer, dataset):
     """Whether data set and networks agree on the size of images and the number of classes."""
-    parts = {"data set": dataset, "generator": trainer.generator, "discriminator": trainer.discriminator}
+    parts = {
+        "data set": dataset,
+        "generator": trainer.generator,
+        "discriminator": trainer.discriminator,
+    }
     differing = []
     for name in ("image_size", "num_classes"):
         values = {part: getattr(owner, name) for part, owner in parts.items()}
         if len(set(values.values())) > 1:
-            differing.append(f"{name}: " + ", ".join(f"{value} of the {part}" for part, value in values.items()))
+            differing.append(
+                f"{name}: " + ", ".join(f"{value} of the {part}" for part, value in values.items())
+            )
     if differing:
         return fail(
-            "; ".join(differing), "set IMAGE_SIZE and NUM_CLASSES in the gin file, and none of these parameters alone"
+            "; ".join(differing),
+            "set IMAGE_SIZE and NUM_CLASSES in the gin file, and none of these parameters alone",
         )
-    return ok(f"{dataset.image_size}x{dataset.image_size} images, {dataset.num_classes} classes everywhere")
+    return ok(
+        f"{dataset.image_size}x{dataset.image_size} images, {dataset.num_classes} classes "
+        "everywhere"
+    )
 
 
 def folder(*, path, create, unwritable=fail):
@@ -117,7 +144,9 @@ def folder(*, path, create, unwritable=fail):
         if create:
             tf.io.gfile.makedirs(path)
         elif not tf.io.gfile.isdir(path):
-            return fail(f"{path} isn't a folder", "correct --data_dir, or prepare the data set there")
+            return fail(
+                f"{path} isn't a folder", "correct --data_dir, or prepare the data set there"
+            )
         action = "written to"
         with tf.io.gfile.GFile(probe, "wb") as file:
             file.write(_PROBE)
@@ -130,7 +159,10 @@ def folder(*, path, create, unwritable=fail):
         message = f"{path} can't be {action}: {type(error).__name__}: {describe(error)}"
         return unwritable(message, _folder_remedy(path))
     if read != _PROBE:
-        return fail(f"{path} gives back {len(read)} bytes where {len(_PROBE)} were written", "choose another folder")
+        return fail(
+            f"{path} gives back {len(read)} bytes where {len(_PROBE)} were written",
+            "choose another folder",
+        )
     return ok(f"{path}: a file was written, read and deleted", value=path)
 
 
@@ -139,16 +171,22 @@ def _folder_remedy(path):
         return f"choose another folder, or see who may write there: ls -ld {path}"
     bucket = path.removeprefix("gs://").split("/")[0]
     return (
-        f"gcloud storage buckets add-iam-policy-binding gs://{bucket} --member=serviceAccount:ACCOUNT "
-        "--role=roles/storage.objectAdmin with the account that runs this; a VM also needs the scope cloud-platform; "
-        f"a bucket that isn't there: gcloud storage buckets create gs://{bucket} --location=REGION, the TPU's"
+        f"gcloud storage buckets add-iam-policy-binding gs://{bucket} "
+        "--member=serviceAccount:ACCOUNT "
+        "--role=roles/storage.objectAdmin with the account that runs this; a VM also needs the "
+        "scope cloud-platform; "
+        f"a bucket that isn't there: gcloud storage buckets create gs://{bucket} "
+        "--location=REGION, the TPU's"
     )
 
 
 def disk(experiment, trainer, path):
     """Whether the disk of model_dir, `path`, holds what the run will write there."""
     schedule = experiment.schedule
-    each = sum(int(np.prod(variable.shape)) * variable.dtype.size for variable in trainer.variables().values())
+    each = sum(
+        int(np.prod(variable.shape)) * variable.dtype.size
+        for variable in trainer.variables().values()
+    )
     if schedule.max_to_keep:
         stay = schedule.max_to_keep + schedule.keep_best
     else:
@@ -158,7 +196,10 @@ def disk(experiment, trainer, path):
         return ok(f"{kept} checkpoints of {size_text(each)} go to a bucket: its limit isn't known")
     missing = max(1, kept - len(checkpoints.available(path)))
     needed = missing * each + _DISK_MARGIN
-    what = f"{missing} checkpoints of {size_text(each)} and {size_text(_DISK_MARGIN)} for the rest are to be written"
+    what = (
+        f"{missing} checkpoints of {size_text(each)} and {size_text(_DISK_MARGIN)} "
+        "for the rest are to be written"
+    )
     free = shutil.disk_usage(path).free
     if free < needed:
         return fail(
@@ -191,8 +232,10 @@ def memory(dataset, sizes):
     needed = length * each + decoded + _MEMORY_MARGIN
     available = psutil.virtual_memory().available
     what = (
-        f"shuffle buffer {size_text(length * each)} ({length:,} {kind} of {size_text(each)}), decoded images up to "
-        f"{size_text(decoded)}, {size_text(_MEMORY_MARGIN)} for the rest; available: {size_text(available)}"
+        f"shuffle buffer {size_text(length * each)} ({length:,} {kind} of {size_text(each)}), "
+        "decoded images up to "
+        f"{size_text(decoded)}, {size_text(_MEMORY_MARGIN)} for the rest; available: "
+        f"{size_text(available)}"
     )
     remedy = "take a host with more memory, or end other programs"
     fitting = max(1, int(0.4 * available / each))
@@ -244,14 +287,18 @@ def speed(dataset, trainer, *, seconds, steps_per_second=None, progress=True):
             count += trainer.batch_size
             shown.update(trainer.batch_size)
     rate = count / elapsed
-    what = f"{rate:,.0f} images/s over {elapsed:.1f} s, after {first:.1f} s for the first batch of {trainer.batch_size}"
+    what = (
+        f"{rate:,.0f} images/s over {elapsed:.1f} s, after {first:.1f} s "
+        f"for the first batch of {trainer.batch_size}"
+    )
     if steps_per_second:
         needed = steps_per_second * trainer.batch_size * trainer.discriminator_steps
         what += f"; {steps_per_second:g} steps/s take {needed:,.0f}"
         if rate < needed:
             return warn(
                 what,
-                "the device will wait for data: store the images as small squares, take a host with more cores, or "
+                "the device will wait for data: store the images as small squares, take a host "
+                "with more cores, or "
                 "share the input among more hosts",
             )
     return ok(what)

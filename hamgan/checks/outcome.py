@@ -17,7 +17,8 @@ class Outcome:
 
     Attributes:
       name: of the check.
-      status: "ok", "warn" (a run works, but maybe not as meant), "fail" (a run stops or computes nonsense) or "skip".
+      status: "ok", "warn" (a run works, but maybe not as meant), "fail" (a run stops or computes
+        nonsense) or "skip".
       message: what was found.
       remedy: what to do; empty where nothing is to be done.
       value: what later checks need of this one; None: there is nothing.
@@ -32,7 +33,9 @@ class Outcome:
     def line(self):
         """The outcome as one line of text."""
         do = f". Do: {self.remedy}" if self.remedy else ""
-        return f"{self.status:<4}  {self.name}: {self.message.rstrip('.') if do else self.message}{do}"
+        return (
+            f"{self.status:<4}  {self.name}: {self.message.rstrip('.') if do else self.message}{do}"
+        )
 
 
 def ok(message, value=None):
@@ -73,7 +76,8 @@ class Checkup:
           name: of the check.
           function: returns an `Outcome`; called with the values of `needs`, and with `settings`.
           needs: outcomes of earlier checks. One without a value: this check is skipped.
-          remedy: what to do when `function` raises a `ValueError`. Any other error is a failure too.
+          remedy: what to do when `function` raises a `ValueError`. Any other error is a failure
+            too.
 
         Returns:
           The `Outcome`, with its name.
@@ -86,14 +90,19 @@ class Checkup:
                 outcome = function(*(need.value for need in needs), **settings)
             except ValueError as error:
                 outcome = fail(str(error), remedy)
-            except Exception as error:  # whatever happens in a check, the other lines are wanted too
+            except (
+                Exception
+            ) as error:  # whatever happens in a check, the other lines are wanted too
                 where = traceback.extract_tb(error.__traceback__)[-1]
                 outcome = fail(
                     f"{type(error).__name__} in {where.filename}:{where.lineno}: {describe(error)}",
                     "if the message doesn't tell what to correct, report it with this line",
                 )
         outcome = dataclasses.replace(
-            outcome, name=name, message=" ".join(outcome.message.split()), remedy=" ".join(outcome.remedy.split())
+            outcome,
+            name=name,
+            message=" ".join(outcome.message.split()),
+            remedy=" ".join(outcome.remedy.split()),
         )
         self.outcomes.append(outcome)
         if self._publish:
@@ -107,16 +116,22 @@ class Checkup:
     def summary(self):
         """How many checks ended how, as a line of text."""
         counts = collections.Counter(outcome.status for outcome in self.outcomes)
-        return f"{len(self.outcomes)} checks: " + ", ".join(f"{count} {status}" for status, count in counts.items())
+        return f"{len(self.outcomes)} checks: " + ", ".join(
+            f"{count} {status}" for status, count in counts.items()
+        )
 
     def json(self):
-        """All outcomes as a JSON object: "ok" and a list "checks" of name, status, message and remedy."""
+        """All outcomes as a JSON object: "ok" and a list "checks" of name, status, message and
+        remedy.
+        """
         fields = ("name", "status", "message", "remedy")
         checks = [{field: getattr(outcome, field) for field in fields} for outcome in self.outcomes]
         return json.dumps({"ok": not self.failed(), "checks": checks}, indent=1)
 
 
 def describe(error):
-    """The first line of an error's message, without the operations' names that TensorFlow puts around it."""
+    """The first line of an error's message, without the operations' names that TensorFlow puts
+    around it.
+    """
     text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", getattr(error, "message", None) or str(error)).strip()
     return text.splitlines()[0] if text else type(error).__name__

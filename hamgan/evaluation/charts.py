@@ -1,4 +1,6 @@
-"""Curves over steps as SVG, for pages that show light and dark themes and load nothing from outside."""
+"""Curves over steps as SVG, for pages that show light and dark themes and load nothing from
+outside.
+"""
 
 import dataclasses
 import html
@@ -91,12 +93,15 @@ def chart(title, curves, *, may_be_log=False):
         axes = figure.add_subplot()
         for curve, label in zip(curves, labels, strict=True):
             steps, middle, low, high = (
-                [math.nan if value is None else value for value in column] for column in zip(*curve.points, strict=True)
+                [math.nan if value is None else value for value in column]
+                for column in zip(*curve.points, strict=True)
             )
             if log:
                 low = [max(value, min(values) / 2) for value in low]
             if low != high and len(steps) == 1:
-                axes.vlines(steps, low, high, color=curve.colour, alpha=0.5)  # a band needs two points
+                axes.vlines(
+                    steps, low, high, color=curve.colour, alpha=0.5
+                )  # a band needs two points
             elif low != high:
                 axes.fill_between(steps, low, high, color=curve.colour, alpha=0.18, linewidth=0)
             marker = "o" if curve.markers or len(steps) == 1 else None
@@ -126,7 +131,10 @@ def chart(title, curves, *, may_be_log=False):
         figure.savefig(buffer, format="svg", transparent=True)
     scale = ", logarithmic" if log else ""
     drawing = _inline(buffer.getvalue(), title)
-    return f'<figure class="chart"><figcaption>{html.escape(title)}{scale}</figcaption>{drawing}</figure>'
+    return (
+        "<figure "
+        f'class="chart"><figcaption>{html.escape(title)}{scale}</figcaption>{drawing}</figure>'
+    )
 
 
 def _short(step):

@@ -1,4 +1,6 @@
-"""Feature networks: Inception as SavedModel, TF-Hub module or frozen graph, or any network with the same outputs."""
+"""Feature networks: Inception as SavedModel, TF-Hub module or frozen graph, or any network with the
+same outputs.
+"""
 
 import hashlib
 import os
@@ -12,8 +14,10 @@ from hamgan import tfgan
 _OUTPUTS = ("logits", "pool_3")
 
 _THREE_WAYS = (
-    "There are three ways to have TF-GAN's Inception: run where TF-Hub can be reached; point TFHUB_CACHE_DIR at a "
-    "cache that holds it; or name the folder, local or gs://, of a SavedModel that was fetched elsewhere: "
+    "There are three ways to have TF-GAN's Inception: run where TF-Hub can be reached; point "
+    "TFHUB_CACHE_DIR at a "
+    "cache that holds it; or name the folder, local or gs://, of a SavedModel that was fetched "
+    "elsewhere: "
     "--gin_param=\"features.FeatureNetwork.handle = 'FOLDER'\"."
 )
 
@@ -22,9 +26,9 @@ class FeatureNetwork:
     """Images [B, S, S, 3] in [-1, 1] -> {'pool_3': [B, D], 'logits': [B, C]}, float32.
 
     Args:
-      handle: folder of a SavedModel (local or gs://; '{data_dir}' stands for the run's data folder) or a TF-Hub handle;
-        both the TF2 format and the older one of TF1's hub are read. The default is TF-GAN's Inception network for
-        photographs.
+      handle: folder of a SavedModel (local or gs://; '{data_dir}' stands for the run's data folder)
+        or a TF-Hub handle; both the TF2 format and the older one of TF1's hub are read. The default
+        is TF-GAN's Inception network for photographs.
       size: side of the network's input in pixels; images are resized to it.
       data_dir: what '{data_dir}' in `handle` stands for.
 
@@ -41,7 +45,9 @@ class FeatureNetwork:
         if graphs:
             self._network = _network_of_tf1(folder, graphs, self.handle, size)
         else:
-            self._module = hub.load(folder)  # kept: its functions hold its variables by weak references
+            self._module = hub.load(
+                folder
+            )  # kept: its functions hold its variables by weak references
             self._network = _network(self._module, self.handle, size)
 
     def __call__(self, images):
@@ -50,12 +56,16 @@ class FeatureNetwork:
     def outputs(self, images):
         """Features of images as they are; to be called in a `tf.function`, on any device."""
         if images.shape[1] != self.size or images.shape[2] != self.size:
-            # The kernel of TF1 and of the published numbers. tf.image.resize samples at pixel centres instead.
+            # The kernel of TF1 and of the published numbers. tf.image.resize samples at pixel
+            # centres instead.
             images = tf.compat.v1.image.resize_bilinear(
                 images, [self.size, self.size], align_corners=False, half_pixel_centers=False
             )
         outputs = self._network(images)
-        return {name: tf.cast(tf.reshape(outputs[name], [tf.shape(images)[0], -1]), tf.float32) for name in _OUTPUTS}
+        return {
+            name: tf.cast(tf.reshape(outputs[name], [tf.shape(images)[0], -1]), tf.float32)
+            for name in _OUTPUTS
+        }
 
     def identity(self):
         """What a record says of the network."""
@@ -63,21 +73,25 @@ class FeatureNetwork:
 
 
 class FrozenGraph(FeatureNetwork):
-    """Inception of December 2015 as one frozen graph: images and features as those of `FeatureNetwork`.
+    """Inception of December 2015 as one frozen graph: images and features as those of
+    `FeatureNetwork`.
 
-    The defaults are the tensors of `classify_image_graph_def.pb` (inception-2015-12-05.tgz): the network of OpenAI's
-    Inception Score, of the first FID code and of ADM's evaluation, which all take the logits before their bias.
-    TF-GAN 1 took `inceptionv1_for_inception_score.pb` (frozen_inception_v1_2015_12_05.tar.gz): input_name 'Mul:0',
-    logits_name 'logits:0', low -1, high 1.
+    The defaults are the tensors of `classify_image_graph_def.pb` (inception-2015-12-05.tgz): the
+    network of OpenAI's Inception Score, of the first FID code and of ADM's evaluation, which all
+    take the logits before their bias. TF-GAN 1 took `inceptionv1_for_inception_score.pb`
+    (frozen_inception_v1_2015_12_05.tar.gz): input_name 'Mul:0', logits_name 'logits:0', low -1,
+    high 1.
 
     Args:
-      path: the file of the graph, a binary GraphDef, local or gs://; '{data_dir}' stands for the run's data folder.
+      path: the file of the graph, a binary GraphDef, local or gs://; '{data_dir}' stands for the
+        run's data folder.
       input_name: the tensor that takes the images [B, size, size, 3].
       pool_name: the tensor of the features.
       logits_name: the tensor of the logits.
       low: what a black pixel is at the input.
       high: what a white pixel is at the input.
-      size: side of the input in pixels; images are resized to it first, so a resize in the graph has nothing to do.
+      size: side of the input in pixels; images are resized to it first, so a resize in the graph
+        has nothing to do.
       data_dir: what '{data_dir}' in `path` stands for.
 
     Raises:
@@ -111,7 +125,11 @@ class FrozenGraph(FeatureNetwork):
 
 
 def _in_data_dir(path, data_dir):
-    return path.replace("{data_dir}", os.path.expanduser(data_dir or "")) if "{data_dir}" in path else path
+    return (
+        path.replace("{data_dir}", os.path.expanduser(data_dir or ""))
+        if "{data_dir}" in path
+        else path
+    )
 
 
 def _resolve(handle):
@@ -120,18 +138,24 @@ def _resolve(handle):
         try:
             return hub.resolve(handle)
         except Exception as error:  # the hub raises whatever its transport raises
-            raise ValueError(f"The feature network {handle} can't be fetched: {error}\n{_THREE_WAYS}") from error
+            raise ValueError(
+                f"The feature network {handle} can't be fetched: {error}\n{_THREE_WAYS}"
+            ) from error
     if tf.io.gfile.exists(os.path.join(handle, "saved_model.pb")):
         return handle
     raise ValueError(
-        f"No SavedModel at {handle!r} (there is no {os.path.join(handle, 'saved_model.pb')}). The digits' network is "
+        f"No SavedModel at {handle!r} (there is no {os.path.join(handle, 'saved_model.pb')}). The "
+        "digits' network is "
         f"made by: python data_prep/digits_features.py --data_dir=DATA_DIR\n{_THREE_WAYS}"
     )
 
 
 def _files_of_saved_model(folder):
     """The files of its graph and weights."""
-    return [os.path.join(folder, "saved_model.pb"), *sorted(tf.io.gfile.glob(os.path.join(folder, "variables", "*")))]
+    return [
+        os.path.join(folder, "saved_model.pb"),
+        *sorted(tf.io.gfile.glob(os.path.join(folder, "variables", "*"))),
+    ]
 
 
 def _digest(paths, text=""):
@@ -150,35 +174,52 @@ def _function_of(graph, input_name, tensors, size, *, preprocess=lambda images: 
 
     def network(images):
         found = tf.graph_util.import_graph_def(
-            graph, input_map={input_name: preprocess(images)}, return_elements=list(tensors.values()), name=""
+            graph,
+            input_map={input_name: preprocess(images)},
+            return_elements=list(tensors.values()),
+            name="",
         )
         return dict(zip(tensors, found, strict=True))
 
     # Traced once: Inception is 90 MB of constants, which would go into each function that calls it.
-    return tf.function(network).get_concrete_function(tf.TensorSpec([None, size, size, 3], tf.float32))
+    return tf.function(network).get_concrete_function(
+        tf.TensorSpec([None, size, size, 3], tf.float32)
+    )
 
 
 def _graphs_of_tf1(folder):
     """The graphs (MetaGraphDef) of a SavedModel that TF1 wrote; an empty list for one of TF2."""
     with tf.io.gfile.GFile(os.path.join(folder, "saved_model.pb"), "rb") as file:
         graphs = saved_model_pb2.SavedModel.FromString(file.read()).meta_graphs
-    return [] if any(graph.object_graph_def.nodes for graph in graphs) else sorted(graphs, key=_num_tags)
+    return (
+        []
+        if any(graph.object_graph_def.nodes for graph in graphs)
+        else sorted(graphs, key=_num_tags)
+    )
 
 
 def _num_tags(graph):
-    return len(graph.meta_info_def.tags)  # the hub's graph for inference has none, that for training one
+    return len(
+        graph.meta_info_def.tags
+    )  # the hub's graph for inference has none, that for training one
 
 
 def _network_of_tf1(folder, graphs, handle, size):
-    """`_network` of a SavedModel of TF1; its variables, which strategies can't place, become constants."""
+    """`_network` of a SavedModel of TF1; its variables, which strategies can't place, become
+    constants.
+    """
     images = tf.TensorSpec([None, size, size, 3], tf.float32)
-    signatures = [(graph, signature) for graph in graphs for signature in graph.signature_def.values()]
+    signatures = [
+        (graph, signature) for graph in graphs for signature in graph.signature_def.values()
+    ]
     fitting = [pair for pair in signatures if set(_OUTPUTS) <= set(pair[1].outputs)]
     if not fitting:
         found = [sorted(signature.outputs) for _, signature in signatures]
         raise ValueError(f"{handle} must have the outputs {_OUTPUTS}; its signatures have {found}.")
     graph, signature = fitting[0]
-    shapes = {name: tf.TensorShape(tensor.tensor_shape) for name, tensor in signature.inputs.items()}
+    shapes = {
+        name: tf.TensorShape(tensor.tensor_shape) for name, tensor in signature.inputs.items()
+    }
     if len(shapes) != 1 or not images.shape.is_compatible_with(next(iter(shapes.values()))):
         raise ValueError(
             f"{handle} must take images {images.shape}, its signature takes {shapes}: set "
@@ -190,51 +231,70 @@ def _network_of_tf1(folder, graphs, handle, size):
     with tf.Graph().as_default() as inner, tf.compat.v1.Session(config=on_host) as session:
         tf.compat.v1.saved_model.load(session, list(graph.meta_info_def.tags), folder)
         nodes = [name.split(":")[0] for name in tensors.values()]
-        frozen = tf.compat.v1.graph_util.convert_variables_to_constants(session, inner.as_graph_def(), nodes)
+        frozen = tf.compat.v1.graph_util.convert_variables_to_constants(
+            session, inner.as_graph_def(), nodes
+        )
     (argument,) = signature.inputs.values()
     return _function_of(frozen, argument.name, tensors, size)
 
 
 def _network(module, handle, size):
-    """A function images -> {output name: tensor}; what doesn't fit is refused here, before any image is drawn."""
+    """A function images -> {output name: tensor}; what doesn't fit is refused here, before any
+    image is drawn.
+    """
     images = tf.TensorSpec([None, size, size, 3], tf.float32)
     for signature in module.signatures.values():
         if set(_OUTPUTS) <= set(signature.structured_outputs):
             arguments = signature.structured_input_signature[1]
             if len(arguments) != 1 or not images.is_compatible_with(next(iter(arguments.values()))):
                 raise ValueError(
-                    f"{handle} must take images {images.shape}, its signature takes {arguments}: set "
+                    f"{handle} must take images {images.shape}, its signature takes {arguments}: "
+                    "set "
                     "features.FeatureNetwork.size to the side of its input."
                 )
             (argument,) = arguments
             return lambda images: signature(**{argument: images})
-    found = {name: sorted(signature.structured_outputs) for name, signature in module.signatures.items()}
+    found = {
+        name: sorted(signature.structured_outputs) for name, signature in module.signatures.items()
+    }
     if not callable(module):
         raise ValueError(f"{handle} must have the outputs {_OUTPUTS}; its signatures have {found}.")
     try:
-        outputs = tf.function(lambda images: module(images)).get_concrete_function(images).structured_outputs
+        outputs = (
+            tf.function(lambda images: module(images))
+            .get_concrete_function(images)
+            .structured_outputs
+        )
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{handle} can't be called with images {images.shape} (features.FeatureNetwork.size is {size}): {error}"
+            f"{handle} can't be called with images {images.shape} (features.FeatureNetwork.size is "
+            f"{size}): {error}"
         ) from error
     if not isinstance(outputs, dict) or not set(_OUTPUTS) <= set(outputs):
         outputs = sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__
-        raise ValueError(f"{handle} must have the outputs {_OUTPUTS}, got {outputs}; its signatures have {found}.")
+        raise ValueError(
+            f"{handle} must have the outputs {_OUTPUTS}, got {outputs}; its signatures have "
+            f"{found}."
+        )
     return module
 
 
 def _read_graph(path):
     if not tf.io.gfile.exists(path):
         raise ValueError(
-            f"There is no frozen graph {path!r}. Fetch inception-2015-12-05.tgz where the web can be reached and name "
-            "the classify_image_graph_def.pb in it: --gin_param=\"features.FrozenGraph.path = 'FILE'\"."
+            f"There is no frozen graph {path!r}. Fetch inception-2015-12-05.tgz where the web can "
+            "be reached and name "
+            'the classify_image_graph_def.pb in it: --gin_param="features.FrozenGraph.path = '
+            "'FILE'\"."
         )
     graph = tf.compat.v1.GraphDef()
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             graph.ParseFromString(file.read())
     except Exception as error:  # the parser's own type of error is private to protobuf
-        raise ValueError(f"{path} must hold a binary GraphDef, but can't be parsed as one: {error}") from error
+        raise ValueError(
+            f"{path} must hold a binary GraphDef, but can't be parsed as one: {error}"
+        ) from error
     return graph
 
 
@@ -245,11 +305,14 @@ def _for_any_batch(graph, path, **names):
       ValueError: it lacks one of the tensors.
     """
     nodes = {node.name: node for node in graph.node}
-    missing = {argument: name for argument, name in names.items() if name.split(":")[0] not in nodes}
+    missing = {
+        argument: name for argument, name in names.items() if name.split(":")[0] not in nodes
+    }
     if missing:
         inputs = [node.name for node in graph.node if node.op == "Placeholder"]
         raise ValueError(
-            f"{path} must hold the tensors {missing}; it has {len(nodes)} nodes, the inputs {inputs}, and ends with "
+            f"{path} must hold the tensors {missing}; it has {len(nodes)} nodes, the inputs "
+            f"{inputs}, and ends with "
             f"{[node.name for node in graph.node[-3:]]}."
         )
     # What decodes a JPEG file ahead of the input falls away.
@@ -275,7 +338,9 @@ def _for_any_batch(graph, path, **names):
 
 
 def _modernise_batch_norm(graph, node):
-    """Turns the batch norm of 2015, which functions of today's TensorFlow refuse, into the one that replaced it."""
+    """Turns the batch norm of 2015, which functions of today's TensorFlow refuse, into the one that
+    replaced it.
+    """
     x, mean, variance, beta, gamma = node.input
     epsilon = node.attr["variance_epsilon"].f
     if not node.attr["scale_after_normalization"].b:

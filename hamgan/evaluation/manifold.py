@@ -7,10 +7,10 @@ All four ask which samples of one kind lie in the balls around samples of the ot
 being the distance to the k-th nearest neighbour among samples of its own kind. Conventions:
 
   - The point itself is no neighbour of its own.
-  - A sample on the sphere is outside: distances are compared with a strict <, as in the package `prdc`.
-    Kynkaanniemi's code takes <=; the two differ at ties only.
-  - Distances that differ by less than their rounding are ties, so that the result depends neither on
-    the size of the blocks that they are computed in nor on the linear algebra library.
+  - A sample on the sphere is outside: distances are compared with a strict <, as in the package
+    `prdc`. Kynkaanniemi's code takes <=; the two differ at ties only.
+  - Distances that differ by less than their rounding are ties, so that the result depends neither
+    on the size of the blocks that they are computed in nor on the linear algebra library.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ import numpy as np
 
 from hamgan.evaluation.metrics import Progress, as_matrix, check_widths
 
-# Samples in a block of the matrix of distances: 32 MiB in float64, of which a handful are alive at a time.
+# Samples in a block of the matrix of distances: 32 MiB in float64, of which a handful are alive at
+# a time.
 _BLOCK = 2048
 
-# Rounding of |x|^2 + |y|^2 - 2 x.y over |x|^2 + |y|^2: 2048 features could at the worst sum up to 5e-13.
+# Rounding of |x|^2 + |y|^2 - 2 x.y over |x|^2 + |y|^2: 2048 features could at the worst sum up to
+# 5e-13.
 _ROUNDING = 1e-12
 
 
@@ -56,8 +58,9 @@ def manifold_scores(
     """Precision, recall, density and coverage, from one pass over all distances.
 
     Every score depends on both numbers of samples and on k: only equal ones can be compared. The
-    papers take as many generated samples as real ones. Work grows with (N1 + N2)^2 D: 50,000 of 2048
-    features on each side take a quarter of an hour of processor time. Memory grows with N1 + N2.
+    papers take as many generated samples as real ones. Work grows with (N1 + N2)^2 D: 50,000 of
+    2048 features on each side take a quarter of an hour of processor time. Memory grows with N1 +
+    N2.
 
     Args:
       real: [N1, D].
@@ -67,17 +70,21 @@ def manifold_scores(
       progress: function (iterable, description, total) -> iterable that draws a progress bar.
 
     Raises:
-      ValueError: when the widths differ, a value is not finite, or k is not between 1 and the smaller
-        number of samples less one.
+      ValueError: when the widths differ, a value is not finite, or k is not between 1 and the
+        smaller number of samples less one.
     """
     real = as_matrix("real", real)
     fake = as_matrix("fake", fake)
     check_widths(real, fake)
     most = min(len(real), len(fake)) - 1
-    for name, k in (("precision_neighbors", precision_neighbors), ("density_neighbors", density_neighbors)):
+    for name, k in (
+        ("precision_neighbors", precision_neighbors),
+        ("density_neighbors", density_neighbors),
+    ):
         if not 1 <= k <= most:
             raise ValueError(
-                f"{name} must be at least 1 and less than the number of samples, received {k} for {len(real)} real "
+                f"{name} must be at least 1 and less than the number of samples, received {k} for "
+                f"{len(real)} real "
                 f"and {len(fake)} fake."
             )
     # Distances don't change, and their rounding is less, around a common centre.
@@ -110,7 +117,9 @@ def manifold_scores(
 
 
 def _nearest(x, centre, num_neighbors, description, progress):
-    """Squared distances of each row of x [N, D] to its nearest other rows, in order, [N, num_neighbors]."""
+    """Squared distances of each row of x [N, D] to its nearest other rows, in order, [N,
+    num_neighbors].
+    """
     nearest = np.full((len(x), num_neighbors), np.inf)
 
     def offer(rows, distances):

@@ -9,7 +9,8 @@ the published numbers:
 
 Features come in as [N, D] arrays of any float type, logits as [N, C]; all arithmetic is float64,
 because a covariance accumulated in float32 is off by more than the differences between models.
-Precision, recall, density and coverage are in `manifold`, intervals and FID-infinity in `uncertainty`.
+Precision, recall, density and coverage are in `manifold`, intervals and FID-infinity in
+`uncertainty`.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ class Moments:
         scatter = np.array(scatter, np.float64)
         if mean.ndim != 1 or mean.size < 1 or scatter.shape != 2 * mean.shape:
             raise ValueError(
-                f"mean must have shape [D] and scatter [D, D], received {list(mean.shape)} and {list(scatter.shape)}."
+                f"mean must have shape [D] and scatter [D, D], received {list(mean.shape)} and "
+                f"{list(scatter.shape)}."
             )
         if count < 0 or int(count) != count:
             raise ValueError(f"count must be a number of vectors, received {count}.")
@@ -98,7 +100,9 @@ class Moments:
     def covariance(self) -> np.ndarray:
         """The unbiased covariance (ddof = 1), float64 [D, D]; ValueError below two vectors."""
         if self.count < 2:
-            raise ValueError(f"A covariance needs at least 2 feature vectors, received {self.count}.")
+            raise ValueError(
+                f"A covariance needs at least 2 feature vectors, received {self.count}."
+            )
         return self.scatter / (self.count - 1)
 
     def update(self, features: np.ndarray) -> None:
@@ -110,7 +114,8 @@ class Moments:
         features = as_matrix("features", features)
         if features.shape[1] != self.width:
             raise ValueError(
-                f"features must have the width of these moments ({self.width}), received {list(features.shape)}."
+                f"features must have the width of these moments ({self.width}), received "
+                f"{list(features.shape)}."
             )
         for start in range(0, len(features), _CHUNK):
             chunk = features[start : start + _CHUNK].astype(np.float64)
@@ -128,7 +133,9 @@ class Moments:
           ValueError: when `other` has another width.
         """
         if other.width != self.width:
-            raise ValueError(f"Only moments of one width can be merged, received {self.width} and {other.width}.")
+            raise ValueError(
+                f"Only moments of one width can be merged, received {self.width} and {other.width}."
+            )
         if other.count == 0:
             return
         total = self.count + other.count
@@ -178,7 +185,8 @@ class FrechetTerms:
     Attributes:
       mean_term: |m1 - m2|^2.
       trace_term: Tr S1 + Tr S2 - 2 Tr sqrt(S1^1/2 S2 S1^1/2).
-      smallest_eigenvalue: of S1^1/2 S2 S1^1/2. Around zero, of either sign, where a covariance is singular.
+      smallest_eigenvalue: of S1^1/2 S2 S1^1/2. Around zero, of either sign, where a covariance is
+        singular.
     """
 
     mean_term: float
@@ -230,7 +238,9 @@ def frechet_terms(reference: ReferenceFactor, moments: Moments) -> FrechetTerms:
 
 
 def frechet_product(reference: ReferenceFactor, moments: Moments) -> np.ndarray:
-    """F^T S2 F, float64 [D, D], which has the eigenvalues of S1^1/2 S2 S1^1/2; ValueError as `frechet_terms`."""
+    """F^T S2 F, float64 [D, D], which has the eigenvalues of S1^1/2 S2 S1^1/2; ValueError as
+    `frechet_terms`.
+    """
     width = reference.mean.size
     if moments.width != width:
         raise ValueError(
@@ -246,7 +256,9 @@ def frechet_distance_from_features(real: np.ndarray, fake: np.ndarray) -> float:
     real = as_matrix("real", real)
     fake = as_matrix("fake", fake)
     check_widths(real, fake)
-    return frechet_distance(frechet_factor(Moments.from_features(real)), Moments.from_features(fake))
+    return frechet_distance(
+        frechet_factor(Moments.from_features(real)), Moments.from_features(fake)
+    )
 
 
 def inception_score(logits: np.ndarray, *, splits: int = 1) -> float:
@@ -259,7 +271,8 @@ def inception_score(logits: np.ndarray, *, splits: int = 1) -> float:
         reported with this number. Above 1 the samples must be in random order.
 
     Raises:
-      ValueError: when a value is not finite, `splits` is below 1 or a part has fewer than two samples.
+      ValueError: when a value is not finite, `splits` is below 1 or a part has fewer than two
+        samples.
     """
     logits = as_matrix("logits", logits)
     num_samples = len(logits)
@@ -267,11 +280,15 @@ def inception_score(logits: np.ndarray, *, splits: int = 1) -> float:
         raise ValueError(f"splits must be at least 1, received {splits}.")
     if num_samples < 2 * splits:
         raise ValueError(
-            f"logits must have at least 2 rows in each of the {splits} splits, received {num_samples}; "
+            f"logits must have at least 2 rows in each of the {splits} splits, received "
+            f"{num_samples}; "
             "use more samples or fewer splits."
         )
     bounds = [num_samples * i // splits for i in range(splits + 1)]
-    scores = [_inception_score(logits[start:end]) for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    scores = [
+        _inception_score(logits[start:end])
+        for start, end in zip(bounds[:-1], bounds[1:], strict=True)
+    ]
     return float(np.mean(scores))
 
 
@@ -352,7 +369,8 @@ def kernel_distance_of_subsets(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[float, float]:
-    """KID over random subsets, as StyleGAN's code and others take it, and the standard deviation over them.
+    """KID over random subsets, as StyleGAN's code and others take it, and the standard deviation
+    over them.
 
     Each subset is drawn without replacement from all samples, so their order has no effect; subsets
     overlap, so their deviation is that of one estimate from `subset_size` samples, not of the mean.
@@ -370,8 +388,8 @@ def kernel_distance_of_subsets(
       (ddof = 1), NaN with a single subset.
 
     Raises:
-      ValueError: when the widths differ, a value is not finite, or an array has fewer samples than a
-        subset.
+      ValueError: when the widths differ, a value is not finite, or an array has fewer samples than
+        a subset.
     """
     real = as_matrix("real", real)
     fake = as_matrix("fake", fake)
@@ -380,7 +398,8 @@ def kernel_distance_of_subsets(
         raise ValueError(f"num_subsets must be at least 1, received {num_subsets}.")
     if not 2 <= subset_size <= min(len(real), len(fake)):
         raise ValueError(
-            f"subset_size must be between 2 and the number of samples, received {subset_size} for {len(real)} "
+            f"subset_size must be between 2 and the number of samples, received {subset_size} for "
+            f"{len(real)} "
             f"real and {len(fake)} fake; use more samples or smaller subsets."
         )
     rng = np.random.default_rng(seed)
@@ -388,9 +407,16 @@ def kernel_distance_of_subsets(
     if progress:
         subsets = progress(subsets, "KID subsets", num_subsets)
     estimates = np.array(
-        [_kernel_estimate(*(x[rng.choice(len(x), subset_size, replace=False)] for x in (real, fake))) for _ in subsets]
+        [
+            _kernel_estimate(
+                *(x[rng.choice(len(x), subset_size, replace=False)] for x in (real, fake))
+            )
+            for _ in subsets
+        ]
     )
-    return float(estimates.mean()), float(estimates.std(ddof=1)) if num_subsets > 1 else float("nan")
+    return float(estimates.mean()), float(estimates.std(ddof=1)) if num_subsets > 1 else float(
+        "nan"
+    )
 
 
 def _blocks(x, num_blocks):
@@ -405,7 +431,9 @@ def _kernel_estimate(x, y):
     m, n = len(x), len(y)
     k_xx, k_yy, k_xy = ((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
     return (
-        (k_xx.sum() - np.trace(k_xx)) / (m * (m - 1)) + (k_yy.sum() - np.trace(k_yy)) / (n * (n - 1)) - 2 * k_xy.mean()
+        (k_xx.sum() - np.trace(k_xx)) / (m * (m - 1))
+        + (k_yy.sum() - np.trace(k_yy)) / (n * (n - 1))
+        - 2 * k_xy.mean()
     )
 
 
@@ -443,12 +471,15 @@ def check_widths(real: np.ndarray, fake: np.ndarray) -> None:
     """ValueError when two arrays of features [N, D] differ in D."""
     if real.shape[1] != fake.shape[1]:
         raise ValueError(
-            f"real and fake must have the same number of features, received {list(real.shape)} and {list(fake.shape)}."
+            f"real and fake must have the same number of features, received {list(real.shape)} and "
+            f"{list(fake.shape)}."
         )
 
 
 def as_matrix(name: str, value: np.ndarray) -> np.ndarray:
-    """`value` as an array [N, D] with finite values; ValueError, which calls it `name`, if it isn't one."""
+    """`value` as an array [N, D] with finite values; ValueError, which calls it `name`, if it isn't
+    one.
+    """
     value = np.asarray(value)
     if value.ndim != 2 or value.shape[1] < 1:
         raise ValueError(f"{name} must be a matrix [N, D], received the shape {list(value.shape)}.")
@@ -456,7 +487,9 @@ def as_matrix(name: str, value: np.ndarray) -> np.ndarray:
     if not finite.all():
         bad = value[~finite]
         raise ValueError(
-            f"{name} must be finite, received {np.isnan(bad).sum()} NaN and {np.isinf(bad).sum()} infinite values in "
-            f"{len(bad)} of {len(value)} rows, the first in row {np.argmin(finite)}: what computed them overflowed."
+            f"{name} must be finite, received {np.isnan(bad).sum()} NaN and {np.isinf(bad).sum()} "
+            "infinite values in "
+            f"{len(bad)} of {len(value)} rows, the first in row {np.argmin(finite)}: what computed "
+            "them overflowed."
         )
     return value

@@ -1,7 +1,8 @@
-"""Memorisation: are samples nearer to the training images than real images are that the generator never saw?
+"""Memorisation: are samples nearer to the training images than real images are that the generator
+never saw?
 
-Distances are Euclidean, between the features (pool_3) of the evaluation. A picture shows samples beside their nearest
-training images, so that a person can see what the numbers say.
+Distances are Euclidean, between the features (pool_3) of the evaluation. A picture shows samples
+beside their nearest training images, so that a person can see what the numbers say.
 """
 
 import json
@@ -33,7 +34,8 @@ def nearest(queries, keys, *, k=1, exclude_self=False):
     queries, keys = np.asarray(queries), np.asarray(keys)
     if queries.ndim != 2 or keys.ndim != 2 or queries.shape[1] != keys.shape[1]:
         raise ValueError(
-            f"queries and keys must be [Q, D] and [N, D], got {list(queries.shape)} and {list(keys.shape)}."
+            f"queries and keys must be [Q, D] and [N, D], got {list(queries.shape)} and "
+            f"{list(keys.shape)}."
         )
     candidates = len(keys) - exclude_self
     if not 1 <= k <= candidates:
@@ -53,8 +55,12 @@ def nearest(queries, keys, *, k=1, exclude_self=False):
             best = _smallest(np.hstack([best[0], squares]), np.hstack([best[1], indices]), k)
         found.append(best[1])
     indices = np.concatenate(found)
-    # From the differences: a copy of a training image has the distance 0, where squares leave rounding.
-    distances = np.stack([np.linalg.norm(queries - keys[column].astype(np.float64), axis=1) for column in indices.T], 1)
+    # From the differences: a copy of a training image has the distance 0, where squares leave
+    # rounding.
+    distances = np.stack(
+        [np.linalg.norm(queries - keys[column].astype(np.float64), axis=1) for column in indices.T],
+        1,
+    )
     order = np.argsort(distances, axis=1, kind="stable")
     return np.take_along_axis(distances, order, 1), np.take_along_axis(indices, order, 1)
 
@@ -70,13 +76,15 @@ def memorisation(generated, training, held_out=None):
     Args:
       generated: [M, D] features of samples.
       training: [N, D] features of the images the generator was trained with.
-      held_out: [H, D] features of real images it wasn't trained with; None where there are none: each training image
-        is then compared with the nearest other one.
+      held_out: [H, D] features of real images it wasn't trained with; None where there are none:
+        each training image is then compared with the nearest other one.
 
     Returns:
-      A dictionary: 'generated_distance' and 'real_distance', the medians; 'distance_ratio', their quotient, near 1 or
-      above where nothing was memorised; 'closer_than_real', the share of samples nearer to a training image than 99 %
-      of the real ones are, 0.01 where samples lie as real images do; 'num_generated', 'num_training', 'num_real'.
+      A dictionary: 'generated_distance' and 'real_distance', the medians; 'distance_ratio', their
+        quotient, near 1 or
+      above where nothing was memorised; 'closer_than_real', the share of samples nearer to a
+      training image than 99 % of the real ones are, 0.01 where samples lie as real images do;
+      'num_generated', 'num_training', 'num_real'.
 
     Raises:
       ValueError: fewer than two training images, or widths that differ.
@@ -97,7 +105,19 @@ def memorisation(generated, training, held_out=None):
     }
 
 
-def write(model_dir, *, step, images, generated, training, held_out=None, dataset, split, rows=8, columns=3):
+def write(
+    model_dir,
+    *,
+    step,
+    images,
+    generated,
+    training,
+    held_out=None,
+    dataset,
+    split,
+    rows=8,
+    columns=3,
+):
     """Keeps the check and its picture in `model_dir/neighbours/`, as step-00000400.json and .png.
 
     Args:
@@ -122,7 +142,9 @@ def write(model_dir, *, step, images, generated, training, held_out=None, datase
     result = memorisation(generated, training, held_out)
     distances, indices = nearest(generated[:rows], training, k=min(columns, len(training)))
     found = _images_at(dataset, split, indices.ravel())
-    table = [image for i, row in enumerate(indices) for image in (images[i], *(found[j] for j in row))]
+    table = [
+        image for i, row in enumerate(indices) for image in (images[i], *(found[j] for j in row))
+    ]
     path = os.path.join(model_dir, FOLDER, f"step-{step:08d}")
     pictures.save_grid(f"{path}.png", np.stack(table), columns=1 + indices.shape[1])
     record = {

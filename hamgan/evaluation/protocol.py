@@ -16,8 +16,12 @@ from hamgan.evaluation.features import FeatureNetwork
 
 
 def tf1_bilinear(images, size):
-    """TF1's bilinear kernel, of the published numbers: corners not aligned, no half-pixel shift, no antialias."""
-    return tf.compat.v1.image.resize_bilinear(images, [size, size], align_corners=False, half_pixel_centers=False)
+    """TF1's bilinear kernel, of the published numbers: corners not aligned, no half-pixel shift, no
+    antialias.
+    """
+    return tf.compat.v1.image.resize_bilinear(
+        images, [size, size], align_corners=False, half_pixel_centers=False
+    )
 
 
 def half_pixel_bilinear(images, size):
@@ -45,34 +49,41 @@ def train_histogram(dataset):
         counts += np.bincount(labels, minlength=dataset.num_classes)
     bounds = tf.constant(np.cumsum(counts), tf.int32)
     # A training image drawn at random, and its class.
-    return lambda indices, keys: tf.searchsorted(bounds, stateless.labels(int(counts.sum()), keys), side="right")
+    return lambda indices, keys: tf.searchsorted(
+        bounds, stateless.labels(int(counts.sum()), keys), side="right"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
     """Settings of an evaluation; every record repeats them. Shipped ones: configs/protocols/*.gin.
 
-    Parts may be replaced by functions or classes of one's own with the same signature; records call them by their
-    attribute `words` or else by their name, so a part that computes something else needs another name.
+    Parts may be replaced by functions or classes of one's own with the same signature; records call
+    them by their attribute `words` or else by their name, so a part that computes something else
+    needs another name.
 
     Attributes:
       name: what records call it; None: 'val-50k' if it is that one, else 'custom'.
       num_samples: generated images, exactly as many.
       seed: of noise, labels and initial bases; sample i is a function of (seed, i).
       repeats: evaluations of each checkpoint, with the seeds seed, seed + 1, ...
-      reference_split: split of real images to compare with; None: the data set's own `reference_split`.
+      reference_split: split of real images to compare with; None: the data set's own
+        `reference_split`.
       reference_count: how many of them, in stored order; None: all.
       reference_repeated: so many of the first count twice.
-      reference_folder: a built reference; None: it is kept in data_dir, and built there when it is needed.
+      reference_folder: a built reference; None: it is kept in data_dir, and built there when it is
+        needed.
       quantize: round images to 8 bits first, as a file would.
-      resize: function (images [B, S, S, 3], size) -> [B, size, size, 3], to the input of the feature network.
-      labels: function (dataset) -> function (indices [B], keys [B, 2]) -> labels [B]; `uniform`, `balanced` or
-        `train_histogram`.
+      resize: function (images [B, S, S, 3], size) -> [B, size, size, 3], to the input of the
+        feature network.
+      labels: function (dataset) -> function (indices [B], keys [B, 2]) -> labels [B]; `uniform`,
+        `balanced` or `train_histogram`.
       truncation: components of the noise stay within plus or minus this; None: all of N(0, 1).
       weights: 'raw', or 'ema' for their moving average.
-      batch_norm: constructor of where batch norm has its moments from: `hamgan.sampling.MovingAverages`,
-        `StandingStatistics` or `BatchStatistics`.
-      batch_size: images per call over all replicas; has no influence on the result, except with `BatchStatistics`.
+      batch_norm: constructor of where batch norm has its moments from:
+        `hamgan.sampling.MovingAverages`, `StandingStatistics` or `BatchStatistics`.
+      batch_size: images per call over all replicas; has no influence on the result, except with
+        `BatchStatistics`.
       features: constructor of the feature network.
       scores: functions of `hamgan.evaluation.scores`, which numbers a record has.
     """
@@ -99,26 +110,34 @@ class Protocol:
         for name in ("num_samples", "reference_count"):
             value = getattr(self, name)
             if value is not None and value < 2:
-                raise ValueError(f"Protocol: {name} must be at least 2, got {value}: a covariance needs two samples.")
+                raise ValueError(
+                    f"Protocol: {name} must be at least 2, got {value}: a covariance needs two "
+                    "samples."
+                )
         if self.name is not None and not re.fullmatch(r"[\w.-]+", self.name):
             raise ValueError(
-                f"Protocol: name must be letters, digits, '_', '.' and '-', as of a file; got {self.name!r}."
+                "Protocol: name must be letters, digits, '_', '.' and '-', as of a file; got "
+                f"{self.name!r}."
             )
         for name in ("repeats", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Protocol: {name} must be at least 1, got {getattr(self, name)}.")
         if self.reference_repeated < 0:
-            raise ValueError(f"Protocol: reference_repeated must be at least 0, got {self.reference_repeated}.")
+            raise ValueError(
+                f"Protocol: reference_repeated must be at least 0, got {self.reference_repeated}."
+            )
         if scores.standard not in self.scores:
             raise ValueError(
-                "Protocol: scores must have scores.standard among them, since checkpoints are compared by FID; got "
+                "Protocol: scores must have scores.standard among them, since checkpoints are "
+                "compared by FID; got "
                 f"{[in_words(function) for function in self.scores]}."
             )
         sampling.check_truncation(self.truncation)
         sampling.check_weights(self.weights)
 
 
-# Neither changes what is measured: the seed stands beside the protocol in records, the rest is about the how.
+# Neither changes what is measured: the seed stands beside the protocol in records, the rest is
+# about the how.
 NOT_DECIDING = ("name", "seed", "repeats", "reference_folder", "batch_size", "features", "scores")
 
 
@@ -131,8 +150,8 @@ def describe(protocol, *, batch_norm, reference):
       reference: the fingerprint of its reference (see `hamgan.evaluation.reference`).
 
     Returns:
-      {'name', 'fingerprint', 'truncation', 'resize', 'words'}; the fingerprint is of all that decides the number but
-      the checkpoint and the seed, the words are for people.
+      {'name', 'fingerprint', 'truncation', 'resize', 'words'}; the fingerprint is of all that
+      decides the number but the checkpoint and the seed, the words are for people.
     """
     decides = {
         "num_samples": protocol.num_samples,
@@ -140,28 +159,37 @@ def describe(protocol, *, batch_norm, reference):
         "truncation": protocol.truncation,
         "weights": protocol.weights,
         "batch_norm": batch_norm.words,
-        "reference": reference,  # with quantisation, resize and network, which are those of both sides
+        "reference": reference,  # with quantisation, resize and network, as of both sides
     }
     fingerprint = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
     noise = "" if protocol.truncation is None else f", noise within {protocol.truncation:g}"
-    repeated = f", the first {reference['repeated']:,} of them twice," if reference["repeated"] else ""
+    repeated = (
+        f", the first {reference['repeated']:,} of them twice," if reference["repeated"] else ""
+    )
     return {
         "name": protocol.name or _implied_name(protocol, reference),
         "fingerprint": fingerprint,
         "truncation": protocol.truncation,
         "resize": reference["resize"],
         "words": (
-            f"{protocol.num_samples:,} samples, {decides['labels']} labels{noise}, {protocol.weights} weights, batch "
-            f"norm with {batch_norm.words}, against {reference['count']:,} images{repeated} of {reference['dataset']} "
-            f"{reference['version']} {reference['split']}; {'8-bit' if protocol.quantize else 'float'} pixels, "
+            f"{protocol.num_samples:,} samples, {decides['labels']} labels{noise}, "
+            f"{protocol.weights} weights, batch "
+            f"norm with {batch_norm.words}, against {reference['count']:,} images{repeated} of "
+            f"{reference['dataset']} "
+            f"{reference['version']} {reference['split']}; "
+            f"{'8-bit' if protocol.quantize else 'float'} pixels, "
             f"resized to {reference['network_size']} by {reference['resize']}"
         ),
     }
 
 
 def _implied_name(protocol, reference):
-    """What a protocol without a name is called: 'val-50k' is the default of every field on 50,000 validation images."""
-    default = Protocol(reference_split=protocol.reference_split, reference_count=protocol.reference_count)
+    """What a protocol without a name is called: 'val-50k' is the default of every field on 50,000
+    validation images.
+    """
+    default = Protocol(
+        reference_split=protocol.reference_split, reference_count=protocol.reference_count
+    )
 
     def setting(of, name):
         value = getattr(of, name)
@@ -169,12 +197,19 @@ def _implied_name(protocol, reference):
 
     names = [field.name for field in dataclasses.fields(Protocol) if field.name not in NOT_DECIDING]
     same = all(setting(protocol, name) == setting(default, name) for name in names)
-    return "val-50k" if same and (reference["split"], reference["count"]) == ("validation", 50_000) else "custom"
+    return (
+        "val-50k"
+        if same and (reference["split"], reference["count"]) == ("validation", 50_000)
+        else "custom"
+    )
 
 
 def in_words(part):
     """How records name a part of a protocol."""
     name = getattr(part, "words", None) or getattr(part, "__name__", None)
     if not name:
-        raise ValueError(f"Records can't name {part}: give it an attribute `words`, or make it a function with a name.")
+        raise ValueError(
+            f"Records can't name {part}: give it an attribute `words`, or make it a function with "
+            "a name."
+        )
     return name.replace("_", " ")

@@ -1,4 +1,6 @@
-"""Features of real images, computed once per data folder and kept there under a fingerprint of what they are of."""
+"""Features of real images, computed once per data folder and kept there under a fingerprint of what
+they are of.
+"""
 
 import functools
 import hashlib
@@ -43,7 +45,8 @@ class Reference:
 
     @functools.cached_property
     def features(self):
-        """The features, float32 [N, D], in a fixed random order; of more than MAX_FEATURES, so many at random.
+        """The features, float32 [N, D], in a fixed random order; of more than MAX_FEATURES, so many
+        at random.
 
         Random, because KID's blocks are only valid on shuffled features, and data sets are sorted.
         """
@@ -67,15 +70,22 @@ def fingerprint(dataset, *, network, protocol):
     """What decides the reference features of a protocol, as JSON holds it.
 
     Raises:
-      ValueError: the split has fewer images than `protocol.reference_count` or `protocol.reference_repeated`.
+      ValueError: the split has fewer images than `protocol.reference_count` or
+        `protocol.reference_repeated`.
     """
     split = protocol.reference_split or dataset.reference_split
     available = dataset.num_examples(split)
     count = protocol.reference_count or available
     if count > available:
-        raise ValueError(f"reference_count is {count}, but split {split!r} of {dataset.name} has {available} images.")
+        raise ValueError(
+            f"reference_count is {count}, but split {split!r} of {dataset.name} has {available} "
+            "images."
+        )
     if protocol.reference_repeated > count:
-        raise ValueError(f"reference_repeated is {protocol.reference_repeated}, but there are only {count} images.")
+        raise ValueError(
+            f"reference_repeated is {protocol.reference_repeated}, but there are only {count} "
+            "images."
+        )
     return {
         "dataset": dataset.name,
         "version": dataset.version,
@@ -95,7 +105,9 @@ def fingerprint(dataset, *, network, protocol):
 def folder_of(data_dir, wanted):
     """Where the reference with the fingerprint `wanted` is kept."""
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
-    name = re.sub(r"[^\w.-]+", "_", f"{wanted['dataset']}-{wanted['split']}-{wanted['count']}-{key}")
+    name = re.sub(
+        r"[^\w.-]+", "_", f"{wanted['dataset']}-{wanted['split']}-{wanted['count']}-{key}"
+    )
     return os.path.join(data_dir, "reference_features", name)
 
 
@@ -112,8 +124,8 @@ def load(folder, wanted=None):
       wanted: the fingerprint that it must have; None: any.
 
     Raises:
-      ValueError: there is none, a file is damaged or carries pickled objects, or it was made of other pixels or with
-        another network: both sides of each difference are named.
+      ValueError: there is none, a file is damaged or carries pickled objects, or it was made of
+        other pixels or with another network: both sides of each difference are named.
     """
     path = os.path.join(folder, _INDEX)
     stored = shards.read_npz(path)
@@ -128,20 +140,26 @@ def load(folder, wanted=None):
             + "; ".join(f"{k} is {found.get(k)!r} there, {wanted.get(k)!r} here" for k in differing)
             + ". Build one for these settings with scripts/evaluate.py --build_reference."
         )
-    moments = metrics.Moments.from_arrays(count=int(stored["count"]), mean=stored["mean"], scatter=stored["scatter"])
+    moments = metrics.Moments.from_arrays(
+        count=int(stored["count"]), mean=stored["mean"], scatter=stored["scatter"]
+    )
     ranges = [tuple(int(row) for row in part) for part in stored["ranges"]]
     return Reference(found, moments, shards.Shards(folder, count=found["count"], ranges=ranges))
 
 
-def load_or_build(dataset, *, network, embed, protocol, batch_size, cache_dir=None, share=None, progress=None):
+def load_or_build(
+    dataset, *, network, embed, protocol, batch_size, cache_dir=None, share=None, progress=None
+):
     """The reference of a protocol: read where it is kept, built and kept where it isn't.
 
-    An interrupted build goes on where it was. Several hosts build it together; host 0 puts it together.
+    An interrupted build goes on where it was. Several hosts build it together; host 0 puts it
+    together.
 
     Args:
       dataset: a `hamgan.data.ImageDataset`.
       network: the `FeatureNetwork`.
-      embed: function images [B, S, S, 3] -> {'pool_3', 'logits'} NumPy arrays, the same that embeds generated images.
+      embed: function images [B, S, S, 3] -> {'pool_3', 'logits'} NumPy arrays, the same that embeds
+        generated images.
       protocol: a `Protocol`.
       batch_size: images per call of `embed`.
       cache_dir: data folder that keeps it; None: nothing is kept.
@@ -152,8 +170,8 @@ def load_or_build(dataset, *, network, embed, protocol, batch_size, cache_dir=No
       A `Reference`; None on hosts other than 0 that have had to build.
 
     Raises:
-      ValueError: as `fingerprint` and `load`; a feature that isn't finite; the split ends early; other hosts don't
-        finish their part.
+      ValueError: as `fingerprint` and `load`; a feature that isn't finite; the split ends early;
+        other hosts don't finish their part.
     """
     wanted = fingerprint(dataset, network=network, protocol=protocol)
     if protocol.reference_folder:
@@ -204,7 +222,8 @@ def _compute(batches, parts, missing, batch_size, embed, wanted, progress):
             features = []
     if seen < missing[-1][1]:
         raise ValueError(
-            f"Split {wanted['split']!r} of {wanted['dataset']} ended after {seen} images, but says it has at least "
+            f"Split {wanted['split']!r} of {wanted['dataset']} ended after {seen} images, but says "
+            "it has at least "
             f"{missing[-1][1]}: prepare it again."
         )
 
@@ -223,4 +242,6 @@ def _moments(parts, wanted):
 def describe(reference):
     """A reference in lines of text."""
     lines = [f"{reference.folder or 'in memory'}", f"  {reference.moments.width} features"]
-    return "\n".join(lines + [f"  {name}: {value}" for name, value in reference.fingerprint.items()])
+    return "\n".join(
+        lines + [f"  {name}: {value}" for name, value in reference.fingerprint.items()]
+    )

@@ -1,7 +1,7 @@
 """A run's folder as one HTML page that opens anywhere: no file beside it, no network.
 
-The page is drawn from what the folder holds, and nothing is measured anew: the records of metrics.jsonl, the grids of
-images, what the evaluation kept of nearest neighbours, and config.gin.
+The page is drawn from what the folder holds, and nothing is measured anew: the records of
+metrics.jsonl, the grids of images, what the evaluation kept of nearest neighbours, and config.gin.
 """
 
 import base64
@@ -109,7 +109,8 @@ def write_report(model_dir, *, title=None):
         ("How to reproduce this", _commands(model_dir)),
     ]
     body = "\n".join(
-        f"<section>\n{f'<h2>{heading}</h2>' if heading else ''}\n{content}\n</section>" for heading, content in sections
+        f"<section>\n{f'<h2>{heading}</h2>' if heading else ''}\n{content}\n</section>"
+        for heading, content in sections
     )
     text = page.PAGE.format(
         title=_escape(title),
@@ -144,7 +145,9 @@ def terminal_table(all_records):
             yield cell
 
     def mean(of):
-        return _number(of["mean"]) + (f" ± {_number(of['std'])}" if _is_number(of.get("std")) else "")
+        return _number(of["mean"]) + (
+            f" ± {_number(of['std'])}" if _is_number(of.get("std")) else ""
+        )
 
     rows = []
     for record in all_records:
@@ -153,10 +156,20 @@ def terminal_table(all_records):
         if record.get("kind") == "evaluation":
             count = record["num_samples"] if "num_samples" in record else None
             rows.append(
-                (record["step"], 0, name, *scores(record), _number(count) if count else "–", _cell(record, "seed"))
+                (
+                    record["step"],
+                    0,
+                    name,
+                    *scores(record),
+                    _number(count) if count else "–",
+                    _cell(record, "seed"),
+                )
             )
         elif record.get("kind") == "aggregate" and (every := _statistics(record)):
-            cells = [mean(every[key]) if key in every else "–" for key in ("fid", "inception_score", "kid")]
+            cells = [
+                mean(every[key]) if key in every else "–"
+                for key in ("fid", "inception_score", "kid")
+            ]
             repeats = max(len(of.get("values", [])) for of in every.values())
             rows.append((record["step"], 1, name, *cells, f"mean of {repeats}", ""))
     if not rows:
@@ -165,7 +178,9 @@ def terminal_table(all_records):
     lines = [("Step", "Protocol", "FID", "IS", "KID", "Samples", "Seed")]
     lines += [(_number(step), *cells) for step, _, *cells in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 # Records
@@ -201,7 +216,9 @@ def _protocol(record):
     for field in _PROTOCOL:
         value = record.get(field)
         if isinstance(value, dict):
-            pairs += [(f"{field} {part}", _text(value[part])) for part in sorted(value) if part != "words"]
+            pairs += [
+                (f"{field} {part}", _text(value[part])) for part in sorted(value) if part != "words"
+            ]
         elif value is not None:
             pairs.append((field, _text(value)))
     return tuple(pairs)
@@ -211,7 +228,9 @@ def _differing(protocols):
     """The names of the parts that tell protocols apart, in order: their names alone if those do."""
     different = set(protocols)
     shared = set.intersection(*map(set, protocols))
-    if len(different) > 1 and len({dict(p).get("protocol name") for p in different}) == len(different):
+    if len(different) > 1 and len({dict(p).get("protocol name") for p in different}) == len(
+        different
+    ):
         return ["protocol name"]
     return list(dict.fromkeys(pair[0] for p in protocols for pair in p if pair not in shared))
 
@@ -231,7 +250,9 @@ def _last_and_best(evaluations):
 
 
 def _interval(record, key):
-    """What a number is uncertain by, as (low, high): its interval, else its standard error; None without either."""
+    """What a number is uncertain by, as (low, high): its interval, else its standard error; None
+    without either.
+    """
     interval = record.get(f"{key}_interval")
     if isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval)):
         return tuple(interval)
@@ -249,20 +270,25 @@ def _statistics(aggregate):
 
 
 def _aggregate_of(record, aggregates):
-    """The last record over repeats of an evaluation's step and protocol; None where there is none."""
+    """The last record over repeats of an evaluation's step and protocol; None where there is
+    none.
+    """
     pairs = set(_protocol(record))
     same = [a for a in aggregates if a["step"] == record["step"] and set(_protocol(a)) <= pairs]
     return same[-1] if same else None
 
 
 def in_words(record):
-    """The protocol of an evaluation as sentences: its own words where the record has them, else from its fields."""
+    """The protocol of an evaluation as sentences: its own words where the record has them, else
+    from its fields.
+    """
     protocol = record.get("protocol")
     if isinstance(protocol, dict) and protocol.get("words"):
         words = protocol["words"]
         return words if isinstance(words, str) else " ".join(map(str, words))
     reference, features = (
-        value if isinstance(value, dict) else {} for value in (record.get("reference"), record.get("features"))
+        value if isinstance(value, dict) else {}
+        for value in (record.get("reference"), record.get("features"))
     )
     parts = []
     if "num_samples" in record:
@@ -274,13 +300,16 @@ def in_words(record):
         parts.append(" ".join(sample) + (f" ({', '.join(details)})" if details else ""))
     if {"dataset", "split", "count"} <= set(reference):
         parts.append(
-            f"compared with {_number(reference['count'])} real ones: {reference['dataset']}, split {reference['split']}"
+            f"compared with {_number(reference['count'])} real ones: {reference['dataset']}, split "
+            f"{reference['split']}"
         )
     if "quantize" in record:
         parts.append("all rounded to 8 bits" if record["quantize"] else "not rounded to 8 bits")
     if "handle" in features:
         size = f", resized to {features['size']} pixels as TF1 does" if "size" in features else ""
-        parts.append(f"features of {features['handle']} (digest {features.get('digest', 'unknown')}){size}")
+        parts.append(
+            f"features of {features['handle']} (digest {features.get('digest', 'unknown')}){size}"
+        )
     return "; ".join(parts) + "." if parts else ""
 
 
@@ -340,7 +369,8 @@ def _table(header, rows, *, numeric=()):
 
     def line(tag, cells):
         return "".join(
-            f"<{tag}{' class=n' if i in numeric else ''}>{_escape(cell)}</{tag}>" for i, cell in enumerate(cells)
+            f"<{tag}{' class=n' if i in numeric else ''}>{_escape(cell)}</{tag}>"
+            for i, cell in enumerate(cells)
         )
 
     head = f"<thead><tr>{line('th', header)}</tr></thead>"
@@ -394,11 +424,19 @@ def _headline(train, evaluations, aggregates):
                     details.insert(0, _range(interval))
                 if key == "fid" and first is not None and first["step"] < last["step"]:
                     details.append(f"from {_number(first['fid'])} at step {_number(first['step'])}")
-                card("FID, last" if key == "fid" else _name(key), _number(last[key]), ", ".join(details))
+                card(
+                    "FID, last" if key == "fid" else _name(key),
+                    _number(last[key]),
+                    ", ".join(details),
+                )
             if key == "fid" and best is not None:
                 card("FID, best", _number(best["fid"]), f"step {_number(best['step'])}")
         below = _measured_with(last, best)
-    rates = [r["images_per_second"] for r in train[-_RATE_RECORDS:] if _is_number(r.get("images_per_second"))]
+    rates = [
+        r["images_per_second"]
+        for r in train[-_RATE_RECORDS:]
+        if _is_number(r.get("images_per_second"))
+    ]
     if train:
         card("Steps", _number(train[-1]["step"]), "trained")
     if rates:
@@ -433,7 +471,9 @@ def _measured_with(last, best):
 
 def _setting(value):
     # The words of a protocol stand above the table.
-    return _text({k: v for k, v in value.items() if k != "words"} if isinstance(value, dict) else value)
+    return _text(
+        {k: v for k, v in value.items() if k != "words"} if isinstance(value, dict) else value
+    )
 
 
 def _samples(model_dir):
@@ -442,7 +482,10 @@ def _samples(model_dir):
         source = _embed(os.path.join(model_dir, name), max_bytes=3_000_000, max_width=1600)
         if source is not None:
             alt = f"{caption} images in a grid"
-            pictures.append(f"<figure>{_img(source, alt)}<figcaption>{caption}, one class a row</figcaption></figure>")
+            pictures.append(
+                f"<figure>{_img(source, alt)}<figcaption>{caption}, one class a "
+                "row</figcaption></figure>"
+            )
         else:
             pictures.append(_missing(f"No readable {name} in this folder."))
     return f'<div class="pair">{"".join(pictures)}</div>'
@@ -451,7 +494,9 @@ def _samples(model_dir):
 def _film(model_dir):
     folder = os.path.join(model_dir, "samples")
     names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
-    steps = sorted((int(m[1]), m[0]) for m in (re.fullmatch(r"step-(\d+)\.png", name) for name in names) if m)
+    steps = sorted(
+        (int(m[1]), m[0]) for m in (re.fullmatch(r"step-(\d+)\.png", name) for name in names) if m
+    )
     frames = []
     for step, name in _evenly(steps, _FILM_FRAMES):
         source = _embed(os.path.join(folder, name), max_bytes=250_000, max_width=1000)
@@ -497,30 +542,49 @@ def _quality(evaluations):
         ("inception_score", "higher is better"),
     ):
         curves = []
-        for colour, (protocol, group) in zip(itertools.cycle(charts.LINE_COLOURS), groups.items(), strict=False):
+        for colour, (protocol, group) in zip(
+            itertools.cycle(charts.LINE_COLOURS), groups.items(), strict=False
+        ):
             if points := _points(group, key):
                 curves.append(charts.Curve(labels[protocol], points, colour, markers=True))
-        drawings.append(charts.chart(f"{_name(key)} ({remark})", curves, may_be_log=key != "inception_score"))
-    return charts.gallery(drawings) or _missing("The evaluations hold no FID, KID or Inception score.")
+        drawings.append(
+            charts.chart(f"{_name(key)} ({remark})", curves, may_be_log=key != "inception_score")
+        )
+    return charts.gallery(drawings) or _missing(
+        "The evaluations hold no FID, KID or Inception score."
+    )
 
 
 def _training(train):
     if not train:
         return _missing("No training step has been recorded yet.")
-    keys = list(dict.fromkeys(key for record in train for key in record if key not in _EVERY_RECORD))
+    keys = list(
+        dict.fromkeys(key for record in train for key in record if key not in _EVERY_RECORD)
+    )
     losses = sorted(key for key in keys if key.startswith("loss"))
-    outputs = [key for key in keys if key not in losses and {"real", "fake"} & set(re.split(r"[^a-z]+", key))]
+    outputs = [
+        key
+        for key in keys
+        if key not in losses and {"real", "fake"} & set(re.split(r"[^a-z]+", key))
+    ]
     rest = [key for key in keys if key not in losses and key not in outputs]
 
     def curves(chosen):
         prefix = os.path.commonprefix(chosen) if len(chosen) > 1 else ""
         prefix = prefix[: prefix.rfind("/") + 1]
         return [
-            charts.Curve(key.removeprefix(prefix).replace("_", " "), charts.condense(_points(train, key)), colour)
+            charts.Curve(
+                key.removeprefix(prefix).replace("_", " "),
+                charts.condense(_points(train, key)),
+                colour,
+            )
             for key, colour in zip(chosen, itertools.cycle(charts.LINE_COLOURS), strict=False)
         ]
 
-    drawings = [charts.chart("Losses", curves(losses)), charts.chart("Discriminator outputs", curves(outputs))]
+    drawings = [
+        charts.chart("Losses", curves(losses)),
+        charts.chart("Discriminator outputs", curves(outputs)),
+    ]
     constants = []
     groups = collections.defaultdict(list)
     for key in rest:
@@ -534,9 +598,13 @@ def _training(train):
         if len(keys) > len(charts.LINE_COLOURS):
             # Of every layer, say: what lies between the smallest and the largest.
             curve = charts.Curve(
-                "", charts.condense(_spread([_points(train, key) for key in keys])), charts.LINE_COLOURS[0]
+                "",
+                charts.condense(_spread([_points(train, key) for key in keys])),
+                charts.LINE_COLOURS[0],
             )
-            drawings.append(charts.chart(f"{_name(group)}: mean of {len(keys)}, smallest to largest", [curve]))
+            drawings.append(
+                charts.chart(f"{_name(group)}: mean of {len(keys)}, smallest to largest", [curve])
+            )
         else:
             title = group if len(keys) > 1 else keys[0]
             drawings.append(charts.chart(_name(title), curves(keys)))
@@ -548,7 +616,9 @@ def _training(train):
 def _evaluation_tables(evaluations):
     if not evaluations:
         return _missing("No evaluation has been recorded yet.")
-    floats = dict.fromkeys(key for record in evaluations for key, value in record.items() if isinstance(value, float))
+    floats = dict.fromkeys(
+        key for record in evaluations for key, value in record.items() if isinstance(value, float)
+    )
     others = [key for key in floats if key not in _EVERY_RECORD + _METRICS]
     present = [key for key in _METRICS if any(key in record for record in evaluations)]
     # What all evaluations share stands beside the headline numbers already.
@@ -577,7 +647,9 @@ def _repeats(aggregates):
             rows.append([_number(aggregate["step"]), name, _name(key), *numbers, values])
     if not rows:
         return _missing("No checkpoint has been evaluated with repeats.")
-    return _table(["Step", "Protocol", "", "Mean", "Std", "Min", "Values"], rows, numeric=[0, 3, 4, 5])
+    return _table(
+        ["Step", "Protocol", "", "Mean", "Std", "Min", "Values"], rows, numeric=[0, 3, 4, 5]
+    )
 
 
 def _neighbours(model_dir):
@@ -594,7 +666,8 @@ def _neighbours(model_dir):
     stem, last = checks[-1]
     source = _embed(os.path.join(folder, f"{stem}.png"), max_bytes=1_500_000, max_width=1000)
     caption = (
-        f"Step {_number(last['step'])}. Each row: a sample, then the nearest of {_number(last['num_training'])} images "
+        f"Step {_number(last['step'])}. Each row: a sample, then the nearest of "
+        f"{_number(last['num_training'])} images "
         f"of {last['dataset']}, split {last['split']}, by features."
     )
     picture = ""
@@ -602,10 +675,18 @@ def _neighbours(model_dir):
         picture = f"<figure>{_img(source, 'Samples and their nearest training images')}"
         picture += f"<figcaption>{_escape(caption)}</figcaption></figure>"
     note = (
-        f"A sample's distance to its nearest training image, against that of real images ({last['real']}). Memorised "
-        "images show as a ratio well below 1, and as more than 0.01 of the samples closer than 99 % of real images are."
+        "A sample's distance to its nearest training image, against that of real images "
+        f"({last['real']}). Memorised "
+        "images show as a ratio well below 1, and as more than 0.01 of the samples closer than 99 "
+        "% of real images are."
     )
-    header = ["Step", "Samples, median distance", "Real images", "Ratio", "Closer than 99 % of real"]
+    header = [
+        "Step",
+        "Samples, median distance",
+        "Real images",
+        "Ratio",
+        "Closer than 99 % of real",
+    ]
     keys = ("generated_distance", "real_distance", "distance_ratio", "closer_than_real")
     rows = [[_number(check["step"]), *(_number(check[key]) for key in keys)] for _, check in checks]
     return f'{picture}<p class="note">{_escape(note)}</p>{_table(header, rows, numeric=range(5))}'
@@ -618,7 +699,9 @@ def _events(events):
     for event in events:
         leading = [_text(event[key]) for key in ("event", "name", "message") if key in event]
         details = [
-            f"{key} = {_cell(event, key)}" for key in event if key not in (*_EVERY_RECORD, "event", "name", "message")
+            f"{key} = {_cell(event, key)}"
+            for key in event
+            if key not in (*_EVERY_RECORD, "event", "name", "message")
         ]
         when = _when(event["time"]) if _is_number(event.get("time")) else "–"
         rows.append([_number(event["step"]), when, ": ".join(leading), ", ".join(details)])
@@ -692,7 +775,9 @@ def _img(source, alt):
 
 
 def _points(source, key):
-    """A number over steps: the mean of a step's records, and their range, or the one record's interval."""
+    """A number over steps: the mean of a step's records, and their range, or the one record's
+    interval.
+    """
     by_step = collections.defaultdict(list)
     for record in source:
         if key in record:
@@ -718,4 +803,7 @@ def _spread(every):
         for step, value, _, _ in points:
             if value is not None:
                 by_step[step].append(value)
-    return [(step, statistics.fmean(values), min(values), max(values)) for step, values in sorted(by_step.items())]
+    return [
+        (step, statistics.fmean(values), min(values), max(values))
+        for step, values in sorted(by_step.items())
+    ]

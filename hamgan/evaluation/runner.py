@@ -1,6 +1,7 @@
 """From a checkpoint to a record: exactly N samples, their features, and the scores.
 
-An evaluation is known by checkpoint, protocol and seed. Its features are kept in shards below `work_dir` until it is
+An evaluation is known by checkpoint, protocol and seed. Its features are kept in shards below
+`work_dir` until it is
 finished, then its record: what is interrupted goes on, and what has been done isn't done twice.
 """
 
@@ -24,7 +25,8 @@ from hamgan.evaluation.protocol import describe, in_words
 class Embedder:
     """Features of images under a protocol, on all replicas of a strategy.
 
-    With several hosts, each embeds real images alone: one may have kept what another has to compute.
+    With several hosts, each embeds real images alone: one may have kept what another has to
+    compute.
 
     Args:
       strategy: the strategy.
@@ -35,9 +37,12 @@ class Embedder:
 
     def __init__(self, *, strategy, protocol, data_dir=None, progress=True):
         self.protocol = protocol
-        self._strategy = strategy if distribution.num_hosts(strategy) == 1 else tf.distribute.get_strategy()
+        self._strategy = (
+            strategy if distribution.num_hosts(strategy) == 1 else tf.distribute.get_strategy()
+        )
         self._progress = progress
-        # A batch that every number of replicas divides would need a common multiple; padding costs less thought.
+        # A batch that every number of replicas divides would need a common multiple; padding costs
+        # less thought.
         replicas = strategy.num_replicas_in_sync
         self.batch_size = -(-protocol.batch_size // replicas) * replicas
         with strategy.scope():
@@ -46,7 +51,15 @@ class Embedder:
     def bar(self, iterable, description, total):
         """The iterable with a progress bar of batches."""
         interval = 0.1 if sys.stderr.isatty() else 15
-        return tqdm(iterable, description, total, False, unit="batch", disable=not self._progress, mininterval=interval)
+        return tqdm(
+            iterable,
+            description,
+            total,
+            False,
+            unit="batch",
+            disable=not self._progress,
+            mininterval=interval,
+        )
 
     def outputs(self, images):
         """Features of images [B, S, S, 3]; to be called in `strategy.run`."""
@@ -62,17 +75,25 @@ class Embedder:
 
         def of_replica(images):
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-            return self.outputs(tf.slice(images, [replica * share, 0, 0, 0], [share, *images.shape[1:]]))
+            return self.outputs(
+                tf.slice(images, [replica * share, 0, 0, 0], [share, *images.shape[1:]])
+            )
 
-        # On the replicas, as for generated images: the same arithmetic on both sides of the distance.
+        # On the replicas, as for generated images: the same arithmetic on both sides of the
+        # distance.
         outputs = self._strategy.run(of_replica, args=(images,))
         return {name: distribution.gather(self._strategy, value) for name, value in outputs.items()}
 
     def __call__(self, images):
-        """{'pool_3': [n, D], 'logits': [n, C]} NumPy arrays of at most `batch_size` images [n, S, S, 3]."""
+        """{'pool_3': [n, D], 'logits': [n, C]} NumPy arrays of at most `batch_size` images [n, S,
+        S, 3].
+        """
         # Padded to the full batch: one compiled program serves every batch.
         padded = np.pad(images, [(0, self.batch_size - len(images)), (0, 0), (0, 0), (0, 0)])
-        return {name: v.numpy()[: len(images)] for name, v in self._of_batch(tf.constant(padded)).items()}
+        return {
+            name: v.numpy()[: len(images)]
+            for name, v in self._of_batch(tf.constant(padded)).items()
+        }
 
     def reference(self, dataset, *, data_dir=None, share=None):
         """The real images' features, as `reference.load_or_build`."""
@@ -96,14 +117,17 @@ class Evaluator:
       strategy: the strategy in whose scope it was made.
       dataset: a `hamgan.data.ImageDataset`.
       protocol: a `Protocol`.
-      data_dir: where reference features are kept, and what '{data_dir}' in the network's handle stands for.
-      work_dir: where unfinished work and finished records are kept, e.g. model_dir/evaluation; None: nowhere.
+      data_dir: where reference features are kept, and what '{data_dir}' in the network's handle
+        stands for.
+      work_dir: where unfinished work and finished records are kept, e.g. model_dir/evaluation;
+        None: nowhere.
       share: the `shards.Share` of this host; None: all the work.
       keep_features: leave the samples' features in work_dir when their record is written.
       progress: draw progress bars.
 
     Raises:
-      ValueError: the data set has fewer images than the reference needs, or a part of the protocol can't be used.
+      ValueError: the data set has fewer images than the reference needs, or a part of the protocol
+        can't be used.
     """
 
     def __init__(
@@ -127,7 +151,9 @@ class Evaluator:
         self._work_dir = work_dir
         self._share = share or shards.Share()
         self._keep_features = keep_features
-        self._embedder = Embedder(strategy=strategy, protocol=protocol, data_dir=data_dir, progress=progress)
+        self._embedder = Embedder(
+            strategy=strategy, protocol=protocol, data_dir=data_dir, progress=progress
+        )
         self.network = self._embedder.network
         self._batch_size = self._embedder.batch_size
         self._sampler = sampling.Sampler(
@@ -138,8 +164,12 @@ class Evaluator:
             labels=protocol.labels(dataset),
         )
         self._batch_norm = protocol.batch_norm(self._sampler)
-        self._reference_fingerprint = reference.fingerprint(dataset, network=self.network, protocol=protocol)
-        self.description = describe(protocol, batch_norm=self._batch_norm, reference=self._reference_fingerprint)
+        self._reference_fingerprint = reference.fingerprint(
+            dataset, network=self.network, protocol=protocol
+        )
+        self.description = describe(
+            protocol, batch_norm=self._batch_norm, reference=self._reference_fingerprint
+        )
         self._measures = [in_words(function) for function in protocol.scores]
         self._reference = None
 
@@ -153,9 +183,13 @@ class Evaluator:
         return {name: distribution.gather(self._strategy, value) for name, value in outputs.items()}
 
     def reference(self):
-        """The real images' features; built at the first use. None on hosts other than 0 that have had to build."""
+        """The real images' features; built at the first use. None on hosts other than 0 that have
+        had to build.
+        """
         if self._reference is None:
-            self._reference = self._embedder.reference(self._dataset, data_dir=self._data_dir, share=self._share)
+            self._reference = self._embedder.reference(
+                self._dataset, data_dir=self._data_dir, share=self._share
+            )
         return self._reference
 
     def generated_outputs(self, *, seed=None, folder=None):
@@ -172,7 +206,11 @@ class Evaluator:
           ValueError: features that aren't finite.
         """
         parts = shards.Shards(folder, count=self.protocol.num_samples, batch_size=self._batch_size)
-        work = [(part, first) for part in parts.missing(self._share) for first in range(*part, self._batch_size)]
+        work = [
+            (part, first)
+            for part in parts.missing(self._share)
+            for first in range(*part, self._batch_size)
+        ]
         if not work:
             return parts
         seed = tf.constant(self.protocol.seed if seed is None else seed)
@@ -180,16 +218,24 @@ class Evaluator:
             done = []
             for part, first in self._embedder.bar(work, "samples", len(work)):
                 done.append(
-                    {name: value.numpy() for name, value in self._embed_generated(tf.constant(first), seed).items()}
+                    {
+                        name: value.numpy()
+                        for name, value in self._embed_generated(tf.constant(first), seed).items()
+                    }
                 )
                 if first + self._batch_size >= part[1]:
                     rows = part[1] - part[0]
-                    parts.write(part, {name: np.concatenate([d[name] for d in done])[:rows] for name in done[0]})
+                    parts.write(
+                        part,
+                        {name: np.concatenate([d[name] for d in done])[:rows] for name in done[0]},
+                    )
                     done = []
         return parts
 
     def restore(self, checkpoint):
-        """Reads the protocol's weights, raw or their moving average; ValueError as `sampling.restore`."""
+        """Reads the protocol's weights, raw or their moving average; ValueError as
+        `sampling.restore`.
+        """
         sampling.restore(self.generator, checkpoint, weights=self.protocol.weights)
 
     def evaluate(self, *, checkpoint, step, seed=None):
@@ -201,11 +247,12 @@ class Evaluator:
           seed: of the samples; None: the protocol's.
 
         Returns:
-          The record, a dictionary for `records.append`: that of `work_dir` if this has been done before. None on hosts
-          other than 0 of a share.
+          The record, a dictionary for `records.append`: that of `work_dir` if this has been done
+          before. None on hosts other than 0 of a share.
 
         Raises:
-          ValueError: features that aren't finite; as `reference`; other hosts don't finish their part.
+          ValueError: features that aren't finite; as `reference`; other hosts don't finish their
+            part.
         """
         seed = self.protocol.seed if seed is None else seed
         digest = _digest(checkpoint)
@@ -220,7 +267,8 @@ class Evaluator:
         try:
             found = self._scores(checkpoint, seed, folder)
         except (ValueError, tf.errors.OpError):
-            # Another process that did the same work may have finished first, and removed the features.
+            # Another process that did the same work may have finished first, and removed the
+            # features.
             if folder and (record := self._finished(folder)):
                 return record
             raise
@@ -252,7 +300,9 @@ class Evaluator:
         return record
 
     def _finished(self, folder):
-        """The record of work that has been finished in `folder`, None where it hasn't, or lacks scores."""
+        """The record of work that has been finished in `folder`, None where it hasn't, or lacks
+        scores.
+        """
         path = folder + ".json"
         found = records.read(path) if tf.io.gfile.exists(path) else []
         return found[-1] if found and set(self._measures) <= set(found[-1]["measures"]) else None
@@ -263,14 +313,17 @@ class Evaluator:
         try:
             generated = self.generated_outputs(seed=seed, folder=folder)
         except shards.NotFinite as error:
-            raise shards.NotFinite(f"{checkpoint}: {error}. The generator has diverged at this checkpoint.") from error
+            raise shards.NotFinite(
+                f"{checkpoint}: {error}. The generator has diverged at this checkpoint."
+            ) from error
         if self._share.index:
             return None
         generated.wait(self._share)
         return scores(real, generated, self.protocol)
 
     def compare_with_training(self, model_dir, *, step, num_samples=1000, num_training=50_000):
-        """Looks for the training images nearest to samples of the generator as it is, and keeps what it finds.
+        """Looks for the training images nearest to samples of the generator as it is, and keeps
+        what it finds.
 
         With several hosts all must call it; one of them writes.
 
@@ -278,7 +331,8 @@ class Evaluator:
           model_dir: the run's folder; see `neighbours.write`.
           step: the training step of the weights.
           num_samples: samples, the first ones of the protocol's seed.
-          num_training: training images at most, the first ones; their features are kept like a reference's.
+          num_training: training images at most, the first ones; their features are kept like a
+            reference's.
 
         Returns:
           As `neighbours.memorisation`; None on hosts that leave the writing to another one.
@@ -299,8 +353,11 @@ class Evaluator:
             cache_dir=self._data_dir,
             progress=self._embedder.bar,
         )
-        # With the training split as reference there are no images that the generator has never seen.
-        held_out = None if self._reference_fingerprint["split"] == split else self.reference().features
+        # With the training split as reference there are no images that the generator has never
+        # seen.
+        held_out = (
+            None if self._reference_fingerprint["split"] == split else self.reference().features
+        )
         images, features = [], []
         with self._batch_norm.applied(tf.constant(self.protocol.seed)):
             for batch, _ in self._sampler.batches(num_samples):
@@ -362,7 +419,9 @@ def scores(real, generated, protocol):
     features = np.concatenate(list(generated.read("pool_3")))
     logits = np.concatenate(list(generated.read("logits")))
     if len(features) != protocol.num_samples:
-        raise ValueError(f"The protocol asks for {protocol.num_samples} samples, but there are {len(features)}.")
+        raise ValueError(
+            f"The protocol asks for {protocol.num_samples} samples, but there are {len(features)}."
+        )
     found = {}
     for function in protocol.scores:
         found.update(function(real, features, logits))
@@ -372,8 +431,9 @@ def scores(real, generated, protocol):
 def aggregate(found):
     """One record over repeats of an evaluation.
 
-    Every score of the repeats is there as its mean, under its own name, and under 'scores' with mean, std (ddof = 1),
-    min and values. The headline is the mean; the best of n grows better with n.
+    Every score of the repeats is there as its mean, under its own name, and under 'scores' with
+    mean, std (ddof = 1), min and values. The headline is the mean; the best of n grows better with
+    n.
 
     Args:
       found: the repeats' records, two or more; they differ by the seed.
@@ -381,9 +441,14 @@ def aggregate(found):
     first = found[0]
     if len({key_of({**record, "seed": 0}) for record in found}) != 1:
         raise ValueError(
-            "Only repeats of one evaluation can be put together: checkpoint and protocol must be the same."
+            "Only repeats of one evaluation can be put together: checkpoint and protocol must be "
+            "the same."
         )
-    same = {name: value for name, value in first.items() if all(record.get(name) == value for record in found)}
+    same = {
+        name: value
+        for name, value in first.items()
+        if all(record.get(name) == value for record in found)
+    }
     spread = {}
     for name in first:
         values = [record[name] for record in found]
@@ -392,7 +457,8 @@ def aggregate(found):
             spread[name] = {"mean": mean, "std": std, "min": min(values), "values": values}
     return {
         **same,
-        # The same by its digest; one of the records may be of an earlier call that named it by another path.
+        # The same by its digest; one of the records may be of an earlier call that named it by
+        # another path.
         "checkpoint": first["checkpoint"],
         "features": first["features"],
         "kind": "aggregate",
@@ -404,18 +470,27 @@ def aggregate(found):
 
 
 def key_of(record):
-    """What an evaluation is known by; None for other records, and for those of versions without protocols."""
+    """What an evaluation is known by; None for other records, and for those of versions without
+    protocols.
+    """
     fingerprint = (record.get("protocol") or {}).get("fingerprint")
     if record.get("kind") not in ("evaluation", "aggregate") or not fingerprint:
         return None
     seed = record["seed"] if record["kind"] == "evaluation" else tuple(record["seeds"])
-    return record["kind"], record.get("checkpoint_digest"), fingerprint, seed, tuple(record.get("measures", ()))
+    return (
+        record["kind"],
+        record.get("checkpoint_digest"),
+        fingerprint,
+        seed,
+        tuple(record.get("measures", ())),
+    )
 
 
 def _digest(checkpoint):
     """SHA-256 of a checkpoint's index, 16 hexadecimal digits; None where there is no such file.
 
-    The index holds the checksum of every tensor: another training run under the same name has another digest.
+    The index holds the checksum of every tensor: another training run under the same name has
+    another digest.
     """
     path = checkpoint + ".index"
     if not tf.io.gfile.exists(path):
@@ -427,7 +502,8 @@ def _digest(checkpoint):
 class _Pins:
     """Pins the checkpoints of a run as they appear, until they are scored.
 
-    A trainer that writes faster than checkpoints are scored would delete the later ones before their turn.
+    A trainer that writes faster than checkpoints are scored would delete the later ones before
+    their turn.
     """
 
     def __init__(self, model_dir, poll_seconds):
@@ -467,7 +543,9 @@ class _Pins:
         self._pins[name].close()
 
 
-def evaluate_new_checkpoints(evaluator, *, model_dir, publish, final_step, repeats=None, timeout=3600, poll_seconds=10):
+def evaluate_new_checkpoints(
+    evaluator, *, model_dir, publish, final_step, repeats=None, timeout=3600, poll_seconds=10
+):
     """Scores every checkpoint of a run as it appears, oldest first, until the one of `final_step`.
 
     What the evaluator's `work_dir` holds from an earlier call isn't computed again, only published.
@@ -493,9 +571,19 @@ def evaluate_new_checkpoints(evaluator, *, model_dir, publish, final_step, repea
                         for record in evaluator.evaluate_checkpoint(path, repeats=repeats):
                             publish(record)
                     except shards.NotFinite as error:
-                        publish({"kind": "event", "step": checkpoints.step_of(name), "event": str(error)})
+                        publish(
+                            {
+                                "kind": "event",
+                                "step": checkpoints.step_of(name),
+                                "event": str(error),
+                            }
+                        )
                 else:
-                    print(f"{path} was deleted before it could be scored: raise loop.Schedule.max_to_keep.", flush=True)
+                    print(
+                        f"{path} was deleted before it could be scored: raise "
+                        "loop.Schedule.max_to_keep.",
+                        flush=True,
+                    )
                 scored.add(name)
                 pins.release(name)
                 last_news = time.monotonic()

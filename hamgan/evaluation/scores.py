@@ -1,8 +1,9 @@
-"""Which numbers an evaluation consists of: functions (real, features, logits) -> {name in the record: value}.
+"""Which numbers an evaluation consists of: functions (real, features, logits) -> {name in the
+record: value}.
 
-`real` is a `reference.Reference`; features [N, D] and logits [N, C], float32, are those of the generated samples. A
-protocol lists the functions (`Protocol.scores`), which may be anybody's own. Costs are for 50,000 samples of 2048
-features on one core.
+`real` is a `reference.Reference`; features [N, D] and logits [N, C], float32, are those of the
+generated samples. A protocol lists the functions (`Protocol.scores`), which may be anybody's own.
+Costs are for 50,000 samples of 2048 features on one core.
 """
 
 from hamgan.evaluation import manifold, metrics, uncertainty

@@ -1,4 +1,6 @@
-"""Whether a whole evaluation set-up can be trusted: real images through it, on this device, before any model is."""
+"""Whether a whole evaluation set-up can be trusted: real images through it, on this device, before
+any model is.
+"""
 
 import dataclasses
 import sys
@@ -14,11 +16,13 @@ BATCH_SIZES = (1, 7, 64)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KnownScore:
-    """What the Inception Score of real images is known to be: a wrong resize or range of pixels falls out of it.
+    """What the Inception Score of real images is known to be: a wrong resize or range of pixels
+    falls out of it.
 
     Attributes:
       num_logits: of the network.
-      dataset: name, with the `split` and the number of images `count` that the score was measured on.
+      dataset: name, with the `split` and the number of images `count` that the score was measured
+        on.
       image_size: of the data set.
       low: smallest value that is right.
       high: largest.
@@ -36,11 +40,27 @@ class KnownScore:
 KNOWN_SCORES = (
     # Inception of 2015 at 128x128, as published evaluations report it.
     KnownScore(
-        num_logits=1008, dataset="imagenet2012", split="validation", count=50_000, image_size=128, low=159.0, high=166.0
+        num_logits=1008,
+        dataset="imagenet2012",
+        split="validation",
+        count=50_000,
+        image_size=128,
+        low=159.0,
+        high=166.0,
     ),
     # Measured with data_prep/digits_features.py and four seeds: 9.89 to 9.92, and 9.66 to 9.71.
-    KnownScore(num_logits=10, dataset="digits", split="train", count=1497, image_size=32, low=9.8, high=10.0),
-    KnownScore(num_logits=10, dataset="digits", split="test", count=300, image_size=32, low=9.55, high=9.85),
+    KnownScore(
+        num_logits=10,
+        dataset="digits",
+        split="train",
+        count=1497,
+        image_size=32,
+        low=9.8,
+        high=10.0,
+    ),
+    KnownScore(
+        num_logits=10, dataset="digits", split="test", count=300, image_size=32, low=9.55, high=9.85
+    ),
 )
 
 
@@ -72,15 +92,17 @@ def checks(
     """Runs the checks, the quick ones first, and yields each as it is done.
 
     Args:
-      embedder: function (strategy, batch_size) -> function from at most `batch_size` images [n, S, S, 3] to their
-        features {'pool_3': [n, D], 'logits': [n, C]}, as evaluations compute them.
+      embedder: function (strategy, batch_size) -> function from at most `batch_size` images [n, S,
+        S, 3] to their features {'pool_3': [n, D], 'logits': [n, C]}, as evaluations compute them.
       strategy: what evaluations compute on.
       dataset: a `hamgan.data.ImageDataset`.
       split: of the real images; None: the data set's `reference_split`.
       batch_size: images per call of the long check.
       known: what scores are known.
-      batch_tolerance: largest difference of features between batch sizes, relative to the largest feature.
-      device_tolerance: the same between the device and a CPU in float32; matrix units round inputs to bfloat16 or TF32.
+      batch_tolerance: largest difference of features between batch sizes, relative to the largest
+        feature.
+      device_tolerance: the same between the device and a CPU in float32; matrix units round inputs
+        to bfloat16 or TF32.
       progress: draw a progress bar.
 
     Yields:
@@ -88,7 +110,9 @@ def checks(
     """
     split = split or dataset.reference_split
     count = max(BATCH_SIZES)
-    images = next(dataset.reference_batches(split=split, batch_size=count).as_numpy_iterator())["image"]
+    images = next(dataset.reference_batches(split=split, batch_size=count).as_numpy_iterator())[
+        "image"
+    ]
     outputs = {size: _in_batches(embedder(strategy, size), images, size) for size in BATCH_SIZES}
     difference = max(_difference(of_size, outputs[count]) for of_size in outputs.values())
     yield Check(
@@ -122,7 +146,8 @@ def checks(
     yield Check(
         f"Inception Score of {len(logits):,} real images of {dataset.name}, split {split}",
         right.low <= score <= right.high if right else None,
-        f"{score:.4g}, " + (f"known to be {right.low:g} to {right.high:g}" if right else "no known range"),
+        f"{score:.4g}, "
+        + (f"known to be {right.low:g} to {right.high:g}" if right else "no known range"),
     )
 
 

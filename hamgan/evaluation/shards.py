@@ -1,4 +1,6 @@
-"""Features in files of a few thousand rows each: work that can be interrupted, gone on with, and shared by hosts."""
+"""Features in files of a few thousand rows each: work that can be interrupted, gone on with, and
+shared by hosts.
+"""
 
 import dataclasses
 import io
@@ -20,7 +22,8 @@ class NotFinite(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """The part of the work that this host does: every `of`-th file, beginning with file `index`. Host 0 collects.
+    """The part of the work that this host does: every `of`-th file, beginning with file `index`.
+    Host 0 collects.
 
     Attributes:
       index: number of this host, from 0.
@@ -34,7 +37,9 @@ class Share:
 
     def __post_init__(self):
         if not 0 <= self.index < self.of:
-            raise ValueError(f"shard_index must be in [0, num_shards), got {self.index} of {self.of}.")
+            raise ValueError(
+                f"shard_index must be in [0, num_shards), got {self.index} of {self.of}."
+            )
 
 
 class Shards:
@@ -51,7 +56,9 @@ class Shards:
         rows = -(-_ROWS // batch_size) * batch_size
         self.folder = folder
         self.count = count
-        self.ranges = ranges or [(start, min(start + rows, count)) for start in range(0, count, rows)]
+        self.ranges = ranges or [
+            (start, min(start + rows, count)) for start in range(0, count, rows)
+        ]
         self._memory = {}
 
     def _path(self, part):
@@ -76,11 +83,14 @@ class Shards:
         for name, array in arrays.items():
             if len(array) != end - start:
                 raise ValueError(
-                    f"{name} must have the rows {start} to {end - 1}, {end - start} in all, got {len(array)}."
+                    f"{name} must have the rows {start} to {end - 1}, {end - start} in all, got "
+                    f"{len(array)}."
                 )
             bad = np.count_nonzero(~np.isfinite(array))
             if bad:
-                raise NotFinite(f"{name} has {bad} values that aren't finite in the rows {start} to {end - 1}")
+                raise NotFinite(
+                    f"{name} has {bad} values that aren't finite in the rows {start} to {end - 1}"
+                )
         if self.folder:
             buffer = io.BytesIO()
             np.savez(buffer, **arrays)
@@ -98,8 +108,10 @@ class Shards:
         while missing := self.missing():
             if share.of == 1 or time.monotonic() > end:
                 raise ValueError(
-                    f"{len(missing)} of {len(self.ranges)} shards of {self.folder} are missing, the first with rows "
-                    f"{missing[0][0]} to {missing[0][1] - 1}. Start the hosts that haven't done theirs, all with the "
+                    f"{len(missing)} of {len(self.ranges)} shards of {self.folder} are missing, "
+                    "the first with rows "
+                    f"{missing[0][0]} to {missing[0][1] - 1}. Start the hosts that haven't done "
+                    "theirs, all with the "
                     "same batch size and num_shards: what is there is kept."
                 )
             time.sleep(poll_seconds)
@@ -110,7 +122,8 @@ class Shards:
             arrays = read_npz(self._path(part)) if self.folder else self._memory[part]
             if len(arrays[name]) != part[1] - part[0]:
                 raise ValueError(
-                    f"{self._path(part)} must hold {part[1] - part[0]} rows, it has {len(arrays[name])}. Delete it."
+                    f"{self._path(part)} must hold {part[1] - part[0]} rows, it has "
+                    f"{len(arrays[name])}. Delete it."
                 )
             yield arrays[name]
 
@@ -119,14 +132,21 @@ def read_npz(path):
     """{name: array} of an npz file.
 
     Raises:
-      ValueError: it isn't there, is damaged, or carries pickled objects, which could run any program: refused.
+      ValueError: it isn't there, is damaged, or carries pickled objects, which could run any
+        program: refused.
     """
     try:
-        with tf.io.gfile.GFile(path, "rb") as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as stored:
+        with (
+            tf.io.gfile.GFile(path, "rb") as file,
+            np.load(io.BytesIO(file.read()), allow_pickle=False) as stored,
+        ):
             return {name: stored[name] for name in stored.files}
     except tf.errors.NotFoundError as error:
         raise ValueError(f"There is no {path}.") from error
-    except Exception as error:  # zipfile, zlib, NumPy: each has its own way to say that a file is damaged
+    except (
+        Exception
+    ) as error:  # zipfile, zlib, NumPy: each has its own way to say that a file is damaged
         raise ValueError(
-            f"{path} must be an npz file of plain arrays, without pickled objects; it can't be read: {error}"
+            f"{path} must be an npz file of plain arrays, without pickled objects; it can't be "
+            f"read: {error}"
         ) from error

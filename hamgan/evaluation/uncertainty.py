@@ -1,4 +1,5 @@
-"""How far scores of N samples can be trusted: intervals of FID and IS, and FID-infinity. NumPy, float64, no TensorFlow.
+"""How far scores of N samples can be trusted: intervals of FID and IS, and FID-infinity. NumPy,
+float64, no TensorFlow.
 
 Two different questions:
 
@@ -41,7 +42,8 @@ class Interval:
     Attributes:
       value: the score of all samples.
       stderr: standard deviation (ddof = 1) of the resampled scores.
-      low, high: between them lies the share `level` of the resampled scores, with as many below as above.
+      low, high: between them lies the share `level` of the resampled scores, with as many below as
+        above.
       level: between 0 and 1.
     """
 
@@ -64,8 +66,8 @@ def frechet_interval(
     """FID of `features` [N, D] with its bootstrap interval.
 
     Costs the moments of the features, an FID, one eigenvalue problem with vectors and one product
-    [N, D] [D, D]: half a minute of processor time for 50,000 of 2048 features, and the resamples hardly
-    anything.
+    [N, D] [D, D]: half a minute of processor time for 50,000 of 2048 features, and the resamples
+    hardly anything.
 
     Args:
       reference: `metrics.frechet_factor` of the real images' moments.
@@ -100,13 +102,15 @@ def inception_score_interval(
       level, num_resamples, seed: as in `frechet_interval`.
 
     Raises:
-      ValueError: as `metrics.inception_score`; when `level` is not between 0 and 1 or `num_resamples`
-        below 2.
+      ValueError: as `metrics.inception_score`; when `level` is not between 0 and 1 or
+        `num_resamples` below 2.
     """
     _check_resampling(level, num_resamples)
     value = metrics.inception_score(logits)
     divergences = _divergences(as_matrix("logits", logits))
-    means = _resampled_means(divergences - divergences.mean(), num_resamples=num_resamples, seed=seed)
+    means = _resampled_means(
+        divergences - divergences.mean(), num_resamples=num_resamples, seed=seed
+    )
     return _interval(value, value * np.exp(means), level)
 
 
@@ -116,8 +120,8 @@ class Extrapolation:
 
     Attributes:
       value: FID-infinity, the line at 1 / N = 0.
-      stderr: standard error of `value`. It allows for the subsets having samples in common, which makes
-        their FIDs lie closer to a line than independent ones would.
+      stderr: standard error of `value`. It allows for the subsets having samples in common, which
+        makes their FIDs lie closer to a line than independent ones would.
       slope: b of the bias b / N.
       residual: root mean square distance of the FIDs from the line.
       sizes: the numbers of samples.
@@ -143,9 +147,9 @@ def frechet_infinity(
 ) -> Extrapolation:
     """FID-infinity of `features` [N, D]: extrapolated from nested random subsets.
 
-    The subsets are the beginnings of one random order of the samples, so that every sample enters the
-    moments once. Costs `num_sizes` FIDs with a cached factor. The line holds where the smallest subset
-    has several times as many samples as features.
+    The subsets are the beginnings of one random order of the samples, so that every sample enters
+    the moments once. Costs `num_sizes` FIDs with a cached factor. The line holds where the smallest
+    subset has several times as many samples as features.
 
     Args:
       reference: `metrics.frechet_factor` of the real images' moments.
@@ -156,17 +160,20 @@ def frechet_infinity(
       progress: function (iterable, description, total) -> iterable that draws a progress bar.
 
     Raises:
-      ValueError: as `metrics.frechet_terms`; when a feature is not finite; when `num_sizes` is below 3,
-        or there are too few samples for sizes that differ.
+      ValueError: as `metrics.frechet_terms`; when a feature is not finite; when `num_sizes` is
+        below 3, or there are too few samples for sizes that differ.
     """
     features = as_matrix("features", features)
     count = len(features)
     if num_sizes < 3:
-        raise ValueError(f"num_sizes must be at least 3, which tell a line from noise, received {num_sizes}.")
+        raise ValueError(
+            f"num_sizes must be at least 3, which tell a line from noise, received {num_sizes}."
+        )
     smallest = max(2, count // 10) if smallest is None else smallest
     if smallest < 2 or count - smallest < num_sizes - 1:
         raise ValueError(
-            f"features must have enough rows for {num_sizes} sizes from {smallest} (at least 2) upwards, received "
+            f"features must have enough rows for {num_sizes} sizes from {smallest} (at least 2) "
+            "upwards, received "
             f"{count}; use more samples or fewer sizes."
         )
     # Rounded, so that the last is N.
@@ -185,8 +192,9 @@ def _fit(sizes, distances):
     solve = np.linalg.pinv(design)  # [2, sizes], ordinary least squares
     value, slope = solve @ distances
     residual = np.sqrt(np.mean((distances - design @ [value, slope]) ** 2))
-    # The noise of FID is, in its linear part, a mean over the samples: s^2 / n, and s^2 / max(n, m) between the first
-    # n and the first m. Hence n FID(n) grows from size to size by independent amounts, whose spread tells s^2.
+    # The noise of FID is, in its linear part, a mean over the samples: s^2 / n, and s^2 / max(n, m)
+    # between the first n and the first m. Hence n FID(n) grows from size to size by independent
+    # amounts, whose spread tells s^2.
     steps = np.diff(sizes)
     rates = np.diff(sizes * distances) / steps
     variance = np.sum(steps * (rates - np.average(rates, weights=steps)) ** 2) / (len(steps) - 1)
@@ -202,11 +210,16 @@ def _fit(sizes, distances):
 
 
 def _frechet_influence(reference, moments, features, progress=None):
-    """The derivative of FID as weight goes from all samples, 1 together, to each of them, float64 [N]."""
-    # d Tr sqrt(F^T S F) = Tr(M^-1/2 F^T dS F) / 2 with M = F^T S F. No weights leave the samples' span, outside of
-    # which M is singular: there the inverse root doesn't matter.
+    """The derivative of FID as weight goes from all samples, 1 together, to each of them, float64
+    [N].
+    """
+    # d Tr sqrt(F^T S F) = Tr(M^-1/2 F^T dS F) / 2 with M = F^T S F. No weights leave the samples'
+    # span, outside of which M is singular: there the inverse root doesn't matter.
     eigenvalues, vectors = scipy.linalg.eigh(
-        metrics.frechet_product(reference, moments), driver="evd", overwrite_a=True, check_finite=False
+        metrics.frechet_product(reference, moments),
+        driver="evd",
+        overwrite_a=True,
+        check_finite=False,
     )
     kept = eigenvalues > max(eigenvalues[-1], 0) * moments.width * np.finfo(np.float64).eps
     # [D, rank]
@@ -217,7 +230,9 @@ def _frechet_influence(reference, moments, features, progress=None):
     for start in progress(starts, "influence on FID", len(starts)) if progress else starts:
         centred = features[start : start + _CHUNK] - moments.mean
         spread = np.square(centred).sum(axis=1) - np.square(centred @ projection).sum(axis=1)
-        influence[start : start + _CHUNK] = 2 * (centred @ difference) + spread * (moments.count / (moments.count - 1))
+        influence[start : start + _CHUNK] = 2 * (centred @ difference) + spread * (
+            moments.count / (moments.count - 1)
+        )
     return influence - influence.mean()
 
 
@@ -226,7 +241,9 @@ def _divergences(logits):
     # In logarithms, which are finite where probabilities underflow.
     sums = [scipy.special.logsumexp(log_p, axis=0) for log_p in _log_softmax(logits)]
     log_q = scipy.special.logsumexp(sums, axis=0) - np.log(len(logits))
-    return np.concatenate([np.sum(np.exp(log_p) * (log_p - log_q), axis=1) for log_p in _log_softmax(logits)])
+    return np.concatenate(
+        [np.sum(np.exp(log_p) * (log_p - log_q), axis=1) for log_p in _log_softmax(logits)]
+    )
 
 
 def _log_softmax(logits):
@@ -237,13 +254,19 @@ def _log_softmax(logits):
 def _resampled_means(values, *, num_resamples, seed):
     """The means of as many values as there are, drawn with replacement, `num_resamples` times."""
     rng = np.random.default_rng(seed)
-    return np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(num_resamples)])
+    return np.array(
+        [values[rng.integers(len(values), size=len(values))].mean() for _ in range(num_resamples)]
+    )
 
 
 def _interval(value, resampled, level):
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Interval(
-        value=value, stderr=float(resampled.std(ddof=1)), low=float(low), high=float(high), level=float(level)
+        value=value,
+        stderr=float(resampled.std(ddof=1)),
+        low=float(low),
+        high=float(high),
+        level=float(level),
     )
 
 
