@@ -3,16 +3,16 @@ through them.
 
 Geng et al., "Is Attention Better Than Matrix Decomposition?", ICLR 2021, section 3.
 
-A decomposition is a function `(x, bases, *, num_steps, solve) -> y`. The paper's X [D, N] stands
-here transposed, as channels-last feature maps lie in memory:
+A decomposition is a function `(x, bases, *, num_steps, solve) -> Factors`. The paper's X [D, N]
+stands here transposed, as channels-last feature maps lie in memory:
     x: [B, N, D]   bases: [B, D, R]   coef: [B, N, R]   y = coef bases^T: [B, N, D]
-Products of size R x R are taken first, so nothing of size N x N or D x N x R is ever formed.
+Products of size R x R are taken first, so nothing of size N x N or D x N x R is ever formed. Nor is
+y, as large as x: a layer that maps it linearly maps the few bases instead.
 
 Adding one: write such a function, and name it in a gin file
 (`context.Hamburger.decomposition = @mine.function`). Its attribute `draw_bases`, a function of
-`hamgan.stateless`, gives its initial bases; without it they are N(0, 1). A function with a
-parameter `reconstruct` is given one, `(bases, coef) -> y`, to end with: a layer that maps y
-linearly maps the few bases instead, and y itself, as large as x, is never formed.
+`hamgan.stateless`, gives its initial bases; without it they are N(0, 1). One that has no factors
+returns y itself, which the layer takes as an `Approximation`.
 
 A `solve` function (`one_step` and others below) runs the update K times and decides what the
 gradient sees of it: `(update, x, state, num_steps) -> state`. The state is a tuple of tensors, the
@@ -20,6 +20,7 @@ bases first.
 """
 
 import functools
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -32,6 +33,71 @@ def _check_positive(function, **values):
     for name, value in values.items():
         if value <= 0:
             raise ValueError(f"{function}: {name} must be positive, got {value}.")
+
+
+# What a decomposition gives
+
+
+class Factors(NamedTuple):
+    """What a decomposition made of a matrix: x is about coef bases^T.
+
+    Attributes:
+      x: [B, N, D], what was decomposed (NMF: without negative entries).
+      bases: [B, D, R].
+      coef: [B, N, R].
+    """
+
+    x: tf.Tensor
+    bases: tf.Tensor
+    coef: tf.Tensor
+
+    def product(self):
+        """What the factors stand for, coef bases^T: [B, N, D]."""
+        return tf.matmul(self.coef, self.bases, transpose_b=True)
+
+    def residual(self):
+        """|x - y| / |x| in the Frobenius norm, the mean over the B matrices (0 for one of zeros).
+
+        A float32 scalar, constant for the gradient and good to about 1e-3: y isn't formed, but the
+        parts of |x|^2 - 2 <x, y> + |y|^2.
+        """
+        x, bases, coef = map(tf.stop_gradient, self)
+        square = tf.einsum("bnd,bnd->b", x, x)
+        mixed = tf.reduce_sum(coef * tf.matmul(x, bases), axis=[1, 2])
+        grams = _gram(bases) * _gram(coef)  # [B, R, R]
+        difference = square - 2 * mixed + tf.reduce_sum(grams, axis=[1, 2])
+        return _mean_ratio(tf.maximum(difference, 0.0), square)
+
+
+class Approximation(NamedTuple):
+    """The same of a decomposition that gives the product alone.
+
+    Attributes:
+      x: [B, N, D], what was decomposed.
+      y: [B, N, D].
+    """
+
+    x: tf.Tensor
+    y: tf.Tensor
+
+    def product(self):
+        """As `Factors.product`."""
+        return self.y
+
+    def residual(self):
+        """As `Factors.residual`, to float32's precision."""
+        square, difference = (
+            tf.reduce_sum(tf.square(z), axis=[1, 2]) for z in (self.x, self.x - self.y)
+        )
+        return tf.stop_gradient(_mean_ratio(difference, square))
+
+
+def _gram(factor):
+    return tf.matmul(factor, factor, transpose_a=True)  # [B, R, R]
+
+
+def _mean_ratio(difference, square):
+    return tf.reduce_mean(tf.sqrt(difference / tf.where(square == 0, tf.ones_like(square), square)))
 
 
 # How the updates are run and differentiated
@@ -160,15 +226,6 @@ def normalize_bases(bases):
     return tf.math.l2_normalize(bases, axis=-2, epsilon=EPSILON**2)
 
 
-def product(bases, coef):
-    """What the factors stand for: bases [B, D, R], coef [B, N, R] -> [B, N, D]."""
-    return tf.matmul(coef, bases, transpose_b=True)
-
-
-def _gram(factor):
-    return tf.matmul(factor, factor, transpose_a=True)  # [B, R, R]
-
-
 # Non-negative matrix factorisation
 
 
@@ -196,7 +253,6 @@ def nmf(
     *,
     num_steps,
     solve=one_step,
-    reconstruct=product,
     temperature=1.0,
     normalize=False,
     rectify=True,
@@ -210,14 +266,13 @@ def nmf(
         entries, which learned bases may come to have, the absolute value is taken.
       num_steps: updates before the last one, K.
       solve: how the K updates are run and differentiated, e.g. `one_step`.
-      reconstruct: function (bases, coef) that makes the result.
       temperature: of the softmax that gives the initial coefficients.
       normalize: scale the initial bases to length 1, as the published segmentation code does.
       rectify: False for x that isn't negative, the output of a ReLU as in the published
         segmentation code: there the gradient of zeros is stopped by that ReLU, not here.
 
     Returns:
-      [B, N, D], the product of non-negative factors.
+      `Factors`, of which none is negative.
 
     Raises:
       ValueError: the temperature isn't positive.
@@ -230,7 +285,7 @@ def nmf(
     coef = tf.nn.softmax(tf.matmul(x, bases) * (1 / temperature), axis=-1)
     bases, coef = solve(_update_nmf, x, (bases, coef), num_steps)
     coef = _update_nmf_coef(x, bases, coef)
-    return reconstruct(bases, coef)
+    return Factors(x, bases, coef)
 
 
 nmf.draw_bases = stateless.uniform
@@ -262,7 +317,7 @@ def _update_cd(x, state, *, temperature):
     return (normalize_bases(bases),)
 
 
-def vq(x, bases, *, num_steps, solve=one_step, reconstruct=product, temperature=0.01):
+def vq(x, bases, *, num_steps, solve=one_step, temperature=0.01):
     """Vector quantisation: each row of x becomes a soft choice among R centres (section 3.2; Gray
     and Neuhoff 1998).
 
@@ -272,11 +327,10 @@ def vq(x, bases, *, num_steps, solve=one_step, reconstruct=product, temperature=
         matter.
       num_steps: updates of the centres, K.
       solve: how they are run and differentiated, e.g. `one_step`.
-      reconstruct: function (bases, coef) that makes the result.
       temperature: of the softmax over centres.
 
     Returns:
-      [B, N, D]. The gradient of the last choice with respect to x is taken at constant length of
+      `Factors`. The gradient of the last choice with respect to x is taken at constant length of
       the rows.
 
     Raises:
@@ -287,13 +341,13 @@ def vq(x, bases, *, num_steps, solve=one_step, reconstruct=product, temperature=
     (bases,) = solve(update, x, (normalize_bases(bases),), num_steps)
     length = tf.sqrt(_squared_length(tf.stop_gradient(x)))
     logits = tf.matmul(x, normalize_bases(bases)) * (1 / temperature / (EPSILON + length))
-    return reconstruct(bases, tf.nn.softmax(logits, axis=-1))
+    return Factors(x, bases, tf.nn.softmax(logits, axis=-1))
 
 
 vq.draw_bases = stateless.normal
 
 
-def cd(x, bases, *, num_steps, solve=one_step, reconstruct=product, temperature=0.01, beta=0.01):
+def cd(x, bases, *, num_steps, solve=one_step, temperature=0.01, beta=0.01):
     """Concept decomposition: spherical k-means, then ridge regression on the concepts (Dhillon and
     Modha 2001).
 
@@ -303,13 +357,12 @@ def cd(x, bases, *, num_steps, solve=one_step, reconstruct=product, temperature=
         matter.
       num_steps: updates of the concepts, K.
       solve: how they are run and differentiated, e.g. `one_step`.
-      reconstruct: function (bases, coef) that makes the result.
       temperature: of the softmax over concepts.
       beta: weight of the ridge, added to the diagonal of bases^T bases. The published segmentation
         code has 0.1.
 
     Returns:
-      [B, N, D] = x bases (bases^T bases + beta I)^-1 bases^T.
+      `Factors` with coef = x bases (bases^T bases + beta I)^-1.
 
     Raises:
       ValueError: temperature or beta isn't positive.
@@ -323,7 +376,7 @@ def cd(x, bases, *, num_steps, solve=one_step, reconstruct=product, temperature=
     inverse = tf.linalg.cholesky_solve(
         tf.linalg.cholesky(ridge), tf.linalg.matrix_transpose(bases)
     )  # [B, R, D]
-    return reconstruct(bases, tf.matmul(x, inverse, transpose_b=True))
+    return Factors(x, bases, tf.matmul(x, inverse, transpose_b=True))
 
 
 cd.draw_bases = stateless.normal

@@ -4,9 +4,7 @@ Spectra of the feature matrices before and after, the error of the decomposition
 updates, and feature maps before and after.
 """
 
-import contextlib
 import dataclasses
-import functools
 import io
 
 import matplotlib
@@ -15,8 +13,7 @@ import tensorflow as tf
 from matplotlib import figure as mpl_figure
 from matplotlib import ticker
 
-from hamgan import decomposition as decompositions
-from hamgan import pictures, records
+from hamgan import pictures, records, stateless
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,29 +102,33 @@ def inspect(network, *arguments, num_steps=None, **keywords):
     if num_steps is not None and num_steps < 0:
         raise ValueError(f"inspect: num_steps must not be negative, got {num_steps}.")
     layer = hamburger_of(network)
-    passes, calls = [], []
-    original = layer.decomposition
-
-    def observed_call(x, *args, **kwargs):
-        y = type(layer).call(layer, x, *args, **kwargs)
-        passes.append((x, y))
-        return y
-
-    # Under the signature of the original, by which the layer decides what to hand it.
-    @functools.wraps(original)
-    def observed(x, bases, **kwargs):
-        calls.append((x, bases, kwargs["num_steps"]))
-        return original(x, bases, **kwargs)
-
-    with _replaced(layer, call=observed_call, decomposition=observed):
-        output = network(*arguments, training=False, **keywords)
-    ((before, after),) = passes
+    if keywords.get("keys") is None:
+        keywords["keys"] = stateless.fresh_keys(len(arguments[0]))
+    output, seen = network(*arguments, training=False, return_context=True, **keywords)
+    initial = layer.initial(keywords["keys"])
+    if num_steps is None:
+        num_steps = layer.num_steps if layer.eval_steps is None else layer.eval_steps
+    # Rows of errors, one for each number of updates.
+    errors = {name: [] for name in seen.hams}
+    for steps in range(num_steps + 1):
+        for name, found in layer.decompose(seen.before, initial, num_steps=steps).items():
+            errors[name].append(reconstruction_error(found.x, found.product()))
     hams = {
-        name: _ham(original, x, bases, steps, steps if num_steps is None else num_steps)
-        for name, (x, bases, steps) in zip(("space", "channels"), calls, strict=False)
+        name: Ham(
+            x=found.x.numpy(),
+            y=found.product().numpy(),
+            errors=np.stack(errors[name]),
+            bases=_of_matrices(initial[name]).numpy(),
+        )
+        for name, found in seen.hams.items()
     }
-    as_float = [np.asarray(tf.cast(maps, tf.float32)) for maps in (before, after)]
+    as_float = [np.asarray(tf.cast(maps, tf.float32)) for maps in (seen.before, seen.after)]
     return output, Inspection(*as_float, hams, float(layer.gate.numpy()))
+
+
+def _of_matrices(bases):
+    """[B, S, D, R] -> [B*S, D, R]."""
+    return tf.reshape(bases, [-1, *bases.shape[2:]])
 
 
 def hamburger_of(network):
@@ -142,31 +143,7 @@ def hamburger_of(network):
     return layer
 
 
-@contextlib.contextmanager
-def _replaced(layer, *, call, decomposition):
-    original = layer.decomposition
-    layer.call, layer.decomposition = call, decomposition
-    try:
-        yield
-    finally:
-        layer.decomposition = original
-        del layer.call
-
-
-def _ham(decomposition, x, bases, inference_steps, num_steps):
-    # The gradient's mode changes nothing in a forward pass.
-    def approximation(x, steps):
-        return decomposition(x, bases, num_steps=steps, solve=decompositions.one_step).numpy()
-
-    # Negative entries that a decomposition ignores are no error of it.
-    rectified = tf.nn.relu(x)
-    if np.array_equal(approximation(x, 0), approximation(rectified, 0)):
-        x = rectified
-    errors = [relative_error(x.numpy(), approximation(x, steps)) for steps in range(num_steps + 1)]
-    return Ham(x.numpy(), approximation(x, inference_steps), np.stack(errors), bases.numpy())
-
-
-def relative_error(x, y):
+def reconstruction_error(x, y):
     """|x - y| / |x| of each matrix in the Frobenius norm, in float64: [B, N, D] twice -> [B]. 0
     where x is 0.
     """

@@ -9,6 +9,8 @@ generator block that ends at resolution r has 16 w * 8 / r channels, a discrimin
 / r, and never fewer than w.
 """
 
+from typing import NamedTuple
+
 import keras
 import tensorflow as tf
 
@@ -34,6 +36,27 @@ def _check_positive(**sizes):
     for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
+
+
+class ContextPass(NamedTuple):
+    """A forward pass through a network's context module.
+
+    Attributes:
+      before, after: [B, H, W, C], its input and output.
+      hams: {name: `decomposition.Factors`}, see `context.Hamburger.call`; empty for other modules.
+    """
+
+    before: tf.Tensor
+    after: tf.Tensor
+    hams: dict
+
+
+def _mix(module, x, labels, training, keys, initial):
+    """x [B, H, W, C] through a context module, a `ContextPass`."""
+    if not hasattr(module, "hams"):
+        return ContextPass(x, module(x, labels, training=training, keys=keys), {})
+    y, hams = module(x, labels, training=training, keys=keys, initial=initial, return_hams=True)
+    return ContextPass(x, y, hams)
 
 
 class UpBlock(keras.layers.Layer):
@@ -199,18 +222,23 @@ class Generator(keras.Model):
         self.to_rgb.build(shape)
         self.built = True
 
-    def call(self, z, labels, training=False, keys=None):
-        """Args: z [B, latent_dim]; labels int [B]; keys int32 [B, 2] for the context module's
-        initial bases.
+    def call(self, z, labels, training=False, keys=None, *, initial=None, return_context=False):
+        """The images, with `return_context` (images, `ContextPass` or None without a module).
+
+        Args: z [B, latent_dim]; labels int [B]; keys int32 [B, 2] for the context module's initial
+        bases; initial: in place of the module's own, see `context.Hamburger.call`.
         """
+        seen = None
         x = self.dense(z, training=training)
         x = tf.reshape(x, [-1, 4, 4, 16 * self.width])
         for index, block in enumerate(self.blocks):
             x = block(x, labels, training=training)
             if index == self._context_index:
-                x = self.context(x, labels, training=training, keys=keys)
+                seen = _mix(self.context, x, labels, training, keys, initial)
+                x = seen.after
         x = tf.nn.relu(self.norm(x, training=training))
-        return tf.tanh(self.to_rgb(x, training=training))
+        images = tf.tanh(self.to_rgb(x, training=training))
+        return (images, seen) if return_context else images
 
 
 class Discriminator(keras.Model):
@@ -287,17 +315,22 @@ class Discriminator(keras.Model):
         self.embedding.build()
         self.built = True
 
-    def call(self, images, labels, training=False, keys=None):
-        """Args: images [B, S, S, 3]; labels int [B]; keys int32 [B, 2] for the context module's
-        initial bases.
+    def call(
+        self, images, labels, training=False, keys=None, *, initial=None, return_context=False
+    ):
+        """The logits, with `return_context` (logits, `ContextPass` or None without a module).
+
+        Args: images [B, S, S, 3]; labels int [B]; keys and initial as in `Generator.call`.
         """
-        x = images
+        x, seen = images, None
         for index, block in enumerate(self.blocks):
             x = block(x, training=training)
             if index == self._context_index:
-                x = self.context(x, training=training, keys=keys)
+                seen = _mix(self.context, x, None, training, keys, initial)
+                x = seen.after
         h = tf.reduce_sum(tf.cast(tf.nn.relu(x), tf.float32), axis=[1, 2])  # [B, 16w]
         projection = tf.reduce_sum(
             h * self.embedding(labels, training=training), axis=1, keepdims=True
         )
-        return self.dense(h, training=training) + projection
+        logits = self.dense(h, training=training) + projection
+        return (logits, seen) if return_context else logits

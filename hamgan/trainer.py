@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hamgan import checkpoints, context, distribution, guard, losses, regularization, stateless
+from hamgan import checkpoints, distribution, guard, losses, regularization, stateless
 
 
 class SummedAdam(keras.optimizers.Adam):
@@ -215,7 +215,7 @@ class Trainer:
         Returns:
           {name: float}. Means over these steps: losses, discriminator outputs,
             'gradient_norm/NETWORK' (of the global
-          batch, as the optimizer gets it), 'residual/NETWORK/HAM' (see `context.observed_errors`),
+          batch, as the optimizer gets it), 'residual/NETWORK/HAM' (see `decomposition.Factors`),
           'regularizer/NAME'.
           After them: 'sigma/NETWORK/LAYER', the largest singular value of each normalised kernel.
             'first_bad_step' is
@@ -431,30 +431,38 @@ class Trainer:
         if self.fake_labels is not None:
             label_keys = stateless.example_keys(stateless.fold(key, stateless.LABELS), indices)
             labels = self.fake_labels(label_keys, real["label"])
-        return self.generator(z, labels, training=True, keys=keys), labels
+        images, residuals = self._run("generator", z, labels, keys)
+        return images, labels, residuals
 
     def _judge(self, images, labels, key, indices):
-        """Logits [B, 1] in training; indices in the global batch, where generated images follow the
-        real ones.
+        """(logits [B, 1], residuals) in training; indices in the global batch, where generated
+        images follow the real ones.
         """
         if self.augment is not None:
             images = self.augment(
                 images, stateless.example_keys(stateless.fold(key, stateless.AUGMENTATION), indices)
             )
-        return self.discriminator(
-            images, labels, training=True, keys=self._bases_keys(key, indices)
-        )
+        return self._run("discriminator", images, labels, self._bases_keys(key, indices))
+
+    def _run(self, kind, inputs, labels, keys):
+        """(a network's output in training, {name: residual} of its hams)."""
+        network = getattr(self, kind)
+        if not hasattr(network.context, "hams"):
+            return network(inputs, labels, training=True, keys=keys), {}
+        output, seen = network(inputs, labels, training=True, keys=keys, return_context=True)
+        residuals = {f"residual/{kind}/{ham}": found.residual() for ham, found in seen.hams.items()}
+        return output, residuals
 
     def _bases_keys(self, key, indices):
         return stateless.example_keys(stateless.fold(key, stateless.DISCRIMINATOR_BASES), indices)
 
     def _discriminator_gradients(self, real, key, indices, step):
-        images, labels = self._fakes(real, key, indices)
+        images, labels, _ = self._fakes(real, key, indices)
         images = tf.stop_gradient(images)
-        with tf.GradientTape() as tape, context.observed_errors() as errors:
+        with tf.GradientTape() as tape:
             # One pass over both halves: the discriminator has no batch statistics, so it is the
             # same as two.
-            logits = self._judge(
+            logits, residuals = self._judge(
                 tf.concat([real["image"], images], axis=0),
                 tf.concat([real["label"], labels], axis=0),
                 key,
@@ -466,7 +474,7 @@ class Trainer:
             "loss/discriminator": loss,
             "logits/real": tf.reduce_mean(real_logits),
             "logits/fake": tf.reduce_mean(fake_logits),
-            **{f"residual/discriminator/{ham}": error for ham, error in errors.items()},
+            **residuals,
         }
         gradients = self._gradients(tape, loss, self.discriminator.trainable_variables)
         for part in self.regularizers:
@@ -519,8 +527,7 @@ class Trainer:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             variables = self.generator.trainable_variables
             tape.watch([v.value for v in variables])
-            with context.observed_errors() as errors:
-                images, labels = self._fakes(real, key, indices)
-            loss = self.generator_loss(self._judge(images, labels, key, indices + self.batch_size))
-        residuals = {f"residual/generator/{ham}": error for ham, error in errors.items()}
+            images, labels, residuals = self._fakes(real, key, indices)
+            logits, _ = self._judge(images, labels, key, indices + self.batch_size)
+            loss = self.generator_loss(logits)
         return self._gradients(tape, loss, variables), {"loss/generator": loss, **residuals}

@@ -8,6 +8,12 @@ from helpers import array, assert_close, assert_modes_agree, numerical_gradient
 
 from hamgan import decomposition
 
+
+def nmf(x, bases, **kwargs):
+    """The product of NMF's factors."""
+    return decomposition.nmf(x, bases, **kwargs).product()
+
+
 B, N, D, R, K = 3, 20, 8, 4, 6
 
 
@@ -33,20 +39,20 @@ def gradient(x, bases, dy, **kwargs):
     x, bases = tf.constant(x), tf.constant(bases)
     with tf.GradientTape() as tape:
         tape.watch([x, bases])
-        loss = tf.reduce_sum(dy * decomposition.nmf(x, bases, **kwargs))
+        loss = tf.reduce_sum(dy * nmf(x, bases, **kwargs))
     return tape.gradient(loss, [x, bases])
 
 
 @pytest.mark.parametrize("num_steps", [0, 1, K, 100])
 def test_nmf_equals_numpy(num_steps):
     x, bases, _ = problem()
-    y = decomposition.nmf(tf.constant(x), tf.constant(bases), num_steps=num_steps)
+    y = nmf(tf.constant(x), tf.constant(bases), num_steps=num_steps)
     assert_close(y, transposed(reference.nmf(transposed(x), bases, num_steps)), 1e-12)
 
 
 def test_nmf_in_float32():
     x, bases, _ = problem(np.float32)
-    y = decomposition.nmf(tf.constant(x), tf.constant(bases), num_steps=K)
+    y = nmf(tf.constant(x), tf.constant(bases), num_steps=K)
     assert y.dtype == tf.float32
     assert_close(y, transposed(reference.nmf(transposed(x), bases, K)), 1e-5)
 
@@ -68,7 +74,7 @@ def test_gradient_is_that_of_the_last_step(num_steps):
 def test_gradient_is_not_that_of_all_steps():
     x, bases, dy = problem()
     y = [
-        decomposition.nmf(tf.constant(x), tf.constant(bases), num_steps=K, solve=s)
+        nmf(tf.constant(x), tf.constant(bases), num_steps=K, solve=s)
         for s in (decomposition.one_step, unrolled)
     ]
     np.testing.assert_array_equal(*y)
@@ -97,7 +103,7 @@ def test_factors_stay_non_negative_and_the_error_does_not_rise():
         return state
 
     for num_steps in range(12):
-        y = decomposition.nmf(tf.constant(x), tf.constant(bases), num_steps=num_steps, solve=spy)
+        y = nmf(tf.constant(x), tf.constant(bases), num_steps=num_steps, solve=spy)
         errors.append(np.sum((y - x) ** 2, axis=(1, 2)))
     assert len(factors) == 3 * 12
     assert all(np.all(factor.numpy() >= 0) for factor in factors)
@@ -109,7 +115,7 @@ def test_factors_stay_non_negative_and_the_error_does_not_rise():
 def test_exact_factorisation_is_approached():
     rng = np.random.default_rng(1)
     x = rng.uniform(size=(1, N, 2)) @ rng.uniform(size=(1, 2, D))
-    y = decomposition.nmf(tf.constant(x), tf.constant(rng.uniform(size=(1, D, R))), num_steps=500)
+    y = nmf(tf.constant(x), tf.constant(rng.uniform(size=(1, D, R))), num_steps=500)
     assert_close(y, x, 1e-2)
 
 
@@ -117,7 +123,7 @@ def test_input_without_positive_entries_gives_zeros():
     x, bases, dy = problem(np.float32)
     x = -np.abs(x)
     np.testing.assert_array_equal(
-        decomposition.nmf(tf.constant(x), tf.constant(bases), num_steps=K), np.zeros_like(x)
+        nmf(tf.constant(x), tf.constant(bases), num_steps=K), np.zeros_like(x)
     )
     dx, _ = gradient(x, bases, dy, num_steps=K)
     np.testing.assert_array_equal(dx, np.zeros_like(x))
@@ -129,7 +135,7 @@ def test_modes_agree_on_result_and_gradient():
     def both(x, bases):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            y = decomposition.nmf(x, bases, num_steps=K)
+            y = nmf(x, bases, num_steps=K)
         return y, tape.gradient(y, x, dy)
 
     assert_modes_agree(both, tf.constant(x), tf.constant(bases), tolerance=1e-4)
@@ -138,13 +144,11 @@ def test_modes_agree_on_result_and_gradient():
 def test_dynamic_batch():
     x, bases, _ = problem(np.float32)
     dynamic = tf.function(
-        lambda x, bases: decomposition.nmf(x, bases, num_steps=K),
+        lambda x, bases: nmf(x, bases, num_steps=K),
         input_signature=[tf.TensorSpec([None, N, D]), tf.TensorSpec([None, D, R])],
     )
     for batch in (1, B):
-        expected = decomposition.nmf(
-            tf.constant(x[:batch]), tf.constant(bases[:batch]), num_steps=K
-        )
+        expected = nmf(tf.constant(x[:batch]), tf.constant(bases[:batch]), num_steps=K)
         assert_close(dynamic(x[:batch], bases[:batch]), expected, 1e-6)
 
 

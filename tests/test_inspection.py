@@ -76,10 +76,12 @@ def test_ratio_of_zeros_is_1():
     )
 
 
-def test_relative_error():
+def test_reconstruction_error():
     x = array(2, 4, 3)
-    np.testing.assert_allclose(inspection.relative_error(x, 0.75 * x), [0.25, 0.25], rtol=1e-6)
-    np.testing.assert_array_equal(inspection.relative_error(0 * x, 0 * x), [0, 0])
+    np.testing.assert_allclose(
+        inspection.reconstruction_error(x, 0.75 * x), [0.25, 0.25], rtol=1e-6
+    )
+    np.testing.assert_array_equal(inspection.reconstruction_error(0 * x, 0 * x), [0, 0])
 
 
 # What is seen

@@ -601,24 +601,23 @@ class Case:
             assert weights.keys() == {variable.path for variable in network.variables}
             for variable in network.variables:
                 variable.assign(weights[variable.path])
-            if f"{kind[0]}_bases" in given:
-                network.context.initial_bases = functools.partial(
-                    _constant, given[f"{kind[0]}_bases"]
-                )
         z, images = tf.constant(arrays["z"]), tf.constant(arrays["real_images"])
         with tf.GradientTape() as tape:
             tape.watch(z)
-            total = tf.reduce_sum(built["generator"](z, arrays["labels"]) * images)
+            fakes = built["generator"](z, arrays["labels"], initial=_initial(given, "g_bases"))
+            total = tf.reduce_sum(fakes * images)
         z_grad = tape.gradient(total, z)
         with tf.GradientTape() as tape:
             tape.watch(images)
-            logits = built["discriminator"](images, arrays["labels"])
+            logits = built["discriminator"](
+                images, arrays["labels"], initial=_initial(given, "d_bases")
+            )
         return z_grad.numpy(), tape.gradient(logits, images).numpy()
 
 
-def _constant(bases, keys):
-    del keys
-    return tf.constant(bases)
+def _initial(given, name):
+    """A network's `initial`, where bases [B, S, d, r] are given."""
+    return (lambda keys: {"space": tf.constant(given[name])}) if name in given else None
 
 
 CASES = {

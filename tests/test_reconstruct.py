@@ -17,11 +17,11 @@ LABELS = np.array([2, 0, 2], np.int32)
 KEYS = np.array([[1, 2], [3, 4], [5, 6]], np.int32)
 
 
-def without_reconstruct(function):
-    """The same decomposition for a layer that can't hand it `reconstruct`."""
+def without_factors(function):
+    """The same decomposition as a function that gives the product alone."""
 
     def plain(x, bases, *, num_steps, solve):
-        y = function(x, bases, num_steps=num_steps, solve=solve)
+        y = function(x, bases, num_steps=num_steps, solve=solve).product()
         assert y.shape == x.shape
         return y
 
@@ -49,7 +49,7 @@ def test_order_of_products_changes_nothing(kind, name, sections, num_classes):
     warm = functools.partial(function, temperature=1.0)
     warm.draw_bases = function.draw_bases
     results = []
-    for one in (warm, without_reconstruct(warm)):
+    for one in (warm, without_factors(warm)):
         layer = kind(decomposition=one, rank=2, dim=4, sections=sections, num_classes=num_classes)
         results.append(run(build(layer, None, *SHAPE[1:])))
     (y, gradients), (expected, expected_gradients) = results
@@ -60,9 +60,10 @@ def test_order_of_products_changes_nothing(kind, name, sections, num_classes):
 
 
 @pytest.mark.parametrize("name", ["nmf", "cd", "vq"])
-def test_reconstruct_is_given_the_factors(name):
+def test_product_is_that_of_the_factors(name):
     x, bases = tf.constant(array(2, 12, 5)), tf.constant(np.abs(array(2, 5, 3)))
     function = getattr(decomposition, name)
-    bases_out, coef = function(x, bases, num_steps=2, reconstruct=lambda bases, coef: (bases, coef))
+    factors = function(x, bases, num_steps=2)
+    _, bases_out, coef = factors
     assert bases_out.shape == (2, 5, 3) and coef.shape == (2, 12, 3)
-    assert_close(function(x, bases, num_steps=2), coef.numpy() @ np.swapaxes(bases_out, 1, 2), 1e-5)
+    assert_close(factors.product(), coef.numpy() @ np.swapaxes(bases_out, 1, 2), 1e-5)

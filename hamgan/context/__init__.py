@@ -8,21 +8,14 @@ normalisation (the discriminator's).
 Hamburger, HamburgerV2, HamburgerV2Plus: Geng et al. 2021. SelfAttention: Zhang et al. 2019 (SAGAN).
 SparseAttention: Daras et al. 2020 ("Your Local GAN"). What a ham starts from is a part of its own:
 RandomBases, FixedBases, LearnedBases, WarmStartBases.
+
+A module with an attribute `hams`, the names of its decompositions, takes two more arguments in its
+call, `initial` and `return_hams`: see `Hamburger.call`.
 """
 
-from hamgan.context.hamburger import (
-    FixedBases,
-    Hamburger,
-    HamburgerV2,
-    HamburgerV2Plus,
-    LearnedBases,
-    RandomBases,
-    SelfAttention,
-    SparseAttention,
-    WarmStartBases,
-    observed_errors,
-    sparse_masks,
-)
+from hamgan.context.attention import SelfAttention, SparseAttention, sparse_masks
+from hamgan.context.bases import FixedBases, LearnedBases, RandomBases, WarmStartBases
+from hamgan.context.hamburger import Hamburger, HamburgerV2, HamburgerV2Plus
 
 __all__ = [
     "FixedBases",
@@ -34,6 +27,5 @@ __all__ = [
     "SelfAttention",
     "SparseAttention",
     "WarmStartBases",
-    "observed_errors",
     "sparse_masks",
 ]
