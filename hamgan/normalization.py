@@ -2,6 +2,8 @@
 et al. 2017).
 """
 
+import contextlib
+
 import keras
 import tensorflow as tf
 
@@ -27,6 +29,24 @@ def global_moments(x):
     return global_mean, global_variance
 
 
+@contextlib.contextmanager
+def moments_from(layers, functions):
+    """Batch norm out of training has its moments from other sources, in what is traced within.
+
+    Args:
+      layers: list of `BatchNorm`.
+      functions: for each its `moments_source`.
+    """
+    before = [layer.moments_source for layer in layers]
+    for layer, function in zip(layers, functions, strict=True):
+        layer.moments_source = function
+    try:
+        yield
+    finally:
+        for layer, function in zip(layers, before, strict=True):
+            layer.moments_source = function
+
+
 class BatchNorm(keras.layers.Layer):
     """Batch norm with moments over the global batch, and one scale and offset per class where there
     are classes.
@@ -38,7 +58,13 @@ class BatchNorm(keras.layers.Layer):
       momentum: decay of the moving averages, which start at mean 0 and variance 1 (no zero-debias).
       epsilon: added to the variance.
       cross_replica: moments over all replicas; False: each replica's own.
+
+    Attributes:
+      moments_source: where the moments are from out of training, function x [B, H, W, C] -> (mean,
+        variance), each [C] float32; None: the moving averages. See `moments_from`.
     """
+
+    moments_source = None
 
     def __init__(
         self, *, num_classes=None, momentum=0.999, epsilon=1e-3, cross_replica=True, **kwargs
@@ -88,9 +114,9 @@ class BatchNorm(keras.layers.Layer):
         return mean, variance
 
     def inference_moments(self, x):
-        """(mean, variance), each [C] float32, for x [B, H, W, C]: the moving averages.
-        `hamgan.sampling` has others.
-        """
+        """(mean, variance), each [C] float32, for x [B, H, W, C]."""
+        if self.moments_source is not None:
+            return self.moments_source(x)
         return tf.convert_to_tensor(self.moving_mean), tf.convert_to_tensor(self.moving_variance)
 
     def get_config(self):

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from hamgan import checkpoints, distribution, normalization, stateless
+from hamgan.layers import layers_of
 
 # Where checkpoints hold the generator's weights, and their exponential moving average.
 PREFIXES = {"raw": "generator", "ema": "generator_ema"}
@@ -198,7 +199,9 @@ class BatchStatistics:
     @contextlib.contextmanager
     def applied(self, seed):
         """As `MovingAverages.applied`."""
-        with _moments_from(self._layers, [normalization.global_moments] * len(self._layers)):
+        with normalization.moments_from(
+            self._layers, [normalization.global_moments] * len(self._layers)
+        ):
             yield
 
 
@@ -249,7 +252,7 @@ class StandingStatistics:
         functions = [
             lambda x, of=of: tuple(tf.convert_to_tensor(v) for v in of) for of in self._moments
         ]
-        with _moments_from(self._layers, functions):
+        with normalization.moments_from(self._layers, functions):
             yield
 
     @tf.function
@@ -270,7 +273,9 @@ class StandingStatistics:
             self._sampler.of_replica(first, seed=seed)
             return [list(seen[threading.get_ident(), index]) for index in range(len(self._layers))]
 
-        with _moments_from(self._layers, [record(index) for index in range(len(self._layers))]):
+        with normalization.moments_from(
+            self._layers, [record(index) for index in range(len(self._layers))]
+        ):
             moments = self._sampler.strategy.run(of_replica, args=(first, seed))
         # The same on all replicas.
         return tf.nest.map_structure(
@@ -282,26 +287,10 @@ _FIRST = tf.VariableAggregation.ONLY_FIRST_REPLICA
 
 
 def _batch_norms(generator):
-    layers = [
-        layer for layer in generator._flatten_layers() if isinstance(layer, normalization.BatchNorm)
-    ]
+    layers = layers_of(generator, normalization.BatchNorm)
     if not layers:
         raise ValueError(
             "The generator has no hamgan.normalization.BatchNorm: take sampling.MovingAverages for "
             "its batch norm."
         )
     return layers
-
-
-@contextlib.contextmanager
-def _moments_from(layers, functions):
-    """Batch norm at inference takes its moments from functions x -> (mean, variance), in what is
-    traced within.
-    """
-    for layer, function in zip(layers, functions, strict=True):
-        layer.inference_moments = function
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.inference_moments

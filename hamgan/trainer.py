@@ -1,19 +1,12 @@
-"""The device step: both networks, both optimizers, and many training steps in one `tf.function`."""
+"""What a run trains: both networks, both optimizers, the average; and the loop on the device."""
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from hamgan import checkpoints, distribution, guard, losses, regularization, stateless
-
-
-class SummedAdam(keras.optimizers.Adam):
-    """Adam for gradients that have been summed over the replicas, which the guard wants to see
-    first.
-    """
-
-    def _all_reduce_sum_gradients(self, grads_and_vars):
-        return grads_and_vars
+from hamgan import checkpoints, distribution, guard, losses
+from hamgan import step as training_step
+from hamgan.step import SummedAdam
 
 
 class Trainer:
@@ -138,7 +131,25 @@ class Trainer:
                 f"{self.generator.num_classes}; got "
                 f"{len(weights)}."
             )
-        self._name_outputs()
+        self._step = training_step.TrainingStep(
+            generator=self.generator,
+            discriminator=self.discriminator,
+            generator_optimizer=self.generator_optimizer,
+            discriminator_optimizer=self.discriminator_optimizer,
+            generator_loss=generator_loss,
+            discriminator_loss=discriminator_loss,
+            batch_size=batch_size,
+            replicas=self._replicas,
+            microbatches=microbatches,
+            augment=augment,
+            regularizers=self.regularizers,
+            fake_labels=fake_labels,
+            ema=self.ema,
+            ema_decay=ema_decay,
+            ema_start=ema_start,
+            seed=seed,
+        )
+        self._values, self._at_start, self._sigmas = (training_step.Packing() for _ in range(3))
 
     def _learning_rate(self, rate):
         return (lambda: rate(tf.convert_to_tensor(self.step))) if callable(rate) else rate
@@ -237,13 +248,10 @@ class Trainer:
             raise RuntimeError(
                 f"{num_steps} steps were asked for, but the step went from {before} to {after}."
             )
-        metrics = dict(
-            zip(
-                self._metric_names + self._sigma_names,
-                [*means.numpy(), *sigmas.numpy()],
-                strict=True,
-            )
-        )
+        metrics = dict(zip(self._metrics(), means.numpy(), strict=True))
+        rank = training_step.METRICS
+        metrics = {n: metrics[n] for n in sorted(metrics, key=lambda n: rank[n.split("/")[0]])}
+        metrics.update(zip(self._sigmas.names, sigmas.numpy(), strict=True))
         metrics = {name: float(value) for name, value in metrics.items()}
         metrics["first_bad_step"] = float(bad_step.numpy())
         if bad_index >= 0:
@@ -252,282 +260,76 @@ class Trainer:
 
     @tf.function
     def _train_steps(self, batches, num_steps):
-        sums = tf.zeros([len(self._metric_names)])
         at_start = self._of_one_replica(self.strategy.run(self._sizes_of_variables))
         bad_index = guard.first_bad(at_start)
         bad_step = tf.where(bad_index >= 0, self.step + 1, -1)
+        # How many metrics there are is known when the first step has been traced.
+        sums = tf.zeros([1])
         for _ in tf.range(num_steps):
+            tf.autograph.experimental.set_loop_options(
+                shape_invariants=[(sums, tf.TensorShape([None]))]
+            )
             reals = [next(batches) for _ in range(self.discriminator_steps)]
             args = (reals, tf.identity(self.step), tf.identity(self.rollbacks))
             # One vector, so that replicas are summed once.
             total = self.strategy.reduce(
-                "sum", self.strategy.run(self._replica_step, args=args), axis=None
-            )
-            step_metrics, checked = (
-                total[: len(self._metric_names)],
-                total[len(self._metric_names) :],
+                "sum", self.strategy.run(self._values_of_step, args=args), axis=None
             )
             self.step.assign_add(1)
-            index = guard.first_bad(checked)
+            index = guard.first_bad(tf.gather(total, list(self._checked())))
             is_first = (index >= 0) & (bad_index < 0)
             bad_index = tf.where(is_first, index + tf.size(at_start), bad_index)
             bad_step = tf.where(is_first, tf.identity(self.step), bad_step)
-            sums += step_metrics / self._replicas
-        sigmas = self._of_one_replica(self.strategy.run(self._sigmas))
+            sums += tf.gather(total, list(self._metrics().values())) / self._replicas
+        sigmas = self._of_one_replica(self.strategy.run(self._sigmas_of_layers))
         return sums / tf.cast(num_steps, tf.float32), sigmas, bad_step, bad_index
 
     def _of_one_replica(self, value):
         """What is the same on all replicas, once."""
         return self.strategy.experimental_local_results(value)[0]
 
-    def _name_outputs(self):
-        """Names of what `_train_steps` gives as vectors."""
-        networks = {"discriminator": self.discriminator, "generator": self.generator}
-        self._metric_names = ["loss/discriminator", "loss/generator", "logits/real", "logits/fake"]
-        self._metric_names += [f"regularizer/{part.name}" for part in self.regularizers]
-        self._sigma_names, variables, updates = [], [], {}
-        for kind, network in networks.items():
-            self._metric_names.append(f"gradient_norm/{kind}")
-            self._metric_names += [
-                f"residual/{kind}/{ham}" for ham in getattr(network.context, "hams", ())
-            ]
-            self._sigma_names += [f"sigma/{kind}/{name}" for name in guard.spectral_layers(network)]
-            of_network = [f"{kind}/{variable.path}" for variable in network.variables]
-            gradients = [
-                f"gradient/{kind}/{variable.path}" for variable in network.trainable_variables
-            ]
-            variables += of_network
-            updates[kind] = [f"loss/{kind}", *reversed(gradients), *of_network]
-        discriminator_updates = ["images", *updates["discriminator"]] * self.discriminator_steps
-        self._checked_names = [*variables, *discriminator_updates, *updates["generator"]]
+    def _networks(self):
+        return {"discriminator": self.discriminator, "generator": self.generator}
+
+    # What replicas compute, each as a vector; its names are kept by the packing.
+
+    def _values_of_step(self, reals, step, rollbacks):
+        return self._values.pack(self._step(reals, step, rollbacks))
 
     def _sizes_of_variables(self):
-        return guard.sizes(self.discriminator.variables + self.generator.variables)
+        sizes = {}
+        for kind, network in self._networks().items():
+            sizes |= guard.sizes_of_variables(kind, network)
+        return self._at_start.pack(sizes)
 
-    def _sigmas(self):
-        networks = (self.discriminator, self.generator)
-        return tf.stack(
-            [
-                layer.sigma()
-                for network in networks
-                for layer in guard.spectral_layers(network).values()
-            ]
+    def _sigmas_of_layers(self):
+        return self._sigmas.pack(
+            {
+                f"sigma/{kind}/{name}": layer.sigma()
+                for kind, network in self._networks().items()
+                for name, layer in guard.spectral_layers(network).items()
+            }
         )
 
-    def _key(self, step, rollbacks, update):
-        """The key of an update's random numbers; others after a rollback, which the same ones would
-        lead to again.
+    def _metrics(self):
+        """{name: its index among a step's values} of what is logged; of several discriminator
+        updates the last counts.
         """
-        return tf.where(
-            rollbacks == 0,
-            stateless.key(self.seed, stateless.TRAINING, step, update),
-            stateless.key(self.seed, stateless.ROLLED_BACK, rollbacks, step, update),
-        )
-
-    def _replica_step(self, reals, step, rollbacks):
-        """One training step of one replica: discriminator updates, then the generator's.
-
-        Returns:
-          [len(metrics) + len(checked)] float32: metrics of the last discriminator update and of the
-          generator's, then for each update what isn't finite if something in it isn't, in the order
-          of `_checked_names`.
-        """
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        # Keyed by the index in the global batch: the same examples however many replicas share
-        # them.
-        indices = replica * self._replica_batch_size + tf.range(self._replica_batch_size)
-        checked = []
-        for update, real in enumerate(reals):
-            key = self._key(step, rollbacks, update)
-            metrics, values = self._update(
-                "discriminator", self._discriminator_gradients, real, key, indices, step
-            )
-            checked += [guard.sizes([real["image"]]), values]
-        key = self._key(step, rollbacks, len(reals))
-        more, values = self._update(
-            "generator", self._generator_gradients, real, key, indices, step
-        )
-        if self.ema is not None:
-            self._update_ema(step)
-        metrics = {**metrics, **more}
-        return tf.concat(
-            [tf.stack([metrics[name] for name in self._metric_names]), *checked, values], axis=0
-        )
-
-    def _update(self, kind, compute, real, key, indices, step):
-        """One update of a network.
-
-        Args:
-          kind: 'generator' or 'discriminator'.
-          compute: function (real, key, indices, step) -> (gradients, metrics), of a microbatch or
-            the whole batch.
-          real: this replica's real images and labels.
-          key: of the update's random numbers.
-          indices: [b] of this replica's examples in the global batch.
-          step: the step before this one.
-
-        Returns:
-          (metrics, vector of what `_checked_names` has of an update).
-        """
-        network = getattr(self, kind)
-        gradients, metrics = self._accumulate(compute, real, key, indices, step)
-        if self._replicas > 1:
-            gradients = tf.distribute.get_replica_context().all_reduce("sum", gradients)
-        # From the output back: there a gradient that isn't finite comes from.
-        gradient_sizes = guard.sizes(gradients[::-1])
-        getattr(self, f"{kind}_optimizer").apply(gradients, network.trainable_variables)
-        metrics[f"gradient_norm/{kind}"] = guard.norm(gradient_sizes)
-        checked = [[metrics[f"loss/{kind}"]], gradient_sizes, guard.sizes(network.variables)]
-        return metrics, tf.concat(checked, axis=0)
-
-    def _accumulate(self, compute, real, key, indices, step):
-        """(sum of gradients, mean of metrics) of `compute` over microbatches."""
-        if self.microbatches == 1:
-            return compute(real, key, indices, step)
-        networks = (self.generator, self.discriminator)
-        layers = [
-            layer for network in networks for layer in guard.spectral_layers(network).values()
-        ]
-        vectors = [tf.convert_to_tensor(layer.u) for layer in layers]
-        size = self._replica_batch_size // self.microbatches
-        gradients, sums = None, None
-        for first in range(0, self._replica_batch_size, size):
-            rows = slice(first, first + size)
-            # One after the other: side by side they would take the memory of the whole batch.
-            with tf.control_dependencies(gradients or []):
-                # All parts normalise by the same sigma, and u moves on once, as with the whole
-                # batch.
-                for layer, u in zip(layers, vectors, strict=True):
-                    layer.u.assign(u)
-                part = {name: value[rows] for name, value in real.items()}
-                new_gradients, metrics = compute(part, key, indices[rows], step)
-            if gradients is None:
-                gradients, sums = new_gradients, metrics
-            else:
-                gradients = [a + b for a, b in zip(gradients, new_gradients, strict=True)]
-                sums = {name: sums[name] + metrics[name] for name in metrics}
-        return gradients, {name: value / self.microbatches for name, value in sums.items()}
-
-    def _update_ema(self, step):
-        decay = tf.where(step < self.ema_start, 0.0, self.ema_decay)
-        for average, weight in zip(
-            self.ema.trainable_variables, self.generator.trainable_variables, strict=True
-        ):
-            average.assign(
-                decay * tf.convert_to_tensor(average) + (1 - decay) * tf.convert_to_tensor(weight)
-            )
-        for ours, original in zip(
-            self.ema.non_trainable_variables, self.generator.non_trainable_variables, strict=True
-        ):
-            ours.assign(original)
-
-    def _fakes(self, real, key, indices):
-        z, labels, keys = stateless.generator_inputs(
-            key,
-            indices,
-            latent_dim=self.generator.latent_dim,
-            num_classes=self.generator.num_classes,
-        )
-        if self.fake_labels is not None:
-            label_keys = stateless.example_keys(stateless.fold(key, stateless.LABELS), indices)
-            labels = self.fake_labels(label_keys, real["label"])
-        images, residuals = self._run("generator", z, labels, keys)
-        return images, labels, residuals
-
-    def _judge(self, images, labels, key, indices):
-        """(logits [B, 1], residuals) in training; indices in the global batch, where generated
-        images follow the real ones.
-        """
-        if self.augment is not None:
-            images = self.augment(
-                images, stateless.example_keys(stateless.fold(key, stateless.AUGMENTATION), indices)
-            )
-        return self._run("discriminator", images, labels, self._bases_keys(key, indices))
-
-    def _run(self, kind, inputs, labels, keys):
-        """(a network's output in training, {name: residual} of its hams)."""
-        network = getattr(self, kind)
-        if not hasattr(network.context, "hams"):
-            return network(inputs, labels, training=True, keys=keys), {}
-        output, seen = network(inputs, labels, training=True, keys=keys, return_context=True)
-        residuals = {f"residual/{kind}/{ham}": found.residual() for ham, found in seen.hams.items()}
-        return output, residuals
-
-    def _bases_keys(self, key, indices):
-        return stateless.example_keys(stateless.fold(key, stateless.DISCRIMINATOR_BASES), indices)
-
-    def _discriminator_gradients(self, real, key, indices, step):
-        images, labels, _ = self._fakes(real, key, indices)
-        images = tf.stop_gradient(images)
-        with tf.GradientTape() as tape:
-            # One pass over both halves: the discriminator has no batch statistics, so it is the
-            # same as two.
-            logits, residuals = self._judge(
-                tf.concat([real["image"], images], axis=0),
-                tf.concat([real["label"], labels], axis=0),
-                key,
-                tf.concat([indices, indices + self.batch_size], axis=0),
-            )
-            real_logits, fake_logits = tf.split(logits, 2)
-            loss = self.discriminator_loss(real_logits, fake_logits)
-        metrics = {
-            "loss/discriminator": loss,
-            "logits/real": tf.reduce_mean(real_logits),
-            "logits/fake": tf.reduce_mean(fake_logits),
-            **residuals,
+        return {
+            name: index
+            for index, (_, name) in enumerate(self._values.names)
+            if name.split("/")[0] in training_step.METRICS
         }
-        gradients = self._gradients(tape, loss, self.discriminator.trainable_variables)
-        for part in self.regularizers:
-            examples = [
-                regularization.Examples(
-                    images,
-                    labels,
-                    self._bases_keys(key, indices),
-                    stateless.example_keys(stateless.fold(key, stateless.CONSISTENCY), indices),
-                )
-                for images, labels, indices in (
-                    (real["image"], real["label"], indices),
-                    (images, labels, indices + self.batch_size),
-                )
-            ]
-            penalty, more = self._penalty(part, examples, step)
-            metrics[f"regularizer/{part.name}"] = penalty
-            gradients = [a + b for a, b in zip(gradients, more, strict=True)]
-        return gradients, metrics
 
-    def _gradients(self, tape, loss, variables):
-        """This microbatch's part of the gradients, which are summed over microbatches and
-        replicas.
-        """
-        share = tf.constant(1 / (self._replicas * self.microbatches))
-        values = [variable.value for variable in variables]
-        gradients = tape.gradient(
-            loss, values, output_gradients=share, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
-        # Dense: of a row that occurs several times, Keras' Adam would add up the squares, not
-        # square the sum.
-        return [tf.convert_to_tensor(gradient) for gradient in gradients]
+    def _checked(self):
+        """{index among a step's values: name} of what must be finite."""
+        return {
+            index: name
+            for index, (_, name) in enumerate(self._values.names)
+            if name.split("/")[0] in training_step.CHECKED
+        }
 
-    def _penalty(self, part, examples, step):
-        """(penalty, its gradients), zeros in steps where it isn't due."""
-        variables = self.discriminator.trainable_variables
-
-        def due():
-            with tf.GradientTape() as tape:
-                penalty = part.interval * part(self.discriminator, *examples)
-            return penalty, self._gradients(tape, penalty, variables)
-
-        def not_due():
-            return tf.zeros([]), [tf.zeros(variable.shape) for variable in variables]
-
-        return due() if part.interval == 1 else tf.cond(step % part.interval == 0, due, not_due)
-
-    def _generator_gradients(self, real, key, indices, step):
-        del step
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            variables = self.generator.trainable_variables
-            tape.watch([v.value for v in variables])
-            images, labels, residuals = self._fakes(real, key, indices)
-            logits, _ = self._judge(images, labels, key, indices + self.batch_size)
-            loss = self.generator_loss(logits)
-        return self._gradients(tape, loss, variables), {"loss/generator": loss, **residuals}
+    @property
+    def _checked_names(self):
+        """Names of what may be the first that isn't finite, variables at the start first."""
+        return [*self._at_start.names, *self._checked().values()]

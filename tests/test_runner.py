@@ -475,6 +475,7 @@ def test_standing_statistics_leave_the_generator_as_it_was(network):
     assert plain.description["fingerprint"] != evaluator.description["fingerprint"]
     # What is traced afterwards has the moving averages again.
     assert "inference_moments" not in vars(generator.norm)
+    assert generator.norm.moments_source is None
 
 
 # Protocols.
