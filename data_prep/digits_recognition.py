@@ -13,8 +13,9 @@ import tensorflow as tf
 from absl import app, flags, logging
 from sklearn import svm
 
-from hamgan import checkpoints, data, pictures, records
+from hamgan import data, pictures
 from hamgan.evaluation import report
+from hamgan.run import checkpoints, records
 
 
 def pixels(images: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ import tqdm
 from absl import app, flags, logging
 from tensorflow_datasets.core import file_adapters
 
-from hamgan import records
+from hamgan.run import records
 
 VERSION = "1.0.0"  # of packed datasets
 SHARD_BYTES = 200_000_000

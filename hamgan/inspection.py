@@ -13,7 +13,8 @@ import tensorflow as tf
 from matplotlib import figure as mpl_figure
 from matplotlib import ticker
 
-from hamgan import pictures, records, stateless
+from hamgan import pictures, stateless
+from hamgan.run import records
 
 
 @dataclasses.dataclass(frozen=True)

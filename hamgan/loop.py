@@ -17,7 +17,8 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from hamgan import checkpoints, distribution, pictures, records, sampling, watching
+from hamgan import distribution, pictures, sampling, watching
+from hamgan.run import checkpoints, records
 
 GRID_ROWS = 10
 GRID_COLUMNS = 10
@@ -117,7 +118,7 @@ class Log:
         self._waiting = []
 
     def write(self, record):
-        """Appends a record (see `hamgan.records`); its numbers become TensorBoard scalars."""
+        """Appends a record (see `hamgan.run.records`); its numbers become TensorBoard scalars."""
         if self._writer is None:
             return
         self._waiting.append({"time": time.time(), **record})

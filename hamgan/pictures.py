@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from hamgan import records
+from hamgan.run import records
 
 _BACKGROUND = (255, 255, 255)
 _INK = (40, 40, 48)

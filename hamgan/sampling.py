@@ -7,8 +7,9 @@ import threading
 import numpy as np
 import tensorflow as tf
 
-from hamgan import checkpoints, distribution, normalization, stateless
+from hamgan import distribution, normalization, stateless
 from hamgan.layers import layers_of
+from hamgan.run import checkpoints
 
 # Where checkpoints hold the generator's weights, and their exponential moving average.
 PREFIXES = {"raw": "generator", "ema": "generator_ema"}

@@ -4,8 +4,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hamgan import checkpoints, distribution, guard, losses
+from hamgan import distribution, guard, losses
 from hamgan import step as training_step
+from hamgan.run import checkpoints
 from hamgan.step import SummedAdam
 
 

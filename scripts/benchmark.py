@@ -31,9 +31,10 @@ import sys
 
 from absl import app, flags, logging
 
-from hamgan import distribution, records
+from hamgan import distribution
 from hamgan.benchmarks import context, context_report, fid, measure
 from hamgan.benchmarks import input as feeding
+from hamgan.run import records
 
 FLAGS = flags.FLAGS
 SWEEPS = ("scaling", "steps")

@@ -19,7 +19,7 @@ import cli
 import numpy as np
 from absl import flags
 
-from hamgan import checkpoints
+from hamgan.run import checkpoints
 
 FLAGS = flags.FLAGS
 

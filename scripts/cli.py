@@ -14,8 +14,9 @@ import gin
 import tensorflow as tf
 from absl import app, flags, logging
 
-from hamgan import checkpoints, distribution, experiment, records
+from hamgan import distribution, experiment
 from hamgan.evaluation import protocol as protocols
+from hamgan.run import checkpoints, records
 
 FLAGS = flags.FLAGS
 CONFIG_NAME = "config.gin"

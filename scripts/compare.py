@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from hamgan import records
+from hamgan.run import records
 
 FLAGS = flags.FLAGS
 DEFAULT = ("digits_sngan", "digits_sagan", "digits_ylg", "digits", "digits_strong")

@@ -36,8 +36,9 @@ import cli
 import tensorflow as tf
 from absl import flags
 
-from hamgan import checkpoints, distribution, loop, records
+from hamgan import distribution, loop
 from hamgan.evaluation import reference, report, runner, selftest, shards
+from hamgan.run import checkpoints, records
 
 FLAGS = flags.FLAGS
 

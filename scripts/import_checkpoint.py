@@ -27,7 +27,8 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from hamgan import checkpoints, context, distribution, loop, networks, published, records
+from hamgan import context, distribution, loop, networks, published
+from hamgan.run import checkpoints, records
 
 FLAGS = flags.FLAGS
 KINDS = ("generator", "discriminator")

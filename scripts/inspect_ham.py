@@ -19,7 +19,8 @@ import cli
 import tensorflow as tf
 from absl import flags
 
-from hamgan import checkpoints, distribution, inspection, records, sampling, stateless
+from hamgan import distribution, inspection, sampling, stateless
+from hamgan.run import checkpoints, records
 
 FLAGS = flags.FLAGS
 

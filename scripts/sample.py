@@ -17,7 +17,8 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from hamgan import checkpoints, distribution, loop, pictures, records, sampling
+from hamgan import distribution, loop, pictures, sampling
+from hamgan.run import checkpoints, records
 
 FLAGS = flags.FLAGS
 

@@ -20,8 +20,9 @@ import cli
 import evaluate
 from absl import flags
 
-from hamgan import checkpoints, distribution, loop, preview
+from hamgan import distribution, loop, preview
 from hamgan.evaluation import report, runner
+from hamgan.run import checkpoints
 
 FLAGS = flags.FLAGS
 MODES = ("train", "train_and_evaluate", "evaluate_continuously", "evaluate")

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hamgan.checkpoints import Checkpoints
+from hamgan.run.checkpoints import Checkpoints
 
 
 def save(directory, **changed):

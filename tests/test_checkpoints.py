@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hamgan import checkpoints
-from hamgan.checkpoints import Checkpoints
+from hamgan.run import checkpoints
+from hamgan.run.checkpoints import Checkpoints
 
 
 def variables(step=0, **extra):

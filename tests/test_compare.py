@@ -4,7 +4,7 @@ import compare
 import pytest
 from PIL import Image
 
-from hamgan import records
+from hamgan.run import records
 
 
 def make_run(folder, fids, rate):

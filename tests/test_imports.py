@@ -25,7 +25,7 @@ LAYERS = [
     {"decomposition", "losses", "augmentation", "labels", "guard", "data", "pictures"},
     {"context", "regularization"},
     {"networks", "step"},
-    {"checkpoints", "published", "inspection"},
+    {"published", "inspection"},
     {"trainer", "sampling"},
     {"evaluation"},
     {"loop", "preview"},

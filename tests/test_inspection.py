@@ -13,7 +13,8 @@ from helpers import array, assert_close
 from PIL import Image
 
 from data_prep import digits
-from hamgan import checkpoints, context, decomposition, inspection, networks
+from hamgan import context, decomposition, inspection, networks
+from hamgan.run import checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
 BATCH = 4

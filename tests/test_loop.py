@@ -10,9 +10,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from hamgan import checkpoints, loop, records, watching
+from hamgan import loop, watching
 from hamgan.evaluation import report
 from hamgan.loop import Schedule
+from hamgan.run import checkpoints, records
 
 
 class CountingEvaluator:

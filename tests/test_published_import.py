@@ -20,7 +20,8 @@ from absl import flags
 from helpers import assert_close
 
 from data_prep import digits
-from hamgan import checkpoints, context, data, decomposition, networks, published, trainer
+from hamgan import context, data, decomposition, networks, published, trainer
+from hamgan.run import checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "published_v1_nmf"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hamgan import records
+from hamgan.run import records
 
 
 @pytest.fixture(params=["local", "remote"])

@@ -13,8 +13,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from hamgan import pictures, records
+from hamgan import pictures
 from hamgan.evaluation import report
+from hamgan.run import records
 
 _VOID = {"meta", "img", "input", "br", "hr", "link"}
 

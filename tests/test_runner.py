@@ -11,8 +11,9 @@ import pytest
 import tensorflow as tf
 from test_features import Network
 
-from hamgan import checkpoints, sampling, tfgan
+from hamgan import sampling, tfgan
 from hamgan.evaluation import features, metrics, protocol, reference, runner, scores, shards
+from hamgan.run import checkpoints
 
 
 class Pooled(Network):

@@ -8,7 +8,8 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
-from hamgan import checkpoints, distribution, normalization, sampling, stateless
+from hamgan import distribution, normalization, sampling, stateless
+from hamgan.run import checkpoints
 
 
 def make_sampler(strategy, batch_size, seed=5, constructor=made.small_generator):

@@ -9,7 +9,7 @@ import children
 import numpy as np
 import pytest
 
-from hamgan import checkpoints, records
+from hamgan.run import checkpoints, records
 
 FOREVER = 10**6
 

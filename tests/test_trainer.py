@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hamgan import checkpoints, stateless
+from hamgan import stateless
+from hamgan.run import checkpoints
 
 
 def test_training_changes_every_trainable_weight():

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hamgan import checkpoints, labels, losses
+from hamgan import labels, losses
 from hamgan.augmentation import DiffAugment
 from hamgan.experiment import Experiment
 from hamgan.normalization import BatchNorm
 from hamgan.regularization import R1, Consistency
+from hamgan.run import checkpoints
 from hamgan.schedules import LinearDecay
 
 # Large learning rates, plain momentum-free steps: what differs in gradients shows in the weights.

@@ -8,7 +8,6 @@ import matplotlib
 from matplotlib import figure as mpl_figure
 from matplotlib import ticker
 
-from hamgan import records
 from hamgan.benchmarks.context import (
     MODES,
     MODULES,
@@ -18,6 +17,7 @@ from hamgan.benchmarks.context import (
     pixels,
     series,
 )
+from hamgan.run import records
 
 # Text
 

@@ -22,9 +22,10 @@ import tensorflow_datasets as tfds
 from matplotlib import figure as mpl_figure
 from tqdm import tqdm
 
-from hamgan import data, records
+from hamgan import data
 from hamgan.benchmarks import measure
 from hamgan.benchmarks.context_report import aligned
+from hamgan.run import records
 
 HEIGHT, WIDTH = 375, 500
 IMAGE_SIZE = 128

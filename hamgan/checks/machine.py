@@ -15,8 +15,9 @@ import psutil
 import tensorflow as tf
 from tqdm import tqdm
 
-from hamgan import checkpoints, distribution
+from hamgan import distribution
 from hamgan.checks.outcome import describe, fail, ok, skip, warn
+from hamgan.run import checkpoints
 
 # Beside the checkpoints: sample grids, TensorBoard, metrics.
 _DISK_MARGIN = 500 * 2**20

@@ -10,7 +10,8 @@ import os
 
 import numpy as np
 
-from hamgan import pictures, records
+from hamgan import pictures
+from hamgan.run import records
 
 FOLDER = "neighbours"
 _CHUNK = 1024  # rows of one block of distances

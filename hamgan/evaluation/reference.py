@@ -13,9 +13,9 @@ import re
 import numpy as np
 import tensorflow as tf
 
-from hamgan import records
 from hamgan.evaluation import metrics, shards
 from hamgan.evaluation.protocol import in_words
+from hamgan.run import records
 
 # What the comparison of single features takes of a larger reference: 400 MB of Inception's.
 MAX_FEATURES = 50_000

@@ -21,8 +21,8 @@ import tensorflow as tf
 from PIL import Image
 
 import hamgan
-from hamgan import records
 from hamgan.evaluation import charts, neighbours, page
+from hamgan.run import records
 
 # What two evaluations must share for their numbers to stand in one curve.
 _PROTOCOL = (
@@ -129,7 +129,7 @@ def terminal_table(all_records):
     """The evaluations among records, and the means over repeats, as a table of text, by step.
 
     Args:
-      all_records: dictionaries as `hamgan.records.read` gives them; other kinds are passed over.
+      all_records: dictionaries as `hamgan.run.records.read` gives them; other kinds are passed over.
 
     Returns:
       Lines of text without a line break at the end; an empty string where there is no evaluation.

@@ -17,9 +17,10 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from hamgan import checkpoints, distribution, records, sampling
+from hamgan import distribution, sampling
 from hamgan.evaluation import neighbours, reference, shards
 from hamgan.evaluation.protocol import describe, in_words
+from hamgan.run import checkpoints, records
 
 
 class Embedder:

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from hamgan import records
+from hamgan.run import records
 
 # Rows of a file, or a little more: 50 MB of Inception's features and logits.
 _ROWS = 4096

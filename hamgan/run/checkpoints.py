@@ -14,7 +14,7 @@ import uuid
 import numpy as np
 import tensorflow as tf
 
-from hamgan import records
+from hamgan.run import records
 
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 _SEED = "seed" + _SUFFIX

@@ -1,0 +1,1 @@
+"""A run: what its folder holds, and what its records mean. Knows no network."""
