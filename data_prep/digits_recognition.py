@@ -16,6 +16,7 @@ from sklearn import svm
 from hamgan import data, pictures
 from hamgan.evaluation import report
 from hamgan.run import checkpoints, records
+from hamgan.run.folder import Folder
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
@@ -42,7 +43,7 @@ def main(argv):
     del argv
     logging.set_verbosity(logging.WARNING)
     flag = flags.FLAGS
-    path = os.path.join(flag.model_dir, "samples.npz")
+    path = Folder(flag.model_dir).sample_array
     if not tf.io.gfile.exists(path):
         raise SystemExit(
             f"There is no {path}: make it with scripts/sample.py --per_class=100 --output={path}"
@@ -65,7 +66,7 @@ def main(argv):
     )
     checkpoint = checkpoints.find(flag.model_dir)
     records.append(
-        os.path.join(flag.model_dir, "metrics.jsonl"),
+        Folder(flag.model_dir).metrics,
         {
             "kind": "event",
             "step": checkpoints.step_of(checkpoint),

@@ -4,24 +4,20 @@ evaluation.
 
 import contextlib
 import dataclasses
-import json
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from hamgan import distribution, pictures, sampling, watching
-from hamgan.run import checkpoints, records
-
-GRID_ROWS = 10
-GRID_COLUMNS = 10
+from hamgan import distribution, grids, watching
+from hamgan.run import checkpoints, class_names
+from hamgan.run.folder import Folder
+from hamgan.run.log import SCREEN, Log, surviving_failed_writes
+from hamgan.signals import Interruption
 
 
 class Collapse(FloatingPointError):
@@ -101,243 +97,6 @@ class Schedule:
         return min(end for end in nexts if end > step) - step
 
 
-class Log:
-    """Where a run's numbers go: metrics.jsonl and TensorBoard, under the same names.
-
-    A record that can't be written (a full disk, a bucket that fails) is kept and written with a
-    later one.
-
-    Args:
-      model_dir: the run's folder.
-      writes: False on hosts that leave the writing to another one.
-    """
-
-    def __init__(self, model_dir, *, writes=True):
-        self._path = os.path.join(model_dir, "metrics.jsonl")
-        self._writer = tf.summary.create_file_writer(model_dir) if writes else None
-        self._waiting = []
-
-    def write(self, record):
-        """Appends a record (see `hamgan.run.records`); its numbers become TensorBoard scalars."""
-        if self._writer is None:
-            return
-        self._waiting.append({"time": time.time(), **record})
-        with surviving_failed_writes("Metrics"):
-            while self._waiting:
-                records.append(self._path, self._waiting[0])
-                self._write_scalars(self._waiting.pop(0))
-            self._writer.flush()
-
-    def _write_scalars(self, record):
-        with self._writer.as_default(step=record["step"]):
-            for tag, value in records.scalars(record).items():
-                tf.summary.scalar(tag, value)
-
-    def _evaluations(self):
-        """The run's evaluation records, without those of steps that it went back behind."""
-        evaluations = []
-        for record in records.read(self._path) if tf.io.gfile.exists(self._path) else ():
-            if record["kind"] == "evaluation":
-                evaluations.append(record)
-            elif record.get("event") == "rolled back":
-                evaluations = [e for e in evaluations if e["step"] <= record["to"]]
-        return evaluations
-
-    def evaluated_steps(self):
-        """The steps that have an evaluation record already."""
-        return {record["step"] for record in self._evaluations()}
-
-    def _fids_of_protocols(self):
-        """[{step: FID}], one for each protocol, that of the newest record last."""
-        protocols = {}
-        for record in self._evaluations():
-            if record.get("fid") is not None:
-                protocol = json.dumps([record.get(key) for key in _PROTOCOL], sort_keys=True)
-                fids = protocols.pop(protocol, {})
-                protocols[protocol] = {
-                    **fids,
-                    record["step"]: min(record["fid"], fids.get(record["step"], np.inf)),
-                }
-        return list(protocols.values())
-
-    def fids(self):
-        """{step: FID} of all that can be compared with the newest one: of the same protocol."""
-        return next(reversed(self._fids_of_protocols()), {})
-
-    def best_steps(self, count):
-        """The `count` steps with the lowest of `fids`."""
-        return _lowest(self.fids(), count)
-
-    def steps_to_keep(self, count):
-        """The `count` best steps of every protocol that the run was evaluated under."""
-        return {step for fids in self._fids_of_protocols() for step in _lowest(fids, count)}
-
-
-def _lowest(fids, count):
-    return sorted(fids, key=fids.get)[:count]
-
-
-# What two records must share for their FIDs to be compared.
-_PROTOCOL = ("protocol", "num_samples", "features", "reference", "quantize")
-
-
-class _Screen:
-    """The standard error stream, whose failures are passed over: it may be a file on the disk that
-    is full.
-    """
-
-    def __getattr__(self, name):
-        return getattr(sys.stderr, name)
-
-    def write(self, text):
-        with contextlib.suppress(OSError):
-            sys.stderr.write(text)
-
-    def flush(self):
-        with contextlib.suppress(OSError):
-            sys.stderr.flush()
-
-
-SCREEN = _Screen()
-
-
-@contextlib.contextmanager
-def surviving_failed_writes(what):
-    """Training outlives a full disk: what can't be written is said, and left."""
-    try:
-        yield
-    except (OSError, tf.errors.OpError) as error:
-        tqdm.write(f"WARNING: {what} can't be written now, training goes on: {error}", file=SCREEN)
-
-
-def grid_classes(num_classes):
-    """The labels of a grid's rows: all classes, or ten that are evenly spread."""
-    return np.linspace(0, num_classes - 1, min(GRID_ROWS, num_classes)).round().astype(np.int32)
-
-
-class SampleGrid:
-    """The same noise and classes at every step: rows of classes, drawn on all replicas.
-
-    Args:
-      generator: the generator.
-      strategy: its strategy.
-      class_names: names of the classes, by label.
-      seed: of the noise.
-      batch_norm: constructor of where batch norm has its moments from, as in a protocol.
-    """
-
-    def __init__(
-        self, generator, *, strategy, class_names, seed=0, batch_norm=sampling.MovingAverages
-    ):
-        classes = grid_classes(generator.num_classes)
-        self.labels = np.repeat(classes, GRID_COLUMNS)
-        self.row_labels = [class_names[c] for c in classes]
-        replicas = strategy.num_replicas_in_sync
-        batch_size = -(-min(100, len(self.labels)) // replicas) * replicas
-        self._sampler = sampling.Sampler(
-            generator, strategy=strategy, batch_size=batch_size, seed=seed
-        )
-        self._batch_norm, self._seed = batch_norm(self._sampler), tf.constant(seed)
-
-    def images(self):
-        """The grid's images [N, S, S, 3]. With several hosts, all must ask."""
-        with self._batch_norm.applied(self._seed):
-            return self._sampler.sample(len(self.labels), self.labels)[0]
-
-    def save(self, path, images, *, title=None):
-        """Writes the grid's images into a PNG file."""
-        pictures.save_grid(
-            path, images, columns=GRID_COLUMNS, row_labels=self.row_labels, title=title
-        )
-
-
-def write_class_names(model_dir, names):
-    """Keeps the names of the classes with the run, for those who sample without the data."""
-    records.write_whole(os.path.join(model_dir, "classes.txt"), "\n".join(names).encode())
-
-
-def read_class_names(model_dir, num_classes):
-    """The names of a run's classes; their numbers where the run has kept none."""
-    path = os.path.join(model_dir, "classes.txt")
-    if not tf.io.gfile.exists(path):
-        return [str(label) for label in range(num_classes)]
-    with tf.io.gfile.GFile(path) as file:
-        return file.read().split("\n")
-
-
-def draw_real_images(path, dataset, grid):
-    """Draws real images of the grid's classes, as many of each as its rows hold and the first
-    batches have.
-    """
-    wanted = {int(c): [] for c in grid.labels[::GRID_COLUMNS]}
-    for batch in (
-        dataset.reference_batches(split=dataset.train_split, batch_size=100)
-        .take(200)
-        .as_numpy_iterator()
-    ):
-        for image, label in zip(batch["image"], batch["label"], strict=True):
-            if len(wanted.get(int(label), range(GRID_COLUMNS))) < GRID_COLUMNS:
-                wanted[int(label)].append(image)
-        if all(len(images) == GRID_COLUMNS for images in wanted.values()):
-            break
-    blank = np.ones([dataset.image_size, dataset.image_size, 3], np.float32)
-    images = [
-        image for row in wanted.values() for image in row + [blank] * (GRID_COLUMNS - len(row))
-    ]
-    pictures.save_grid(path, np.stack(images), columns=GRID_COLUMNS, row_labels=grid.row_labels)
-
-
-class Interruption:
-    """SIGTERM and Ctrl-C as a wish to stop that is looked at between host calls; a second Ctrl-C
-    stops at once.
-
-    Attributes:
-      signal: name of the signal that came; None: none yet.
-    """
-
-    def __init__(self):
-        self.signal = None
-        self._handlers = {}
-        self._raises = False
-
-    def __enter__(self):
-        # Python allows signal handlers in the main thread only.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._handlers[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *error):
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number, frame):
-        if self.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = signal.Signals(number).name
-        # Not print: it can't be called while it is interrupted.
-        os.write(
-            2, f"\n{self.signal}: saving, then leaving. (Ctrl-C again: leave at once.)\n".encode()
-        )
-        if self._raises:
-            raise _Interrupted
-
-    @contextlib.contextmanager
-    def at_once(self):
-        """What may be broken off in the middle: in this context a signal ends the context."""
-        self._raises = True
-        try:
-            yield
-        except _Interrupted:
-            pass
-        finally:
-            self._raises = False
-
-
-class _Interrupted(Exception):
-    pass
-
-
 class Ended(NamedTuple):
     """How `train` ended."""
 
@@ -361,7 +120,7 @@ def train(
       model_dir: the run's folder.
       evaluator: a `hamgan.evaluation.runner.Evaluator` of the trainer's generator; None: no
         evaluation.
-      grid: the `SampleGrid` that is drawn; None: one of the trainer's generator.
+      grid: the `grids.SampleGrid` that is drawn; None: one of the trainer's generator.
       progress: draw a progress bar.
       profile: (start, stop), steps between which a TensorFlow profile is written into model_dir;
         None: no profile.
@@ -417,6 +176,7 @@ class _Run:
         self.dataset = dataset
         self.schedule = schedule
         self.model_dir = model_dir
+        self.folder = Folder(model_dir)
         self.evaluator = evaluator
         self.profile = profile
         self.interruption = interruption
@@ -424,15 +184,15 @@ class _Run:
         self.log = Log(model_dir, writes=self.writes)
         self.variables = trainer.variables()
         self.saved = checkpoints.Checkpoints(
-            os.path.join(model_dir, "checkpoints"),
+            self.folder.checkpoints,
             self.variables,
             max_to_keep=schedule.max_to_keep,
-            best=lambda: self.log.steps_to_keep(schedule.keep_best),
+            best=lambda: self.log.history().steps_to_keep("fid", schedule.keep_best),
             seed=trainer.seed,
             writes=self.writes,
             report=lambda message: self.announce("checkpoint trouble", message=message),
         )
-        self.grid = grid or SampleGrid(
+        self.grid = grid or grids.SampleGrid(
             trainer.generator, strategy=trainer.strategy, class_names=dataset.class_names
         )
         self.batches = None
@@ -456,8 +216,8 @@ class _Run:
     def train(self):
         if self.path is None:
             if self.writes:
-                write_class_names(self.model_dir, self.dataset.class_names)
-                draw_real_images(os.path.join(self.model_dir, "real.png"), self.dataset, self.grid)
+                class_names.write(self.model_dir, self.dataset.class_names)
+                grids.draw_real_images(self.folder.real_images, self.dataset, self.grid)
             self.save()
         else:
             self.announce("resumed", checkpoint=self.path, message=f"Going on from {self.path}")
@@ -479,7 +239,7 @@ class _Run:
             )
             self.stopped = True
             return
-        self.draw_grid("samples.png")
+        self.draw_grid(self.folder.samples)
 
     def is_due(self, period):
         return self.step % period == 0 or self.step == self.schedule.num_steps
@@ -590,15 +350,11 @@ class _Run:
 
     def sample_and_evaluate(self):
         if self.is_due(self.schedule.sample_every):
-            self.draw_grid(
-                os.path.join("samples", f"step-{self.step:08d}.png"), title=f"step {self.step:,}"
-            )
+            self.draw_grid(self.folder.grid(self.step), title=f"step {self.step:,}")
         if (
             self.evaluator
             and self.is_due(self.schedule.evaluate_every)
-            and self.of_chief(
-                int(self.saved_step == self.step and self.step not in self.log.evaluated_steps())
-            )
+            and self.of_chief(int(self.is_to_be_evaluated()))
             and not self.is_to_stop()
         ):
             # Several hosts can't leave each other alone in the middle of an evaluation.
@@ -609,11 +365,15 @@ class _Run:
                 self.show(FID=f"{record['fid']:.2f}")
                 self.collapsed_by_fid(record["fid"])
 
-    def draw_grid(self, name, *, title=None):
+    def is_to_be_evaluated(self):
+        evaluated = self.log.history().evaluated_steps()
+        return self.saved_step == self.step and self.step not in evaluated
+
+    def draw_grid(self, path, *, title=None):
         images = self.grid.images()
         if self.writes:
-            with surviving_failed_writes(name):
-                self.grid.save(os.path.join(self.model_dir, name), images, title=title)
+            with surviving_failed_writes(os.path.basename(path)):
+                self.grid.save(path, images, title=title)
 
     def of_chief(self, value):
         """A number as the host that writes has it: hosts must not decide differently."""
@@ -669,7 +429,7 @@ class _Run:
 
     def collapsed_by_fid(self, fid):
         """Compares with the best FID; returns whether the run went back."""
-        best = min(self.log.fids().values(), default=fid)
+        best = min(self.log.history().scores("fid").values(), default=fid)
         factor = self.schedule.collapse_factor
         if factor is None or not self.of_chief(int(fid > factor * best)):
             return False
@@ -681,9 +441,8 @@ class _Run:
         self.announce("collapse", message=message)
         if not self.schedule.on_collapse(message):
             return False
-        best = self.of_chief(
-            next((step for step in self.log.best_steps(1) if step < self.step), -1)
-        )
+        best = self.log.history().best_steps("fid", 1)
+        best = self.of_chief(next((step for step in best if step < self.step), -1))
         there = [
             name
             for name in checkpoints.available(self.model_dir)

@@ -20,6 +20,7 @@ import numpy as np
 from absl import flags
 
 from hamgan.run import checkpoints
+from hamgan.run.folder import Folder
 
 FLAGS = flags.FLAGS
 
@@ -31,7 +32,7 @@ def configuration_files():
             "No configuration: give --gin_file, or --model_dir of a run whose configuration to "
             "check."
         )
-    return FLAGS.gin_file or [os.path.join(FLAGS.model_dir, cli.CONFIG_NAME)]
+    return FLAGS.gin_file or [Folder(FLAGS.model_dir).config]
 
 
 def train(model_dir, steps):

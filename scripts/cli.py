@@ -17,9 +17,9 @@ from absl import app, flags, logging
 from hamgan import distribution, experiment
 from hamgan.evaluation import protocol as protocols
 from hamgan.run import checkpoints, records
+from hamgan.run.folder import Folder
 
 FLAGS = flags.FLAGS
-CONFIG_NAME = "config.gin"
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 _MODULES = (
@@ -133,7 +133,7 @@ def load_experiment(*, protocol=None):
     """
     gin.add_config_file_search_path(_ROOT)
     gin.config.register_file_reader(lambda path: tf.io.gfile.GFile(path, "r"), tf.io.gfile.exists)
-    saved = os.path.join(FLAGS.model_dir or "MODEL_DIR", CONFIG_NAME)
+    saved = Folder(FLAGS.model_dir or "MODEL_DIR").config
     files = FLAGS.gin_file
     if not files:
         if not FLAGS.model_dir or not tf.io.gfile.exists(saved):
@@ -252,7 +252,7 @@ def resolved_configuration():
     Raises:
       ValueError: model_dir belongs to a run with other settings; the differences are listed.
     """
-    path = os.path.join(FLAGS.model_dir, CONFIG_NAME)
+    path = Folder(FLAGS.model_dir).config
     # One line per binding, however long, so that lines can be compared.
     texts = gin.operative_config_str(max_line_length=10_000), gin.config_str(max_line_length=10_000)
     now = _bindings("\n".join(texts))
@@ -294,7 +294,7 @@ def settle_configuration():
     """
     text = resolved_configuration()
     try:
-        records.write_whole(os.path.join(FLAGS.model_dir, CONFIG_NAME), text.encode())
+        records.write_whole(Folder(FLAGS.model_dir).config, text.encode())
     except (OSError, tf.errors.OpError) as error:
         raise ValueError(f"--model_dir={FLAGS.model_dir} can't be written: {error}") from error
 

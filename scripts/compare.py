@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from hamgan.run import records
+from hamgan.run.folder import Folder
+from hamgan.run.history import History
 
 FLAGS = flags.FLAGS
 DEFAULT = ("digits_sngan", "digits_sagan", "digits_ylg", "digits", "digits_strong")
@@ -53,10 +55,9 @@ def summarize(name, model_dirs):
     """One row: FID over steps of all seeds, and what it cost."""
     curves, rates = [], []
     for model_dir in model_dirs:
-        path = os.path.join(model_dir, "metrics.jsonl")
-        fid = {r["step"]: r["fid"] for r in records.read(path, kind="evaluation")}
-        curves.append(fid)
-        rates.append(np.median([r["images_per_second"] for r in records.read(path, kind="train")]))
+        history = History(Folder(model_dir).metrics)
+        curves.append(history.scores("fid"))
+        rates.append(np.median([r["images_per_second"] for r in history.of_kind("train")]))
     steps = sorted(set.intersection(*map(set, curves)))
     fids = np.array([[curve[step] for step in steps] for curve in curves])  # [seeds, steps]
     spread = float(fids[:, -1].std(ddof=1)) if len(curves) > 1 else 0.0

@@ -2,18 +2,20 @@
 and the report.
 
     python scripts/evaluate.py --model_dir=runs/digits --data_dir=data
-    python scripts/evaluate.py --model_dir=runs/digits --data_dir=data --checkpoint=ckpt-400
-    --checkpoint=ckpt-800 python scripts/evaluate.py --model_dir=runs/digits --data_dir=data
-    --repeats=3 python scripts/evaluate.py --model_dir=runs/digits --data_dir=data --watch
+    python scripts/evaluate.py --model_dir=runs/digits --data_dir=data \\
+        --checkpoint=ckpt-400 --checkpoint=ckpt-800
+    python scripts/evaluate.py --model_dir=runs/digits --data_dir=data --repeats=3
+    python scripts/evaluate.py --model_dir=runs/digits --data_dir=data --watch
 
 The configuration is the one kept in model_dir. --protocol takes one of configs/protocols or a gin
 file of your own; one setting is changed by, e.g.,
 --gin_param="protocol.Protocol.num_samples=10000". What has been scored is kept in
 model_dir/evaluation and isn't computed again; what was interrupted goes on where it was.
 
-    python scripts/evaluate.py --build_reference --gin_file=configs/hamgan_baby.gin --data_dir=DIR
-    --protocol=paper python scripts/evaluate.py --show --gin_file=configs/hamgan_baby.gin
-    --data_dir=DIR --protocol=paper
+    python scripts/evaluate.py --build_reference --gin_file=configs/hamgan_baby.gin \\
+        --data_dir=DIR --protocol=paper
+    python scripts/evaluate.py --show --gin_file=configs/hamgan_baby.gin --data_dir=DIR \\
+        --protocol=paper
 
 computes the features of the real images, and prints what is kept of them. Otherwise the first
 evaluation does it.
@@ -36,9 +38,11 @@ import cli
 import tensorflow as tf
 from absl import flags
 
-from hamgan import distribution, loop
-from hamgan.evaluation import reference, report, runner, selftest, shards
-from hamgan.run import checkpoints, records
+from hamgan import distribution
+from hamgan.evaluation import reference, report, runner, selftest, shards, terminal, watch
+from hamgan.run import checkpoints, history, records
+from hamgan.run.folder import Folder
+from hamgan.run.log import Log
 
 FLAGS = flags.FLAGS
 
@@ -47,16 +51,18 @@ def evaluate(
     experiment,
     *,
     names=(),
-    watch=False,
+    watching=False,
     repeats=None,
     timeout=3600,
     share=None,
     keep_features=False,
 ):
-    """Scores the checkpoints of these names (none: the newest), or with `watch` every one as it
+    """Scores the checkpoints of these names (none: the newest), or with `watching` every one as it
     appears.
     """
-    paths = [] if watch else [checkpoints.find(FLAGS.model_dir, name) for name in names or [None]]
+    paths = (
+        [] if watching else [checkpoints.find(FLAGS.model_dir, name) for name in names or [None]]
+    )
     strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
     dataset = experiment.dataset(data_dir=FLAGS.data_dir)
     with strategy.scope():
@@ -67,30 +73,30 @@ def evaluate(
         dataset=dataset,
         protocol=experiment.protocol,
         data_dir=FLAGS.data_dir,
-        work_dir=os.path.join(FLAGS.model_dir, "evaluation"),
+        work_dir=Folder(FLAGS.model_dir).evaluation,
         share=share,
         keep_features=keep_features,
     )
     print(
         f"Protocol {evaluator.description['name']}: {evaluator.description['words']}.", flush=True
     )
-    log = loop.Log(FLAGS.model_dir)
-    metrics = os.path.join(FLAGS.model_dir, "metrics.jsonl")
+    log = Log(FLAGS.model_dir)
+    metrics = Folder(FLAGS.model_dir).metrics
     written = (
-        {runner.key_of(record) for record in records.read(metrics)}
+        {history.key_of(record) for record in records.read(metrics)}
         if tf.io.gfile.exists(metrics)
         else set()
     )
 
     def publish(record):
-        key = runner.key_of(record)
+        key = history.key_of(record)
         if key is None or key not in written:
             log.write(record)
             written.add(key)
-        print(line_of(record), flush=True)
+        print(terminal.line_of(record), flush=True)
 
-    if watch:
-        runner.evaluate_new_checkpoints(
+    if watching:
+        watch.evaluate_new_checkpoints(
             evaluator,
             model_dir=FLAGS.model_dir,
             publish=publish,
@@ -107,37 +113,8 @@ def evaluate(
     if paths:
         # The generator has the weights of the last one.
         evaluator.compare_with_training(FLAGS.model_dir, step=checkpoints.step_of(paths[-1]))
-    print(report.terminal_table(records.read(metrics)))
+    print(terminal.table(records.read(metrics)))
     print(f"Report: {report.write_report(FLAGS.model_dir)}")
-
-
-def line_of(record):
-    """A record in one line."""
-    if record["kind"] == "event":
-        return f"step {record['step']}: {record['event']}"
-
-    def score(name, digits):
-        # Records have null for what isn't a number.
-        text = "-" if record.get(name) is None else f"{record[name]:.{digits}f}"
-        if record["kind"] == "aggregate" and name in record["scores"]:
-            text += " +- {std:.{0}f} (smallest {min:.{0}f})".format(
-                digits, **record["scores"][name]
-            )
-        return text
-
-    of = (
-        f"seed {record['seed']}"
-        if record["kind"] == "evaluation"
-        else f"mean of {record['repeats']} seeds"
-    )
-    real = record["reference"]
-    return (
-        f"{record['checkpoint']}: FID {score('fid', 3)}  IS {score('inception_score', 3)}  KID "
-        f"{score('kid', 5)}  "
-        f"({record['protocol']['name']}, {record['num_samples']:,} samples, {of}, "
-        f"{real['count']:,} images of "
-        f"{real['dataset']} {real['split']})"
-    )
 
 
 def test_set_up(experiment):
@@ -236,7 +213,7 @@ def main():
         evaluate(
             experiment,
             names=FLAGS.checkpoint,
-            watch=FLAGS.watch,
+            watching=FLAGS.watch,
             repeats=FLAGS.repeats,
             timeout=FLAGS.timeout,
             share=share_of_flags(),

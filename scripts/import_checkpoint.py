@@ -27,8 +27,9 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from hamgan import context, distribution, loop, networks, published
-from hamgan.run import checkpoints, records
+from hamgan import context, distribution, networks, published
+from hamgan.run import checkpoints, class_names, records
+from hamgan.run.folder import Folder
 
 FLAGS = flags.FLAGS
 KINDS = ("generator", "discriminator")
@@ -235,7 +236,7 @@ def load_arrays(path):
         raise ValueError(f"--verify: {path} can't be read as an .npz file: {error}") from error
 
 
-def class_names(experiment):
+def names_of_classes(experiment):
     """The data set's names of the classes, None where it isn't prepared or isn't of these classes;
     and a note.
     """
@@ -257,13 +258,13 @@ def write(trainer, experiment, names):
     """
     before = _files(FLAGS.model_dir)
     cli.settle_configuration()
-    folder = os.path.join(FLAGS.model_dir, "checkpoints")
+    folder = Folder(FLAGS.model_dir).checkpoints
     saved = checkpoints.Checkpoints(
         folder, trainer.variables(), max_to_keep=experiment.schedule.max_to_keep
     )
     path = saved.save()
     if names:
-        loop.write_class_names(FLAGS.model_dir, names)
+        class_names.write(FLAGS.model_dir, names)
     return path, _files(FLAGS.model_dir) - before
 
 
@@ -357,7 +358,7 @@ def main():
     published.assign(checkpoint, assignments, variables)
     report(assignments, described, modules, variables)
 
-    names, note = class_names(experiment)
+    names, note = names_of_classes(experiment)
     print(f"class names: {note}")
     path, files = write(trainer, experiment, names)
     if arrays is not None:
@@ -369,7 +370,7 @@ def main():
             raise
     step = int(trainer.step.numpy())
     record = {"kind": "event", "step": step, "event": "imported", "checkpoint": checkpoint.path}
-    records.append(os.path.join(FLAGS.model_dir, "metrics.jsonl"), record)
+    records.append(Folder(FLAGS.model_dir).metrics, record)
     print(f"Checkpoint: {path}")
 
 

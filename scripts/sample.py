@@ -10,15 +10,15 @@ rounding. Only with --batch_norm=batch does it depend on the others.
 """
 
 import io
-import os
 
 import cli
 import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from hamgan import distribution, loop, pictures, sampling
-from hamgan.run import checkpoints, records
+from hamgan import distribution, grids, pictures, sampling
+from hamgan.run import checkpoints, class_names, records
+from hamgan.run.folder import Folder
 
 FLAGS = flags.FLAGS
 
@@ -37,7 +37,7 @@ BATCH_NORMS = {
 
 
 def main():
-    output = FLAGS.output or os.path.join(FLAGS.model_dir, "samples.png")
+    output = FLAGS.output or Folder(FLAGS.model_dir).samples
     if not output.endswith((".png", ".npz")):
         raise ValueError(f"--output must end in .png (a grid) or .npz (arrays), got {output!r}.")
     experiment = cli.load_experiment()
@@ -47,7 +47,7 @@ def main():
         generator = experiment.generator()
     sampling.restore(generator, path, weights=FLAGS.weights)
 
-    classes = FLAGS.classes or loop.grid_classes(generator.num_classes)
+    classes = FLAGS.classes or grids.grid_classes(generator.num_classes)
     classes = [int(c) for c in classes]
     labels = np.repeat(classes, FLAGS.per_class)
     batch_size = strategy.num_replicas_in_sync * max(
@@ -71,7 +71,7 @@ def main():
         np.savez(buffer, images=pictures.to_uint8(images), labels=labels)
         records.write_whole(output, buffer.getvalue())
     else:
-        names = loop.read_class_names(FLAGS.model_dir, generator.num_classes)
+        names = class_names.read(FLAGS.model_dir, generator.num_classes)
         pictures.save_grid(
             output, images, columns=FLAGS.per_class, row_labels=[names[c] for c in classes]
         )

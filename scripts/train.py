@@ -20,9 +20,10 @@ import cli
 import evaluate
 from absl import flags
 
-from hamgan import distribution, loop, preview
+from hamgan import distribution, grids, loop, preview
 from hamgan.evaluation import report, runner
 from hamgan.run import checkpoints
+from hamgan.run.folder import Folder
 
 FLAGS = flags.FLAGS
 MODES = ("train", "train_and_evaluate", "evaluate_continuously", "evaluate")
@@ -32,7 +33,7 @@ def main():
     experiment = cli.load_experiment()
     profile = parse_profile(FLAGS.profile)
     if FLAGS.mode.startswith("evaluate"):
-        evaluate.evaluate(experiment, watch=FLAGS.mode == "evaluate_continuously")
+        evaluate.evaluate(experiment, watching=FLAGS.mode == "evaluate_continuously")
         return
     train(experiment, profile)
 
@@ -61,7 +62,7 @@ def train(experiment, profile):
     evaluator, grid = None, None
     if FLAGS.mode == "train_and_evaluate":
         generator = evaluated_generator(trainer, experiment.protocol)
-        grid = loop.SampleGrid(
+        grid = grids.SampleGrid(
             generator,
             strategy=strategy,
             class_names=dataset.class_names,
@@ -75,7 +76,7 @@ def train(experiment, profile):
             data_dir=FLAGS.data_dir,
             # Of hosts that sample together, none can go on with what it finds, or delete what
             # others look for.
-            work_dir=os.path.join(FLAGS.model_dir, "evaluation")
+            work_dir=Folder(FLAGS.model_dir).evaluation
             if distribution.num_hosts(strategy) == 1
             else None,
         )

@@ -10,10 +10,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from hamgan import loop, watching
+from hamgan import grids, loop, watching
 from hamgan.evaluation import report
 from hamgan.loop import Schedule
-from hamgan.run import checkpoints, records
+from hamgan.run import checkpoints, class_names, records
+from hamgan.run.folder import Folder
+from hamgan.run.history import History
+from hamgan.run.log import Log
 
 
 class CountingEvaluator:
@@ -296,14 +299,14 @@ def test_host_calls_end_where_something_is_due():
 
 
 def test_class_names_are_kept_with_the_run(tmp_path):
-    assert loop.read_class_names(str(tmp_path), 2) == ["0", "1"]
-    loop.write_class_names(str(tmp_path), ["tench", "goldfish, Carassius"])
-    assert loop.read_class_names(str(tmp_path), 2) == ["tench", "goldfish, Carassius"]
+    assert class_names.read(str(tmp_path), 2) == ["0", "1"]
+    class_names.write(str(tmp_path), ["tench", "goldfish, Carassius"])
+    assert class_names.read(str(tmp_path), 2) == ["tench", "goldfish, Carassius"]
 
 
 def test_grid_shows_ten_classes_spread_over_all():
-    assert loop.grid_classes(3).tolist() == [0, 1, 2]
-    assert loop.grid_classes(1000).tolist() == [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
+    assert grids.grid_classes(3).tolist() == [0, 1, 2]
+    assert grids.grid_classes(1000).tolist() == [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
 
 
 def test_remote_folder_does_as_well_as_a_local_one():
@@ -467,18 +470,18 @@ def test_best_checkpoint_stays_when_another_protocol_is_used_in_between(tmp_path
         keep_best=1,
     )
     assert checkpoints.available(str(tmp_path)) == ["ckpt-2", "ckpt-8"]
-    log = loop.Log(str(tmp_path))
-    assert log.best_steps(1) == [2] and log.steps_to_keep(1) == {2, 4}
+    found = History(Folder(tmp_path).metrics)
+    assert found.best_steps("fid", 1) == [2] and found.steps_to_keep("fid", 1) == {2, 4}
 
 
 def test_only_fids_of_one_protocol_are_compared(tmp_path):
-    log = loop.Log(str(tmp_path))
+    log = Log(str(tmp_path))
     for step, fid, num_samples in ((1, 2.0, 100), (2, 30.0, 50), (3, 20.0, 50), (4, 25.0, 50)):
         log.write({"kind": "evaluation", "step": step, "fid": fid, "num_samples": num_samples})
-    assert log.best_steps(2) == [3, 4]
+    assert log.history().best_steps("fid", 2) == [3, 4]
     log.write({"kind": "event", "step": 4, "event": "rolled back", "to": 2})
-    assert log.best_steps(2) == [2]
-    assert log.evaluated_steps() == {1, 2}
+    assert log.history().best_steps("fid", 2) == [2]
+    assert log.history().evaluated_steps() == {1, 2}
 
 
 def test_fid_far_above_the_best_is_flagged(tmp_path):

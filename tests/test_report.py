@@ -14,7 +14,7 @@ import tensorflow as tf
 from PIL import Image
 
 from hamgan import pictures
-from hamgan.evaluation import report
+from hamgan.evaluation import report, terminal
 from hamgan.run import records
 
 _VOID = {"meta", "img", "input", "br", "hr", "link"}
@@ -623,12 +623,12 @@ def test_fields_nobody_knows_do_no_harm(tmp_path):
     page = _page(tmp_path)
     assert page.cards()["FID, last"][0] == "9"
     assert any("future" in cell.lower() for row in page.rows() for cell in row)
-    assert "9" in report.terminal_table(records.read(tmp_path / "metrics.jsonl"))
+    assert "9" in terminal.table(records.read(tmp_path / "metrics.jsonl"))
 
 
 def test_terminal_table_has_a_line_for_each_evaluation_and_mean():
     protocol = {"protocol": {"name": "val-50k"}}
-    lines = report.terminal_table(
+    lines = terminal.table(
         [
             _train(5),
             _aggregate(200, [9.0, 12.0, 15.0], **protocol),
@@ -654,4 +654,4 @@ def test_terminal_table_has_a_line_for_each_evaluation_and_mean():
         line.index(word) + len(word) for line, word in zip(lines[:2], ("Step", "100"), strict=True)
     }
     assert len(ends) == 1  # columns are flush
-    assert report.terminal_table([_train(5)]) == ""
+    assert terminal.table([_train(5)]) == ""

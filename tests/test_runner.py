@@ -12,8 +12,8 @@ import tensorflow as tf
 from test_features import Network
 
 from hamgan import sampling, tfgan
-from hamgan.evaluation import features, metrics, protocol, reference, runner, scores, shards
-from hamgan.run import checkpoints
+from hamgan.evaluation import features, metrics, protocol, reference, runner, scores, shards, watch
+from hamgan.run import checkpoints, history
 
 
 class Pooled(Network):
@@ -304,7 +304,7 @@ def test_repeats_take_the_next_seeds_and_are_put_together(network, generator, ev
     assert spread["std"] == pytest.approx(math.sqrt(sum((f - mean) ** 2 for f in fids) / 2))
     assert together["protocol"] == single[0]["protocol"]
     # Found again under another path, it's the same checkpoint all the same.
-    elsewhere = runner.aggregate([{**single[0], "checkpoint": "elsewhere/ckpt-3"}, single[1]])
+    elsewhere = history.aggregate([{**single[0], "checkpoint": "elsewhere/ckpt-3"}, single[1]])
     assert elsewhere["checkpoint"] == "elsewhere/ckpt-3" and elsewhere["repeats"] == 2
 
 
@@ -312,7 +312,7 @@ def test_only_repeats_are_put_together(evaluator):
     record = evaluator.evaluate(checkpoint="", step=0)
     other = {**record, "protocol": {**record["protocol"], "fingerprint": "another"}}
     with pytest.raises(ValueError, match="checkpoint and protocol must be the same"):
-        runner.aggregate([record, other])
+        history.aggregate([record, other])
 
 
 def test_checkpoint_named_is_the_one_that_is_scored_and_is_pinned_meanwhile(
@@ -362,9 +362,9 @@ def test_fewer_samples_than_asked_for_are_refused(evaluator):
         runner.scores(evaluator.reference(), parts, evaluator.protocol)
 
 
-def watch(evaluator, folder, **kwargs):
+def watched(evaluator, folder, **kwargs):
     published = []
-    runner.evaluate_new_checkpoints(
+    watch.evaluate_new_checkpoints(
         evaluator,
         model_dir=str(folder),
         publish=published.append,
@@ -377,9 +377,9 @@ def test_watching_scores_every_checkpoint_once_and_ends_with_training(
     network, generator, evaluator, monkeypatch, tmp_path
 ):
     save(tmp_path, generator, 0, 2, 4)
-    assert [record["step"] for record in watch(evaluator, tmp_path, timeout=1e6)] == [0, 2, 4]
+    assert [record["step"] for record in watched(evaluator, tmp_path, timeout=1e6)] == [0, 2, 4]
     # Training that never comes to its end.
-    assert [record["step"] for record in watch(evaluator, tmp_path, final_step=6)] == [0, 2, 4]
+    assert [record["step"] for record in watched(evaluator, tmp_path, final_step=6)] == [0, 2, 4]
     assert not list((tmp_path / "checkpoints").glob("*pin*"))
 
 
@@ -387,16 +387,16 @@ def test_watching_goes_on_where_it_was(network, generator, monkeypatch, tmp_path
     save(tmp_path, generator, 0, 2)
     work = str(tmp_path / "evaluation")
     first = make_evaluator(network, generator, work_dir=work)
-    before = watch(first, tmp_path, repeats=2)
+    before = watched(first, tmp_path, repeats=2)
     save(tmp_path, generator, 3, 4)
     again = make_evaluator(network, generator, work_dir=work)
     seen = stop_after(monkeypatch, again, 100)
-    after = watch(again, tmp_path, repeats=2)
+    after = watched(again, tmp_path, repeats=2)
     assert [record["step"] for record in after] == [0, 0, 0, 2, 2, 2, 3, 3, 3, 4, 4, 4]
-    assert [runner.key_of(record) for record in after[:6]] == [
-        runner.key_of(record) for record in before
+    assert [history.key_of(record) for record in after[:6]] == [
+        history.key_of(record) for record in before
     ]
-    assert len({runner.key_of(record) for record in after}) == 12
+    assert len({history.key_of(record) for record in after}) == 12
     # Two new checkpoints, two seeds, 50 samples in batches of 16.
     assert len(seen) == 2 * 2 * 4
 
@@ -418,7 +418,7 @@ def test_checkpoints_that_appear_while_one_is_scored_are_pinned(
         restore(path)
 
     monkeypatch.setattr(evaluator, "restore", slow)
-    assert [record["step"] for record in watch(evaluator, tmp_path, timeout=1e6)] == [0, 2, 4]
+    assert [record["step"] for record in watched(evaluator, tmp_path, timeout=1e6)] == [0, 2, 4]
     assert {"ckpt-2", "ckpt-4"} <= set(pinned)
 
 
@@ -429,7 +429,7 @@ def test_watching_survives_a_diverged_checkpoint(network, tmp_path):
     save(tmp_path, generator, 2)
     generator.to_rgb.bias.assign([0] * 3)
     save(tmp_path, generator, 4)
-    zero, two, four = watch(make_evaluator(network, generator), tmp_path)
+    zero, two, four = watched(make_evaluator(network, generator), tmp_path)
     assert (zero["kind"], two["kind"], four["kind"]) == ("evaluation", "event", "evaluation")
     assert two["step"] == 2 and "diverged" in two["event"]
 
@@ -590,7 +590,7 @@ def test_scores_that_are_missing_are_computed_for_what_has_been_scored(
     found = richer.evaluate(checkpoint=path, step=3)
     assert found["fid"] == record["fid"] and np.isfinite(found["fid_infinity"])
     assert found["protocol"] == record["protocol"]
-    assert runner.key_of(found) != runner.key_of(record)
+    assert history.key_of(found) != runner.key_of(record)
     # The richer record serves both from now on.
     assert first.evaluate(checkpoint=path, step=3)["time"] == found["time"]
 

@@ -14,9 +14,10 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_datasets.core import file_adapters
 
-from hamgan import data, loop, pictures
+from hamgan import data, grids, pictures
 from hamgan.checks.machine import bar, size_text
 from hamgan.checks.outcome import describe, fail, ok, skip, warn
+from hamgan.run.folder import Folder
 
 # ILSVRC 2012.
 _IMAGENET = {"train": 1_281_167, "validation": 50_000}
@@ -331,7 +332,7 @@ def sample(dataset, sizes, *, number, progress=True):
 
 def picture_in(dataset, scans, folder):
     """`picture` in a folder."""
-    return picture(dataset, scans, path=os.path.join(folder, "doctor.png"))
+    return picture(dataset, scans, path=Folder(folder).doctor)
 
 
 def picture(dataset, scans, *, path):
@@ -342,7 +343,7 @@ def picture(dataset, scans, *, path):
       scans: what `records` found.
       path: of the PNG file, local or gs://.
     """
-    rows = {int(label): [] for label in loop.grid_classes(dataset.num_classes)}
+    rows = {int(label): [] for label in grids.grid_classes(dataset.num_classes)}
     for file, part in _parts(dataset, dataset.train_split).items():
         stored = scans[file].labels[: part.skip + part.take] if file in scans else []
         for index in range(part.skip, len(stored)):

@@ -12,8 +12,8 @@ import numpy as np
 
 from hamgan import pictures
 from hamgan.run import records
+from hamgan.run.folder import Folder
 
-FOLDER = "neighbours"
 _CHUNK = 1024  # rows of one block of distances
 
 
@@ -146,7 +146,7 @@ def write(
     table = [
         image for i, row in enumerate(indices) for image in (images[i], *(found[j] for j in row))
     ]
-    path = os.path.join(model_dir, FOLDER, f"step-{step:08d}")
+    path = os.path.join(Folder(model_dir).neighbours, f"step-{step:08d}")
     pictures.save_grid(f"{path}.png", np.stack(table), columns=1 + indices.shape[1])
     record = {
         "step": step,

@@ -5,12 +5,10 @@ An evaluation is known by checkpoint, protocol and seed. Its features are kept i
 finished, then its record: what is interrupted goes on, and what has been done isn't done twice.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import os
 import sys
-import threading
 import time
 
 import numpy as np
@@ -20,7 +18,7 @@ from tqdm import tqdm
 from hamgan import distribution, sampling
 from hamgan.evaluation import neighbours, reference, shards
 from hamgan.evaluation.protocol import describe, in_words
-from hamgan.run import checkpoints, records
+from hamgan.run import checkpoints, history, records
 
 
 class Embedder:
@@ -385,7 +383,8 @@ class Evaluator:
           repeats: evaluations, each with the next seed; None: the protocol's number.
 
         Yields:
-          The records, then with several repeats their `aggregate`. Nothing on hosts other than 0.
+          The records, then with several repeats their `history.aggregate`. Nothing on hosts other
+          than 0.
 
         Raises:
           ValueError: as `evaluate`; the checkpoint isn't there, or is of another configuration.
@@ -400,7 +399,7 @@ class Evaluator:
                     found.append(record)
                     yield record
         if len(found) > 1:
-            yield aggregate(found)
+            yield history.aggregate(found)
 
 
 def scores(real, generated, protocol):
@@ -429,64 +428,6 @@ def scores(real, generated, protocol):
     return found
 
 
-def aggregate(found):
-    """One record over repeats of an evaluation.
-
-    Every score of the repeats is there as its mean, under its own name, and under 'scores' with
-    mean, std (ddof = 1), min and values. The headline is the mean; the best of n grows better with
-    n.
-
-    Args:
-      found: the repeats' records, two or more; they differ by the seed.
-    """
-    first = found[0]
-    if len({key_of({**record, "seed": 0}) for record in found}) != 1:
-        raise ValueError(
-            "Only repeats of one evaluation can be put together: checkpoint and protocol must be "
-            "the same."
-        )
-    same = {
-        name: value
-        for name, value in first.items()
-        if all(record.get(name) == value for record in found)
-    }
-    spread = {}
-    for name in first:
-        values = [record[name] for record in found]
-        if name not in ("time", "seconds") and all(isinstance(value, float) for value in values):
-            mean, std = float(np.mean(values)), float(np.std(values, ddof=1))
-            spread[name] = {"mean": mean, "std": std, "min": min(values), "values": values}
-    return {
-        **same,
-        # The same by its digest; one of the records may be of an earlier call that named it by
-        # another path.
-        "checkpoint": first["checkpoint"],
-        "features": first["features"],
-        "kind": "aggregate",
-        "repeats": len(found),
-        "seeds": [record["seed"] for record in found],
-        **{name: part["mean"] for name, part in spread.items()},
-        "scores": spread,
-    }
-
-
-def key_of(record):
-    """What an evaluation is known by; None for other records, and for those of versions without
-    protocols.
-    """
-    fingerprint = (record.get("protocol") or {}).get("fingerprint")
-    if record.get("kind") not in ("evaluation", "aggregate") or not fingerprint:
-        return None
-    seed = record["seed"] if record["kind"] == "evaluation" else tuple(record["seeds"])
-    return (
-        record["kind"],
-        record.get("checkpoint_digest"),
-        fingerprint,
-        seed,
-        tuple(record.get("measures", ())),
-    )
-
-
 def _digest(checkpoint):
     """SHA-256 of a checkpoint's index, 16 hexadecimal digits; None where there is no such file.
 
@@ -498,100 +439,3 @@ def _digest(checkpoint):
         return None
     with tf.io.gfile.GFile(path, "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()[:16]
-
-
-class _Pins:
-    """Pins the checkpoints of a run as they appear, until they are scored.
-
-    A trainer that writes faster than checkpoints are scored would delete the later ones before
-    their turn.
-    """
-
-    def __init__(self, model_dir, poll_seconds):
-        self._model_dir = model_dir
-        self._pins = {}
-        self._lock = threading.Lock()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(poll_seconds,), daemon=True)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error):
-        self._over.set()
-        self._thread.join()
-        for pin in self._pins.values():
-            pin.close()
-
-    def _run(self, poll_seconds):
-        while not self._over.wait(poll_seconds):
-            self.look()
-
-    def look(self):
-        """The names of all checkpoints that have been seen, oldest first."""
-        with self._lock:
-            for name in checkpoints.available(self._model_dir):
-                if name not in self._pins:
-                    self._pins[name] = contextlib.ExitStack()
-                    path = os.path.join(self._model_dir, "checkpoints", name)
-                    with contextlib.suppress(ValueError):  # deleted since
-                        self._pins[name].enter_context(checkpoints.pinned(path))
-            return sorted(self._pins, key=checkpoints.step_of)
-
-    def release(self, name):
-        """Lets a checkpoint go; it isn't pinned again."""
-        self._pins[name].close()
-
-
-def evaluate_new_checkpoints(
-    evaluator, *, model_dir, publish, final_step, repeats=None, timeout=3600, poll_seconds=10
-):
-    """Scores every checkpoint of a run as it appears, oldest first, until the one of `final_step`.
-
-    What the evaluator's `work_dir` holds from an earlier call isn't computed again, only published.
-
-    Args:
-      evaluator: the `Evaluator`.
-      model_dir: the run's folder.
-      publish: function (record), called for each; with an event where a generator has diverged.
-      final_step: the step at which training ends.
-      repeats: evaluations of each; None: the protocol's number.
-      timeout: seconds without a new checkpoint after which to stop.
-      poll_seconds: pause between looks.
-    """
-    last_news = time.monotonic()
-    scored = set()
-    with _Pins(model_dir, poll_seconds) as pins:
-        while True:
-            names = [name for name in pins.look() if name not in scored]
-            for name in names:
-                path = os.path.join(model_dir, "checkpoints", name)
-                if tf.io.gfile.exists(path + ".index"):
-                    try:
-                        for record in evaluator.evaluate_checkpoint(path, repeats=repeats):
-                            publish(record)
-                    except shards.NotFinite as error:
-                        publish(
-                            {
-                                "kind": "event",
-                                "step": checkpoints.step_of(name),
-                                "event": str(error),
-                            }
-                        )
-                else:
-                    print(
-                        f"{path} was deleted before it could be scored: raise "
-                        "loop.Schedule.max_to_keep.",
-                        flush=True,
-                    )
-                scored.add(name)
-                pins.release(name)
-                last_news = time.monotonic()
-            if names:
-                continue
-            if any(checkpoints.step_of(name) >= final_step for name in scored):
-                return
-            if time.monotonic() - last_news > timeout:
-                return
-            time.sleep(poll_seconds)

@@ -6,7 +6,71 @@ generated samples. A protocol lists the functions (`Protocol.scores`), which may
 Costs are for 50,000 samples of 2048 features on one core.
 """
 
+import dataclasses
+from collections.abc import Callable
+
 from hamgan.evaluation import manifold, metrics, uncertainty
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score:
+    """How a number of an evaluation is shown and compared.
+
+    Attributes:
+      name: its key in records; its interval has the key NAME_interval, its standard error
+        NAME_stderr.
+      title: as people write it.
+      short: in the columns of a terminal; None: the title.
+      better: 'lower' or 'higher'.
+      digits: decimals in a line of text.
+      leading: one of the few that are shown first.
+    """
+
+    name: str
+    title: str
+    short: str | None = None
+    better: str = "lower"
+    digits: int = 3
+    leading: bool = False
+
+    def __post_init__(self):
+        if self.better not in ("lower", "higher"):
+            raise ValueError(f"Score: better must be 'lower' or 'higher', got {self.better!r}.")
+        if self.short is None:
+            object.__setattr__(self, "short", self.title)
+
+    @property
+    def error(self) -> str:
+        """The key of its standard error."""
+        return f"{self.name}_stderr"
+
+    @property
+    def best(self) -> Callable:
+        """`min` or `max`."""
+        return min if self.better == "lower" else max
+
+
+# All that is shown by name, in this order. A new score is added here and as a function below.
+SCORES = (
+    Score(name="fid", title="FID", leading=True),
+    Score(
+        name="inception_score",
+        title="Inception score",
+        short="IS",
+        better="higher",
+        leading=True,
+    ),
+    Score(name="kid", title="KID", digits=5, leading=True),
+    Score(name="fid_infinity", title="FID, infinitely many samples"),
+    Score(name="kid_subsets", title="KID of subsets", digits=5),
+    Score(name="precision", title="Precision", better="higher"),
+    Score(name="recall", title="Recall", better="higher"),
+    Score(name="density", title="Density", better="higher"),
+    Score(name="coverage", title="Coverage", better="higher"),
+)
+LEADING = tuple(score for score in SCORES if score.leading)
+# The score that chooses the best checkpoint and tells a collapse.
+HEADLINE = SCORES[0]
 
 
 def standard(real, features, logits):

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from hamgan.run import records
+from hamgan.run.folder import Folder
 
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 _SEED = "seed" + _SUFFIX
@@ -352,7 +353,7 @@ def find(model_dir, name=None):
     Raises:
       ValueError: there is none; says which there are.
     """
-    directory = os.path.join(model_dir, "checkpoints")
+    directory = Folder(model_dir).checkpoints
     if name is None:
         path = _first_intact(directory, _read_through, print, set())
         if path is None:
@@ -371,7 +372,7 @@ def find(model_dir, name=None):
 
 def available(model_dir):
     """The names of a run's checkpoints, oldest first."""
-    return _names(os.path.join(model_dir, "checkpoints"))
+    return _names(Folder(model_dir).checkpoints)
 
 
 def _names(directory):

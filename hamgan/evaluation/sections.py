@@ -1,0 +1,530 @@
+"""The parts of a report: what a run's records and pictures say, as HTML."""
+
+import collections
+import itertools
+import json
+import os
+import re
+import shlex
+import statistics as stats
+
+import tensorflow as tf
+
+from hamgan.evaluation import charts, markup
+from hamgan.evaluation.scores import HEADLINE, LEADING, SCORES
+from hamgan.run.folder import Folder
+from hamgan.run.history import is_number, measured_under, text
+
+_EVERY_RECORD = ("kind", "step", "time")
+# The scores and their errors, as columns.
+_SCORES = tuple(name for score in SCORES for name in (score.name, score.error))
+
+_FILM_FRAMES = 20
+_STILL_FRAMES = 5  # shown where there is no JavaScript
+_RATE_RECORDS = 20
+
+
+def _differing(protocols):
+    """The names of the parts that tell protocols apart, in order: their names alone if those do."""
+    different = set(protocols)
+    shared = set.intersection(*map(set, protocols))
+    if len(different) > 1 and len({dict(p).get("protocol name") for p in different}) == len(
+        different
+    ):
+        return ["protocol name"]
+    return list(dict.fromkeys(pair[0] for p in protocols for pair in p if pair not in shared))
+
+
+def _last_and_best(evaluations):
+    """The evaluations for the headline: first step, last step and best FID, under one
+    protocol.
+
+    It is the protocol that was used last. First and best are None where no FID is finite.
+    """
+    protocol = measured_under(evaluations[-1])
+    comparable = [record for record in evaluations if measured_under(record) == protocol]
+    last = max(reversed(comparable), key=lambda record: record["step"])
+    with_score = [record for record in comparable if is_number(record.get(HEADLINE.name))]
+    best = HEADLINE.best(with_score, key=lambda record: record[HEADLINE.name], default=None)
+    first = min(with_score, key=lambda record: record["step"], default=None)
+    return first, last, best
+
+
+def interval(record, key):
+    """What a number is uncertain by, as (low, high): its interval, else its standard error; None
+    without either.
+    """
+    interval = record.get(f"{key}_interval")
+    if isinstance(interval, list) and len(interval) == 2 and all(map(is_number, interval)):
+        return tuple(interval)
+    error = record.get(f"{key}_stderr")
+    if is_number(record.get(key)) and is_number(error):
+        return record[key] - error, record[key] + error
+    return None
+
+
+def statistics(aggregate):
+    """{metric: its mean, std, min and values} of a record over repeats."""
+    scores = aggregate.get("scores")
+    every = scores.items() if isinstance(scores, dict) else ()
+    return {key: of for key, of in every if isinstance(of, dict) and is_number(of.get("mean"))}
+
+
+def _aggregate_of(record, aggregates):
+    """The last record over repeats of an evaluation's step and protocol; None where there is
+    none.
+    """
+    pairs = set(measured_under(record))
+    same = [
+        a for a in aggregates if a["step"] == record["step"] and set(measured_under(a)) <= pairs
+    ]
+    return same[-1] if same else None
+
+
+def in_words(record):
+    """The protocol of an evaluation as sentences: its own words where the record has them, else
+    from its fields.
+    """
+    protocol = record.get("protocol")
+    if isinstance(protocol, dict) and protocol.get("words"):
+        words = protocol["words"]
+        return words if isinstance(words, str) else " ".join(map(str, words))
+    reference, features = (
+        value if isinstance(value, dict) else {}
+        for value in (record.get("reference"), record.get("features"))
+    )
+    parts = []
+    if "num_samples" in record:
+        sample = [markup.number(record["num_samples"]), "generated images"]
+        details = [f"labels {record['labels']}"] if "labels" in record else []
+        details += [f"{record['weights']} weights"] if "weights" in record else []
+        details += [f"batch norm: {record['batch_norm']}"] if "batch_norm" in record else []
+        details += [f"seed {record['seed']}"] if "seed" in record else []
+        parts.append(" ".join(sample) + (f" ({', '.join(details)})" if details else ""))
+    if {"dataset", "split", "count"} <= set(reference):
+        parts.append(
+            f"compared with {markup.number(reference['count'])} real ones: {reference['dataset']}, "
+            "split "
+            f"{reference['split']}"
+        )
+    if "quantize" in record:
+        parts.append("all rounded to 8 bits" if record["quantize"] else "not rounded to 8 bits")
+    if "handle" in features:
+        size = f", resized to {features['size']} pixels as TF1 does" if "size" in features else ""
+        parts.append(
+            f"features of {features['handle']} (digest {features.get('digest', 'unknown')}){size}"
+        )
+    return "; ".join(parts) + "." if parts else ""
+
+
+def subtitle(model_dir, all_records):
+    parts = [f"Run folder <code>{markup.escape(model_dir)}</code>"]
+    times = [record["time"] for record in all_records if is_number(record.get("time"))]
+    if times:
+        parts.append(f"last record {markup.when(max(times))}")
+    return " · ".join(parts)
+
+
+def _card_of_repeats(score, of, at_last):
+    # The mean of repeats is the result, the best of them is luck.
+    parts = (("std", "±"), ("min", "min"))
+    details = [f"{name} {markup.number(of[part])}" for part, name in parts if part in of]
+    title = f"{score.title}, mean of {len(of.get('values', []))}"
+    return title, markup.number(of["mean"]), ", ".join([*details, at_last])
+
+
+def _card_of_last(score, last, first, at_last):
+    details = [at_last]
+    if is_number(last.get(score.error)):
+        details.insert(0, f"± {markup.number(last[score.error])}")
+    elif interval_of := interval(last, score.name):
+        details.insert(0, markup.interval_text(interval_of))
+    title = score.title
+    if score is HEADLINE:
+        title = f"{title}, last"
+        if first is not None and first["step"] < last["step"]:
+            details.append(
+                f"from {markup.number(first[score.name])} at step {markup.number(first['step'])}"
+            )
+    return title, markup.number(last[score.name]), ", ".join(details)
+
+
+def headline(train, evaluations, aggregates):
+    cards = []
+
+    def card(name, value, note):
+        cards.append(
+            f'<div class="card"><div class="name">{markup.escape(name)}</div>'
+            f'<div class="value">{markup.escape(value)}</div>'
+            f'<div class="note">{markup.escape(note)}</div></div>'
+        )
+
+    below = ""
+    if evaluations:
+        first, last, best = _last_and_best(evaluations)
+        at_last = f"step {markup.number(last['step'])}"
+        aggregate = _aggregate_of(last, aggregates)
+        means = statistics(aggregate) if aggregate else {}
+        for score in LEADING:
+            if score.name in means:
+                card(*_card_of_repeats(score, means[score.name], at_last))
+            elif score.name in last:
+                card(*_card_of_last(score, last, first, at_last))
+            if score is HEADLINE and best is not None:
+                at_best = f"step {markup.number(best['step'])}"
+                card(f"{score.title}, best", markup.number(best[score.name]), at_best)
+        below = _measured_with(last, best)
+    rates = [
+        r["images_per_second"]
+        for r in train[-_RATE_RECORDS:]
+        if is_number(r.get("images_per_second"))
+    ]
+    if train:
+        card("Steps", markup.number(train[-1]["step"]), "trained")
+    if rates:
+        # The median, because the first loop after a start holds the compilation.
+        card(
+            "Images per second",
+            markup.number(stats.median(rates)),
+            f"median of the last {len(rates)} records",
+        )
+    if not evaluations:
+        below = markup.missing("No evaluation has been recorded yet, so there is no FID.")
+    return f'<div class="cards">{"".join(cards)}</div>\n{below}'
+
+
+def _measured_with(last, best):
+    """A table of what the last evaluation was made with, and where that of the best FID differs."""
+    keys = [key for key in markup.NAMES if key in last]
+    keys += [key for key in last if key not in keys]
+    rows = []
+    for key in keys:
+        value = last[key]
+        # Intervals stand beside their numbers.
+        if key in _EVERY_RECORD + _SCORES or value is None or isinstance(value, float | list):
+            continue
+        rows.append([markup.name(key), _setting(value)])
+        if best is not None and best.get(key) != value:
+            rows.append([f"{markup.name(key)}, best FID", _setting(best.get(key))])
+    words = in_words(last)
+    words = f'<p class="protocol">{markup.escape(words)}</p>' if words else ""
+    return words + (markup.table(["Measured with", ""], rows) if rows else "")
+
+
+def _setting(value):
+    # The words of a protocol stand above the table.
+    return text(
+        {k: v for k, v in value.items() if k != "words"} if isinstance(value, dict) else value
+    )
+
+
+def samples(model_dir):
+    pictures = []
+    folder = Folder(model_dir)
+    for path, caption in ((folder.samples, "Generated"), (folder.real_images, "Real")):
+        source = markup.embed(path, max_bytes=3_000_000, max_width=1600)
+        if source is not None:
+            alt = f"{caption} images in a grid"
+            pictures.append(
+                f"<figure>{markup.img(source, alt)}<figcaption>{caption}, one class a "
+                "row</figcaption></figure>"
+            )
+        else:
+            pictures.append(markup.missing(f"No readable {os.path.basename(path)} in this folder."))
+    return f'<div class="pair">{"".join(pictures)}</div>'
+
+
+def film(model_dir):
+    folder = Folder(model_dir).grids
+    names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
+    steps = sorted(
+        (int(m[1]), m[0]) for m in (re.fullmatch(r"step-(\d+)\.png", name) for name in names) if m
+    )
+    frames = []
+    for step, name in markup.evenly(steps, _FILM_FRAMES):
+        source = markup.embed(os.path.join(folder, name), max_bytes=250_000, max_width=1000)
+        if source is not None:
+            frames.append((step, source))
+    if not frames:
+        return markup.missing("No readable samples/step-*.png in this folder.")
+    stills = {step for step, _ in markup.evenly(frames, _STILL_FRAMES)}
+    figures = "\n".join(
+        f"<figure{' class=still' if step in stills else ''}>"
+        f"{markup.img(source, f'Samples at step {step}')}"
+        f"<figcaption>Step {markup.number(step)}</figcaption></figure>"
+        for step, source in frames
+    )
+    end = len(frames) - 1
+    controls = (
+        '<div class="controls" hidden><button type="button">Play</button>'
+        f'<input type="range" min="0" max="{end}" value="{end}" aria-label="Picture"></div>'
+    )
+    note = ""
+    if len(steps) > len(frames):
+        note = f'<p class="note">{len(frames)} of the {len(steps)} pictures in samples/.</p>'
+    frames = f'<div class="frames">\n{figures}\n</div>'
+    return f'<div class="film">{controls if end else ""}{frames}</div>{note}'
+
+
+def quality(evaluations):
+    if not evaluations:
+        return markup.missing("No evaluation has been recorded yet, so there are no curves.")
+    groups = collections.defaultdict(list)
+    for record in evaluations:
+        groups[measured_under(record)].append(record)
+    differing = _differing(list(groups))
+    labels = {
+        protocol: ", ".join(
+            f"{markup.name(key)} {value}" for key, value in protocol if key in differing
+        )
+        or "protocol without a name"
+        for protocol in groups
+    }
+    drawings = []
+    for score in SCORES:
+        key = score.name
+        curves = []
+        for colour, (protocol, group) in zip(
+            itertools.cycle(charts.LINE_COLOURS), groups.items(), strict=False
+        ):
+            if points := _points(group, key):
+                curves.append(charts.Curve(labels[protocol], points, colour, markers=True))
+        drawings.append(
+            charts.chart(
+                f"{score.title} ({score.better} is better)",
+                curves,
+                may_be_log=score.better == "lower",
+            )
+        )
+    return charts.gallery(drawings) or markup.missing(
+        "The evaluations hold no FID, KID or Inception score."
+    )
+
+
+def training(train):
+    if not train:
+        return markup.missing("No training step has been recorded yet.")
+    keys = list(
+        dict.fromkeys(key for record in train for key in record if key not in _EVERY_RECORD)
+    )
+    losses = sorted(key for key in keys if key.startswith("loss"))
+    outputs = [
+        key
+        for key in keys
+        if key not in losses and {"real", "fake"} & set(re.split(r"[^a-z]+", key))
+    ]
+    rest = [key for key in keys if key not in losses and key not in outputs]
+
+    def curves(chosen):
+        prefix = os.path.commonprefix(chosen) if len(chosen) > 1 else ""
+        prefix = prefix[: prefix.rfind("/") + 1]
+        return [
+            charts.Curve(
+                key.removeprefix(prefix).replace("_", " "),
+                charts.condense(_points(train, key)),
+                colour,
+            )
+            for key, colour in zip(chosen, itertools.cycle(charts.LINE_COLOURS), strict=False)
+        ]
+
+    drawings = [
+        charts.chart("Losses", curves(losses)),
+        charts.chart("Discriminator outputs", curves(outputs)),
+    ]
+    constants = []
+    groups = collections.defaultdict(list)
+    for key in rest:
+        points = _points(train, key)
+        values = {value for _, value, _, _ in points if value is not None}
+        if len(values) == 1:
+            constants.append(f"{markup.name(key)} {markup.number(values.pop())}")
+        else:
+            groups[key.rpartition("/")[0] or key].append(key)
+    for group, keys in groups.items():
+        if len(keys) > len(charts.LINE_COLOURS):
+            # Of every layer, say: what lies between the smallest and the largest.
+            curve = charts.Curve(
+                "",
+                charts.condense(_spread([_points(train, key) for key in keys])),
+                charts.LINE_COLOURS[0],
+            )
+            drawings.append(
+                charts.chart(
+                    f"{markup.name(group)}: mean of {len(keys)}, smallest to largest", [curve]
+                )
+            )
+        else:
+            title = group if len(keys) > 1 else keys[0]
+            drawings.append(charts.chart(markup.name(title), curves(keys)))
+    note = (
+        f'<p class="note">Constant: {markup.escape(", ".join(constants))}.</p>' if constants else ""
+    )
+    drawings = charts.gallery(drawings)
+    return drawings + note or markup.missing("The training records hold no finite number.")
+
+
+def evaluation_tables(evaluations):
+    if not evaluations:
+        return markup.missing("No evaluation has been recorded yet.")
+    floats = dict.fromkeys(
+        key for record in evaluations for key, value in record.items() if isinstance(value, float)
+    )
+    others = [key for key in floats if key not in _EVERY_RECORD + _SCORES]
+    present = [key for key in _SCORES if any(key in record for record in evaluations)]
+    # What all evaluations share stands beside the headline numbers already.
+    seeds = ["seed"] if len({text(record.get("seed")) for record in evaluations}) > 1 else []
+    fields = _differing([measured_under(record) for record in evaluations])
+    ordered = sorted(evaluations, key=lambda record: record["step"])
+    columns = present + others
+    header = ["Step", *map(markup.name, columns + seeds + fields)]
+    rows = []
+    for record in ordered:
+        protocol = dict(measured_under(record))
+        cells = [markup.cell(record, key) for key in columns + seeds]
+        cells += [protocol.get(key, "–") for key in fields]
+        rows.append([markup.number(record["step"]), *cells])
+    return markup.table(header, rows, numeric=range(1 + len(columns)))
+
+
+def repeats(aggregates):
+    rows = []
+    for aggregate in sorted(aggregates, key=lambda record: record["step"]):
+        protocol = aggregate.get("protocol")
+        name = protocol.get("name", "–") if isinstance(protocol, dict) else text(protocol)
+        for key, of in statistics(aggregate).items():
+            numbers = [
+                markup.number(of[part]) if part in of else "–" for part in ("mean", "std", "min")
+            ]
+            values = ", ".join(map(markup.number, of.get("values", [])))
+            rows.append(
+                [markup.number(aggregate["step"]), name, markup.name(key), *numbers, values]
+            )
+    if not rows:
+        return markup.missing("No checkpoint has been evaluated with repeats.")
+    return markup.table(
+        ["Step", "Protocol", "", "Mean", "Std", "Min", "Values"], rows, numeric=[0, 3, 4, 5]
+    )
+
+
+def nearest_images(model_dir):
+    """The memorisation check of the last evaluated step with its picture, and a table of all."""
+    folder = Folder(model_dir).neighbours
+    names = sorted(tf.io.gfile.listdir(folder)) if tf.io.gfile.isdir(folder) else []
+    checks = []
+    for name in names:
+        if re.fullmatch(r"step-\d+\.json", name):
+            with tf.io.gfile.GFile(os.path.join(folder, name), "rb") as file:
+                checks.append((name.removesuffix(".json"), json.loads(file.read())))
+    if not checks:
+        return markup.missing(
+            "No evaluation has looked for the nearest training images of samples yet."
+        )
+    stem, last = checks[-1]
+    source = markup.embed(os.path.join(folder, f"{stem}.png"), max_bytes=1_500_000, max_width=1000)
+    caption = (
+        f"Step {markup.number(last['step'])}. Each row: a sample, then the nearest of "
+        f"{markup.number(last['num_training'])} images "
+        f"of {last['dataset']}, split {last['split']}, by features."
+    )
+    picture = ""
+    if source is not None:
+        picture = f"<figure>{markup.img(source, 'Samples and their nearest training images')}"
+        picture += f"<figcaption>{markup.escape(caption)}</figcaption></figure>"
+    note = (
+        "A sample's distance to its nearest training image, against that of real images "
+        f"({last['real']}). Memorised "
+        "images show as a ratio well below 1, and as more than 0.01 of the samples closer than 99 "
+        "% of real images are."
+    )
+    header = [
+        "Step",
+        "Samples, median distance",
+        "Real images",
+        "Ratio",
+        "Closer than 99 % of real",
+    ]
+    keys = ("generated_distance", "real_distance", "distance_ratio", "closer_than_real")
+    rows = [
+        [markup.number(check["step"]), *(markup.number(check[key]) for key in keys)]
+        for _, check in checks
+    ]
+    return (
+        f"{picture}<p "
+        f'class="note">{markup.escape(note)}</p>{markup.table(header, rows, numeric=range(5))}'
+    )
+
+
+def events(events):
+    if not events:
+        return markup.missing("No event has been recorded.")
+    rows = []
+    for event in events:
+        leading = [text(event[key]) for key in ("event", "name", "message") if key in event]
+        details = [
+            f"{key} = {markup.cell(event, key)}"
+            for key in event
+            if key not in (*_EVERY_RECORD, "event", "name", "message")
+        ]
+        when = markup.when(event["time"]) if is_number(event.get("time")) else "–"
+        rows.append([markup.number(event["step"]), when, ": ".join(leading), ", ".join(details)])
+    return markup.table(["Step", "Time", "Event", "Details"], rows, numeric=[0])
+
+
+def configuration(model_dir):
+    path = Folder(model_dir).config
+    if not tf.io.gfile.exists(path):
+        return markup.missing("No config.gin in this folder.")
+    with tf.io.gfile.GFile(path, "rb") as file:
+        text = file.read().decode("utf-8", errors="replace")
+    return f"<pre>{markup.escape(text.strip())}</pre>"
+
+
+def commands(model_dir):
+    here = shlex.quote(model_dir)
+    config = shlex.quote(Folder(model_dir).config)
+    again = shlex.quote(model_dir.rstrip("/") + "-again")
+    lines = [
+        "# train again with the same configuration, in a new folder",
+        f"python scripts/train.py --gin_file={config} \\",
+        f"    --model_dir={again}",
+        "# measure the last checkpoint of this run",
+        f"python scripts/evaluate.py --model_dir={here}",
+        "# draw from it",
+        f"python scripts/sample.py --model_dir={here}",
+    ]
+    return f"<pre>{markup.escape(chr(10).join(lines))}</pre>"
+
+
+def _points(source, key):
+    """A number over steps: the mean of a step's records, and their range, or the one record's
+    interval.
+    """
+    by_step = collections.defaultdict(list)
+    for record in source:
+        if key in record:
+            by_step[record["step"]].append(record)
+    points = []
+    for step, group in sorted(by_step.items()):
+        finite = [record for record in group if is_number(record[key])]
+        if not finite:
+            points.append((step, None, None, None))
+            continue
+        values = [record[key] for record in finite]
+        low, high = min(values), max(values)
+        if len(finite) == 1:
+            low, high = interval(finite[0], key) or (low, high)
+        points.append((step, stats.fmean(values), low, high))
+    return points
+
+
+def _spread(every):
+    """Many curves as one: at each step their mean, the smallest and the largest."""
+    by_step = collections.defaultdict(list)
+    for points in every:
+        for step, value, _, _ in points:
+            if value is not None:
+                by_step[step].append(value)
+    return [
+        (step, stats.fmean(values), min(values), max(values))
+        for step, values in sorted(by_step.items())
+    ]

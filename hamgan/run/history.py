@@ -1,0 +1,208 @@
+"""What a run's records mean together: what survives a rollback, what is the latest, what may be
+compared, which is the best, and the aggregate of repeats.
+
+Records are dictionaries as `hamgan.run.records` writes and reads them.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from hamgan.run import records
+
+Record = dict[str, Any]
+
+# What two evaluations must share for their numbers to be compared.
+MEASURED_UNDER = (
+    "protocol",
+    "num_samples",
+    "reference",
+    "features",
+    "quantize",
+    "labels",
+    "weights",
+    "batch_norm",
+)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a record is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def text(value: Any) -> str:
+    """A value of a record for reading."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {text(part)}" for key, part in value.items())
+    return "–" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def surviving(all_records: Iterable[Record]) -> list[Record]:
+    """The records without those of steps that the run went back behind, in the order of writing.
+
+    A rollback takes away what was trained and evaluated after the step that it went back to. A run
+    that was resumed from an earlier checkpoint trains some steps again: the later records count.
+    Events stay.
+    """
+    kept: list[Record] = []
+    trained = -math.inf  # the step of the newest training record that is kept
+    for record in all_records:
+        if record.get("event") == "rolled back" and is_number(record.get("to")):
+            to = record["to"]
+            kept = [of for of in kept if of.get("kind") == "event" or _step(of, to) <= to]
+            trained = min(trained, to)
+        elif record.get("kind") == "train":
+            step = _step(record, math.inf)
+            if step <= trained:
+                kept = [of for of in kept if of.get("kind") != "train" or _step(of, step) < step]
+            trained = step
+        kept.append(record)
+    return kept
+
+
+def _step(record: Record, otherwise: float) -> float:
+    return record["step"] if is_number(record.get("step")) else otherwise
+
+
+def of_kind(all_records: Iterable[Record], kind: str) -> list[Record]:
+    """The records of a kind that have a step."""
+    return [of for of in all_records if of.get("kind") == kind and is_number(of.get("step"))]
+
+
+def measured_under(record: Record) -> tuple[tuple[str, str], ...]:
+    """What an evaluation was measured under, as pairs (name, text); parts of a fingerprint singly.
+
+    Two evaluations may be compared where it is the same.
+    """
+    pairs = []
+    for field in MEASURED_UNDER:
+        value = record.get(field)
+        if isinstance(value, dict):
+            pairs += [
+                (f"{field} {part}", text(value[part])) for part in sorted(value) if part != "words"
+            ]
+        elif value is not None:
+            pairs.append((field, text(value)))
+    return tuple(pairs)
+
+
+def latest(evaluations: Iterable[Record]) -> list[Record]:
+    """One record, the later one, of each step and seed under one protocol; in order of writing."""
+    found: dict[Any, Record] = {}
+    for record in evaluations:
+        key = (measured_under(record), record["step"], text(record.get("seed")))
+        found.pop(key, None)
+        found[key] = record
+    return list(found.values())
+
+
+def key_of(record: Record) -> tuple | None:
+    """What an evaluation is known by; None for other records, and for those of versions without
+    protocols.
+    """
+    fingerprint = (record.get("protocol") or {}).get("fingerprint")
+    if record.get("kind") not in ("evaluation", "aggregate") or not fingerprint:
+        return None
+    seed = record["seed"] if record["kind"] == "evaluation" else tuple(record["seeds"])
+    measures = tuple(record.get("measures", ()))
+    return record["kind"], record.get("checkpoint_digest"), fingerprint, seed, measures
+
+
+def aggregate(found: Sequence[Record]) -> Record:
+    """One record over repeats of an evaluation.
+
+    Every score of the repeats is there as its mean, under its own name, and under 'scores' with
+    mean, std (ddof = 1), min and values. The headline is the mean; the best of n grows better with
+    n.
+
+    Args:
+      found: the repeats' records, two or more; they differ by the seed.
+
+    Raises:
+      ValueError: they differ by more.
+    """
+    first = found[0]
+    if len({key_of({**record, "seed": 0}) for record in found}) != 1:
+        raise ValueError(
+            "Only repeats of one evaluation can be put together: checkpoint and protocol must be "
+            "the same."
+        )
+    same = {
+        name: value
+        for name, value in first.items()
+        if all(record.get(name) == value for record in found)
+    }
+    spread = {}
+    for name in first:
+        values = [record[name] for record in found]
+        if name not in ("time", "seconds") and all(isinstance(value, float) for value in values):
+            mean, std = float(np.mean(values)), float(np.std(values, ddof=1))
+            spread[name] = {"mean": mean, "std": std, "min": min(values), "values": values}
+    return {
+        **same,
+        # The same by its digest; one of the records may be of an earlier call that named it by
+        # another path.
+        "checkpoint": first["checkpoint"],
+        "features": first["features"],
+        "kind": "aggregate",
+        "repeats": len(found),
+        "seeds": [record["seed"] for record in found],
+        **{name: part["mean"] for name, part in spread.items()},
+        "scores": spread,
+    }
+
+
+class History:
+    """The records of a run that still count.
+
+    Args:
+      path: the run's metrics.jsonl; it needn't be there yet.
+    """
+
+    def __init__(self, path: str):
+        found = records.read(path) if tf.io.gfile.exists(path) else []
+        self._records = surviving(found)
+
+    def of_kind(self, kind: str) -> list[Record]:
+        """The records of a kind, in the order of writing."""
+        return of_kind(self._records, kind)
+
+    def evaluated_steps(self) -> set[int]:
+        """The steps that have an evaluation."""
+        return {record["step"] for record in self.of_kind("evaluation")}
+
+    def _by_protocol(self, score: str, better: str) -> list[dict[int, float]]:
+        """[{step: the better number}], one for each protocol, that of the newest record last."""
+        best = {"lower": min, "higher": max}[better]
+        protocols: dict[Any, dict[int, float]] = {}
+        for record in self.of_kind("evaluation"):
+            if is_number(record.get(score)):
+                protocol = measured_under(record)
+                of = protocols.pop(protocol, {})
+                step = record["step"]
+                of[step] = best(record[score], of.get(step, record[score]))
+                protocols[protocol] = of
+        return list(protocols.values())
+
+    def scores(self, score: str, *, better: str = "lower") -> dict[int, float]:
+        """{step: number} of all that can be compared with the newest one: of the same protocol."""
+        return next(reversed(self._by_protocol(score, better)), {})
+
+    def best_steps(self, score: str, count: int, *, better: str = "lower") -> list[int]:
+        """The `count` steps with the best of `scores`, the best first."""
+        return _best(self.scores(score, better=better), count, better)
+
+    def steps_to_keep(self, score: str, count: int, *, better: str = "lower") -> set[int]:
+        """The `count` best steps of every protocol that the run was evaluated under."""
+        found = self._by_protocol(score, better)
+        return {step for of in found for step in _best(of, count, better)}
+
+
+def _best(scores: dict[int, float], count: int, better: str) -> list[int]:
+    return sorted(scores, key=lambda step: scores[step], reverse=better == "higher")[:count]

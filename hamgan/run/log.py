@@ -1,0 +1,81 @@
+"""Where a run's numbers and words go: metrics.jsonl, TensorBoard and the screen, none of which can
+end a training.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+import tensorflow as tf
+from tqdm import tqdm
+
+from hamgan.run import records
+from hamgan.run.folder import Folder
+from hamgan.run.history import History, Record
+
+
+class _Screen:
+    """The standard error stream, whose failures are passed over: it may be a file on the disk that
+    is full.
+    """
+
+    def __getattr__(self, name):
+        return getattr(sys.stderr, name)
+
+    def write(self, text):
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self):
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+
+SCREEN = _Screen()
+
+
+@contextlib.contextmanager
+def surviving_failed_writes(what: str) -> Iterator[None]:
+    """Training outlives a full disk: what can't be written is said, and left."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        tqdm.write(f"WARNING: {what} can't be written now, training goes on: {error}", file=SCREEN)
+
+
+class Log:
+    """Writes a run's records to metrics.jsonl and TensorBoard, under the same names.
+
+    A record that can't be written (a full disk, a bucket that fails) is kept and written with a
+    later one.
+
+    Args:
+      model_dir: the run's folder.
+      writes: False on hosts that leave the writing to another one.
+    """
+
+    def __init__(self, model_dir: str, *, writes: bool = True):
+        self._path = Folder(model_dir).metrics
+        self._writer = tf.summary.create_file_writer(model_dir) if writes else None
+        self._waiting: list[Record] = []
+
+    def write(self, record: Record) -> None:
+        """Appends a record (see `hamgan.run.records`); its numbers become TensorBoard scalars."""
+        if self._writer is None:
+            return
+        self._waiting.append({"time": time.time(), **record})
+        with surviving_failed_writes("Metrics"):
+            while self._waiting:
+                records.append(self._path, self._waiting[0])
+                self._write_scalars(self._waiting.pop(0))
+            self._writer.flush()
+
+    def _write_scalars(self, record):
+        with self._writer.as_default(step=record["step"]):
+            for tag, value in records.scalars(record).items():
+                tf.summary.scalar(tag, value)
+
+    def history(self) -> History:
+        """What has been written, as far as it still counts."""
+        return History(self._path)
