@@ -13,7 +13,7 @@ MODULES = sorted((ROOT / "hamgan").rglob("*.py"))
 LAYERS = [
     {
         "stateless",
-        "records",
+        "run",
         "tfgan",
         "distribution",
         "schedules",
