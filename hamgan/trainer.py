@@ -6,7 +6,43 @@ import tensorflow as tf
 
 from hamgan import checkpoints, distribution, guard, losses
 from hamgan import step as training_step
-from hamgan.step import SummedAdam
+
+
+class SummedAdam(keras.optimizers.Adam):
+    """Adam for gradients that have been summed over the replicas, which the guard wants to see
+    first. (Keras' own `apply` sums them once more.)
+    """
+
+    def apply(self, grads, trainable_variables):
+        """Args: one gradient for each variable, the same on every replica."""
+        variables = [variable.value for variable in trainable_variables]
+
+        def update(variable, gradient, learning_rate):
+            self.update_step(gradient, variable, learning_rate)
+
+        def update_all(strategy, gradients, learning_rate):
+            for variable, gradient in zip(variables, gradients, strict=True):
+                args = (gradient, learning_rate)
+                strategy.extended.update(variable, update, args=args, group=False)
+
+        replicas = tf.distribute.get_replica_context()
+        replicas.merge_call(update_all, args=(list(grads), self.learning_rate))
+        self.iterations.assign_add(1)
+
+
+class Packing:
+    """Named scalars as one vector, so that replicas are summed once.
+
+    Attributes:
+      names: of its entries, a list; None until something was packed.
+    """
+
+    names = None
+
+    def pack(self, values):
+        """{name: float32 scalar} -> [n] float32."""
+        self.names = list(values)
+        return tf.stack(list(values.values()))
 
 
 class Trainer:
@@ -149,7 +185,7 @@ class Trainer:
             ema_start=ema_start,
             seed=seed,
         )
-        self._values, self._at_start, self._sigmas = (training_step.Packing() for _ in range(3))
+        self._values, self._at_start, self._sigmas = (Packing() for _ in range(3))
 
     def _learning_rate(self, rate):
         return (lambda: rate(tf.convert_to_tensor(self.step))) if callable(rate) else rate
