@@ -7,41 +7,18 @@
 Everything here is what one replica does; where replicas meet is said.
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
-from hamgan import guard, regularization, stateless
+from hamgan import guard, microbatches, regularization, stateless
 
 # What the names of a step's values begin with: of means that are logged, in the order of the
 # records, and of what is looked at for the first number that isn't finite.
 METRICS = {"loss": 0, "logits": 1, "regularizer": 2, "gradient_norm": 3, "residual": 3}
 CHECKED = ("images", "loss", "gradient", "discriminator", "generator")
-
-
-class SummedAdam(keras.optimizers.Adam):
-    """Adam for gradients that have been summed over the replicas, which the guard wants to see
-    first. (Keras' own `apply` sums them once more.)
-    """
-
-    def apply(self, grads, trainable_variables):
-        """Args: one gradient for each variable, the same on every replica."""
-        variables = [variable.value for variable in trainable_variables]
-
-        def update(variable, gradient, learning_rate):
-            self.update_step(gradient, variable, learning_rate)
-
-        def update_all(strategy, gradients, learning_rate):
-            for variable, gradient in zip(variables, gradients, strict=True):
-                args = (gradient, learning_rate)
-                strategy.extended.update(variable, update, args=args, group=False)
-
-        replicas = tf.distribute.get_replica_context()
-        replicas.merge_call(update_all, args=(list(grads), self.learning_rate))
-        self.iterations.assign_add(1)
 
 
 def update_key(seed, step, rollbacks, update):
@@ -66,8 +43,8 @@ class TrainingStep:
 
     generator: keras.Model
     discriminator: keras.Model
-    generator_optimizer: SummedAdam
-    discriminator_optimizer: SummedAdam
+    generator_optimizer: keras.optimizers.Optimizer
+    discriminator_optimizer: keras.optimizers.Optimizer
     generator_loss: Callable
     discriminator_loss: Callable
     batch_size: int
@@ -99,11 +76,12 @@ class TrainingStep:
         # Keyed by the index in the global batch: the same examples however many replicas share
         # them.
         indices = replica * size + tf.range(size)
+        networks = (self.generator, self.discriminator) if self.microbatches > 1 else ()
         values = {}
         for update, real in enumerate(reals):
             key = update_key(self.seed, step, rollbacks, update)
-            total = _Total(self)
-            for part, part_indices in self._parts(real, indices):
+            total = microbatches.Total(networks)
+            for part, part_indices in microbatches.parts(real, indices, self.microbatches):
                 with total.next_part():
                     total.add(*self._discriminator_gradients(part, key, part_indices, step))
             values[update, "images"] = guard.sizes({"images": real["image"]})["images"]
@@ -111,8 +89,8 @@ class TrainingStep:
             values |= {(update, name): value for name, value in of_update.items()}
 
         key = update_key(self.seed, step, rollbacks, len(reals))
-        total = _Total(self)
-        for part, part_indices in self._parts(real, indices):
+        total = microbatches.Total(networks)
+        for part, part_indices in microbatches.parts(real, indices, self.microbatches):
             with total.next_part():
                 total.add(*self._generator_gradients(part, key, part_indices))
         of_update = self._apply("generator", total)
@@ -166,7 +144,7 @@ class TrainingStep:
         return self._gradients(tape, loss, variables), {"loss/generator": loss, **residuals}
 
     def _apply(self, kind, total):
-        """One update of a network by a `_Total` of gradients: {name: value}."""
+        """One update of a network by a `Total` of gradients: {name: value}."""
         network = getattr(self, kind)
         gradients, values = total.gradients, total.means()
         if self.replicas > 1:
@@ -176,8 +154,8 @@ class TrainingStep:
         names = [f"gradient/{kind}/{variable.path}" for variable in variables]
         sizes = guard.sizes(dict(zip(names[::-1], gradients[::-1], strict=True)))
         getattr(self, f"{kind}_optimizer").apply(gradients, variables)
-        values[f"gradient_norm/{kind}"] = guard.norm(sizes)
-        return {**values, **sizes, **guard.sizes_of_variables(kind, network)}
+        norm = {f"gradient_norm/{kind}": guard.norm(sizes)}
+        return {**norm, **values, **sizes, **guard.sizes_of_variables(kind, network)}
 
     def _average(self, step):
         """The average of the generator's weights follows them; what isn't trained is copied."""
@@ -257,14 +235,6 @@ class TrainingStep:
         # square the sum.
         return [tf.convert_to_tensor(gradient) for gradient in gradients]
 
-    def _parts(self, real, indices):
-        """[(real images and labels, indices)] of the microbatches."""
-        size = self.batch_size // self.replicas // self.microbatches
-        rows = [slice(part * size, (part + 1) * size) for part in range(self.microbatches)]
-        if len(rows) == 1:
-            return [(real, indices)]
-        return [({name: v[part] for name, v in real.items()}, indices[part]) for part in rows]
-
 
 def _run(kind, network, inputs, labels, keys):
     """(a network's output in training, {name: residual} of its hams)."""
@@ -273,55 +243,3 @@ def _run(kind, network, inputs, labels, keys):
     output, seen = network(inputs, labels, training=True, keys=keys, return_context=True)
     residuals = {f"residual/{kind}/{ham}": found.residual() for ham, found in seen.hams.items()}
     return output, residuals
-
-
-class _Total:
-    """Gradients and values of microbatches, which are computed one after the other."""
-
-    def __init__(self, step):
-        self.gradients, self._sums, self._parts = None, None, 0
-        self._layers = []
-        if step.microbatches > 1:
-            for network in (step.generator, step.discriminator):
-                self._layers += guard.spectral_layers(network).values()
-        self._vectors = [tf.convert_to_tensor(layer.u) for layer in self._layers]
-
-    @contextlib.contextmanager
-    def next_part(self):
-        """Within, a part is computed: side by side they would take the memory of the whole
-        batch.
-        """
-        with tf.control_dependencies(self.gradients or []):
-            # All parts normalise by the same sigma, and u moves on once, as with the whole batch.
-            for layer, u in zip(self._layers, self._vectors, strict=True):
-                layer.u.assign(u)
-            yield
-
-    def add(self, gradients, values):
-        self._parts += 1
-        if self.gradients is None:
-            self.gradients, self._sums = gradients, values
-        else:
-            self.gradients = [a + b for a, b in zip(self.gradients, gradients, strict=True)]
-            self._sums = {name: self._sums[name] + value for name, value in values.items()}
-
-    def means(self):
-        """{name: mean over the parts}."""
-        if self._parts == 1:
-            return dict(self._sums)
-        return {name: value / self._parts for name, value in self._sums.items()}
-
-
-class Packing:
-    """Named scalars as one vector, so that replicas are summed once.
-
-    Attributes:
-      names: of its entries, a list; None until something was packed.
-    """
-
-    names = None
-
-    def pack(self, values):
-        """{name: float32 scalar} -> [n] float32."""
-        self.names = list(values)
-        return tf.stack(list(values.values()))

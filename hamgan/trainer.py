@@ -7,7 +7,71 @@ import tensorflow as tf
 from hamgan import distribution, guard, losses
 from hamgan import step as training_step
 from hamgan.run import checkpoints
-from hamgan.step import SummedAdam
+
+
+class SummedAdam(keras.optimizers.Adam):
+    """Adam for gradients that have been summed over the replicas, which the guard wants to see
+    first. (Keras' own `apply` sums them once more.)
+    """
+
+    def apply(self, grads, trainable_variables):
+        """Args: one gradient for each variable, the same on every replica."""
+        variables = [variable.value for variable in trainable_variables]
+
+        def update(variable, gradient, learning_rate):
+            self.update_step(gradient, variable, learning_rate)
+
+        def update_all(strategy, gradients, learning_rate):
+            for variable, gradient in zip(variables, gradients, strict=True):
+                args = (gradient, learning_rate)
+                strategy.extended.update(variable, update, args=args, group=False)
+
+        replicas = tf.distribute.get_replica_context()
+        replicas.merge_call(update_all, args=(list(grads), self.learning_rate))
+        self.iterations.assign_add(1)
+
+
+class Packing:
+    """Named scalars as one vector, so that replicas are summed once.
+
+    Attributes:
+      names: of its entries, a list; None until something was packed.
+    """
+
+    names = None
+
+    def pack(self, values):
+        """{name: float32 scalar} -> [n] float32."""
+        self.names = list(values)
+        return tf.stack(list(values.values()))
+
+
+def _check(discriminator_steps, ema_decay, ema_start, regularizers):
+    if discriminator_steps < 1:
+        raise ValueError(f"discriminator_steps must be at least 1, got {discriminator_steps}.")
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay must be in [0, 1), or None for no average; got {ema_decay}.")
+    if ema_start < 0:
+        raise ValueError(f"ema_start must not be negative, got {ema_start}.")
+    names = [part.name for part in regularizers]
+    if len(set(names)) < len(names):
+        raise ValueError(f"regularizers must have names that differ, got {names}.")
+
+
+def _check_weights(fake_labels, num_classes):
+    weights = getattr(fake_labels, "weights", None)
+    if weights is not None and len(weights) != num_classes:
+        raise ValueError(
+            "fake_labels: as many weights are needed as there are classes, "
+            f"{num_classes}; got "
+            f"{len(weights)}."
+        )
+
+
+def _counter():
+    return tf.Variable(
+        0, dtype=tf.int64, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
+    )
 
 
 class Trainer:
@@ -73,17 +137,7 @@ class Trainer:
         ema_start=0,
         seed=0,
     ):
-        if discriminator_steps < 1:
-            raise ValueError(f"discriminator_steps must be at least 1, got {discriminator_steps}.")
-        if ema_decay is not None and not 0 <= ema_decay < 1:
-            raise ValueError(
-                f"ema_decay must be in [0, 1), or None for no average; got {ema_decay}."
-            )
-        if ema_start < 0:
-            raise ValueError(f"ema_start must not be negative, got {ema_start}.")
-        names = [part.name for part in regularizers]
-        if len(set(names)) < len(names):
-            raise ValueError(f"regularizers must have names that differ, got {names}.")
+        _check(discriminator_steps, ema_decay, ema_start, regularizers)
         self.strategy = strategy
         self.batch_size = batch_size
         self.discriminator_steps = discriminator_steps
@@ -104,56 +158,50 @@ class Trainer:
                 f"({self._replica_batch_size}: "
                 f"batch_size {batch_size} on {self._replicas} replicas)."
             )
+        adam = dict(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, name="adam")
         with strategy.scope():
             keras.utils.set_random_seed(seed)
             self.generator = generator()
             self.discriminator = discriminator()
-            counter = dict(
-                dtype=tf.int64,
-                trainable=False,
-                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+            self.step, self.rollbacks = _counter(), _counter()
+            self.generator_optimizer = self._optimizer(
+                self.generator, generator_learning_rate, adam
             )
-            self.step = tf.Variable(0, **counter)
-            self.rollbacks = tf.Variable(0, **counter)
-            adam = dict(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, name="adam")
-            self.generator_optimizer = SummedAdam(
-                self._learning_rate(generator_learning_rate), **adam
+            self.discriminator_optimizer = self._optimizer(
+                self.discriminator, discriminator_learning_rate, adam
             )
-            self.generator_optimizer.build(self.generator.trainable_variables)
-            self.discriminator_optimizer = SummedAdam(
-                self._learning_rate(discriminator_learning_rate), **adam
-            )
-            self.discriminator_optimizer.build(self.discriminator.trainable_variables)
             self.ema = None if ema_decay is None else self._copy_of_generator(generator)
-        weights = getattr(fake_labels, "weights", None)
-        if weights is not None and len(weights) != self.generator.num_classes:
-            raise ValueError(
-                "fake_labels: as many weights are needed as there are classes, "
-                f"{self.generator.num_classes}; got "
-                f"{len(weights)}."
-            )
-        self._step = training_step.TrainingStep(
+        _check_weights(fake_labels, self.generator.num_classes)
+        self._step = self._training_step()
+        self._values, self._at_start, self._sigmas = (Packing() for _ in range(3))
+
+    def _optimizer(self, network, rate, adam):
+        # A rate that depends on the step is asked for at every step.
+        optimizer = SummedAdam(
+            (lambda: rate(tf.convert_to_tensor(self.step))) if callable(rate) else rate, **adam
+        )
+        optimizer.build(network.trainable_variables)
+        return optimizer
+
+    def _training_step(self):
+        return training_step.TrainingStep(
             generator=self.generator,
             discriminator=self.discriminator,
             generator_optimizer=self.generator_optimizer,
             discriminator_optimizer=self.discriminator_optimizer,
-            generator_loss=generator_loss,
-            discriminator_loss=discriminator_loss,
-            batch_size=batch_size,
+            generator_loss=self.generator_loss,
+            discriminator_loss=self.discriminator_loss,
+            batch_size=self.batch_size,
             replicas=self._replicas,
-            microbatches=microbatches,
-            augment=augment,
+            microbatches=self.microbatches,
+            augment=self.augment,
             regularizers=self.regularizers,
-            fake_labels=fake_labels,
+            fake_labels=self.fake_labels,
             ema=self.ema,
-            ema_decay=ema_decay,
-            ema_start=ema_start,
-            seed=seed,
+            ema_decay=self.ema_decay,
+            ema_start=self.ema_start,
+            seed=self.seed,
         )
-        self._values, self._at_start, self._sigmas = (training_step.Packing() for _ in range(3))
-
-    def _learning_rate(self, rate):
-        return (lambda: rate(tf.convert_to_tensor(self.step))) if callable(rate) else rate
 
     def _copy_of_generator(self, constructor):
         # Every replica computes the same averages, so one of them is enough to store.

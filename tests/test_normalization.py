@@ -17,6 +17,7 @@ from helpers import (
     weights,
 )
 
+from hamgan import normalization
 from hamgan.normalization import BatchNorm, global_moments
 
 SHAPE = (4, 3, 5, 6)
@@ -228,3 +229,25 @@ def test_without_cross_replica_each_replica_has_its_own_moments():
     own = np.mean([reference.moments(half) for half in np.split(x, 2)], axis=0)
     assert_close(layer.moving_mean, 0.999 * w["moving_mean"] + 0.001 * own[0], 1e-5)
     assert_close(layer.moving_variance, 0.999 * w["moving_variance"] + 0.001 * own[1], 1e-5)
+
+
+def test_moments_may_have_another_source():
+    layer = build(BatchNorm(), None, 4, 4, 2)
+    x = tf.constant(array(3, 4, 4, 2, scale=2.0))
+    plain = layer(x)
+
+    def source(x):
+        return tf.constant([1.0, -1.0]), tf.constant([4.0, 9.0])
+
+    with pytest.raises(KeyError), normalization.moments_from([layer], [source]):
+        y = layer(x)
+        with normalization.moments_from([layer], [normalization.global_moments]):
+            of_batch = layer(x)
+        np.testing.assert_array_equal(layer(x), y)
+        raise KeyError
+    gamma, beta = layer.gamma.numpy()[0], layer.beta.numpy()[0]
+    assert_close(y, gamma * (x - [1.0, -1.0]) / np.sqrt(np.float32([4.001, 9.001])) + beta, 1e-5)
+    assert_close(tf.reduce_mean(of_batch, axis=[0, 1, 2]), beta, 1e-5)
+    # Also after an error the moving averages are there again.
+    assert layer.moments_source is None
+    np.testing.assert_array_equal(layer(x), plain)

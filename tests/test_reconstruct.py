@@ -67,3 +67,44 @@ def test_product_is_that_of_the_factors(name):
     _, bases_out, coef = factors
     assert bases_out.shape == (2, 5, 3) and coef.shape == (2, 12, 3)
     assert_close(factors.product(), coef.numpy() @ np.swapaxes(bases_out, 1, 2), 1e-5)
+
+
+@pytest.mark.parametrize("name", ["nmf", "cd", "vq"])
+def test_factors_are_of_what_was_solved(name):
+    # Bases that learn online follow the solver's last state, which is what the factors hold.
+    seen = []
+
+    def spy(update, x, state, num_steps):
+        state = decomposition.one_step(update, x, state, num_steps)
+        seen.append((x, state[0]))
+        return state
+
+    x, bases = tf.constant(array(2, 12, 5)), tf.constant(np.abs(array(2, 5, 3)))
+    factors = getattr(decomposition, name)(x, bases, num_steps=2, solve=spy)
+    ((solved_x, solved_bases),) = seen
+    np.testing.assert_array_equal(factors.x, solved_x)
+    np.testing.assert_array_equal(factors.bases, solved_bases)
+    expected = np.maximum(x, 0) if name == "nmf" else x
+    np.testing.assert_array_equal(factors.x, expected)
+
+
+@pytest.mark.parametrize("sections", [1, 3])
+@pytest.mark.parametrize("kind", [Hamburger, HamburgerV2Plus])
+def test_layer_hands_out_its_hams(kind, sections):
+    layer = build(kind(rank=2, dim=4, sections=sections, num_steps=3), None, *SHAPE[1:])
+    x = tf.constant(array(*SHAPE))
+    y, hams = layer(x, keys=KEYS, return_hams=True)
+    np.testing.assert_array_equal(y, layer(x, keys=KEYS))
+    assert tuple(hams) == kind.hams
+    again = layer.decompose(x, layer.initial(KEYS))
+    fewer = layer.decompose(x, layer.initial(KEYS), num_steps=0)
+    for ham, factors in hams.items():
+        assert factors.x.shape[0] == 3 * sections
+        for one, other in zip(factors, again[ham], strict=True):
+            np.testing.assert_array_equal(one, other)
+        expected = np.mean(
+            np.linalg.norm(factors.x - factors.product(), axis=(1, 2))
+            / np.linalg.norm(factors.x, axis=(1, 2))
+        )
+        assert factors.residual().numpy() == pytest.approx(expected, rel=1e-4)
+        assert fewer[ham].residual() > factors.residual()
