@@ -590,7 +590,7 @@ def test_scores_that_are_missing_are_computed_for_what_has_been_scored(
     found = richer.evaluate(checkpoint=path, step=3)
     assert found["fid"] == record["fid"] and np.isfinite(found["fid_infinity"])
     assert found["protocol"] == record["protocol"]
-    assert history.key_of(found) != runner.key_of(record)
+    assert history.key_of(found) != history.key_of(record)
     # The richer record serves both from now on.
     assert first.evaluate(checkpoint=path, step=3)["time"] == found["time"]
 
