@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tensorflow_datasets.core import hashing
 
 from hamgan import data
+from hamgan.data import prepared
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -227,13 +228,13 @@ class Prepared:
     """
 
     def __init__(self, name: str, data_dir: str | None, splits: list[str] | tuple[str, ...] = ()):
-        builder = data._open(name, data_dir)
+        builder = prepared.open_builder(name, data_dir)
         info = builder.info
         self.identity = info.full_name
         self.name = info.name
         self.ignored: set[str] = set()
         self._folder = os.fspath(builder.data_dir)
-        self._image_key, self._label_key = data._find_features(info)
+        self._image_key, self._label_key = prepared.find_features(info)
         if not isinstance(info.features[self._image_key], tfds.features.Image):
             raise ValueError(f"{info.name} must hold encoded images; it is packed already.")
         unknown = sorted(set(splits) - set(info.splits))

@@ -16,6 +16,7 @@ from sklearn import datasets
 
 from data_prep import digits
 from hamgan import data
+from hamgan.data import order, places, prepared
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -327,7 +328,7 @@ def test_batch_larger_than_the_split(numbered_dir):
 @pytest.mark.parametrize("interleave", [16, 3])
 def test_order_depends_on_the_seed_alone(numbered_dir, monkeypatch, interleave):
     # 3: fewer files at once than there are, and fewer records in turn than a file has.
-    monkeypatch.setattr(data, "_INTERLEAVE", interleave)
+    monkeypatch.setattr(order, "_INTERLEAVE", interleave)
     tf.random.set_seed(4)
     datasets = [numbered(numbered_dir, **options) for options in ({}, RECORDS, FILES)]
     first = labels_of(datasets[0].train_batches(batch_size=8, seed=11), 20)
@@ -430,7 +431,7 @@ def test_entering_reads_no_file_whose_records_are_over(
     numbered_dir, tmp_path, monkeypatch, options
 ):
     # File after file.
-    monkeypatch.setattr(data, "_INTERLEAVE", 1)
+    monkeypatch.setattr(order, "_INTERLEAVE", 1)
     folder = shutil.copytree(numbered_dir, tmp_path / "copy")
     dataset = numbered(str(folder), shuffle_buffer=1, **options)
     stream = labels_of(dataset.train_batches(batch_size=1, seed=3), NUM_NUMBERED).reshape(-1)
@@ -648,9 +649,9 @@ def test_flat_square_does_not_shift_others(tmp_path):
     flat, noise = b"\x30" * 48, bytes(range(47)) + b"\x30"
     before, behind = b"before \x30", b"behind"
     (tmp_path / "file").write_bytes(before + noise + behind)
-    place = data._Place(str(tmp_path / "file"), 0, len(before + noise + behind))
+    place = places.Place(str(tmp_path / "file"), 0, len(before + noise + behind))
     square = np.empty([4, 4, 3], np.uint8)
-    squares = data._SquareReader(max_kinds=2)
+    squares = places.SquareReader(max_kinds=2)
     squares.learn(before + flat + behind, flat, 3)
     assert squares.read(place, square) is None
     squares.learn(before + noise + behind, noise, 3)
@@ -743,7 +744,7 @@ def test_packed_squares_are_not_enlarged(photos, packed_dir):
     ids=["numbers", "compressed", "oblong", "grey", "signed"],
 )
 def test_other_tensors_are_no_images(feature):
-    assert data._packed_side(feature) is None and data._packed_side(packed_feature(4)) == 4
+    assert prepared.packed_side(feature) is None and prepared.packed_side(packed_feature(4)) == 4
 
 
 # Reference.

@@ -85,7 +85,7 @@ def test_only_one_module_imports_tensorflow_gan():
 
 
 @pytest.mark.parametrize(
-    "name", ["data.py", "distribution.py", "run/checkpoints.py", "evaluation/metrics.py"]
+    "name", ["data/dataset.py", "distribution.py", "run/checkpoints.py", "evaluation/metrics.py"]
 )
 def test_some_rooms_import_no_network_code(name):
     assert not rooms_of(imported(ROOT / "hamgan" / name)) & {

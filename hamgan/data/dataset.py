@@ -1,0 +1,441 @@
+"""Batches of images and labels from a prepared TFDS dataset, for training and for reference.
+
+What is shuffled are the numbers of the records; a record is read when it is due, and of a JPEG only
+the square that is used gets decoded. The published pipeline shuffles decoded images, which takes
+gigabytes of memory. Files that can't be read at any place (remote ones) are read from beginning to
+end instead, and records shuffled as stored, encoded.
+
+The order of the training stream is a function of (seed, epoch, position in the epoch) alone: not
+of the machine's cores, the number of hosts, how records are read, whether the split is held in
+memory, or TensorFlow's global seed. A stream can therefore be entered at any batch, which is how a
+resumed run goes on with the data it would have seen.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import file_adapters
+
+from hamgan.data import pixels, prepared
+from hamgan.data.order import numbers_of, range_of, shuffled
+from hamgan.data.places import READS, RecordFinder
+from hamgan.data.stored import StoredExamples
+
+
+class ImageDataset:
+    """A prepared TFDS dataset with an image and a label feature, as batches of images in [-1, 1].
+
+    The image feature is the one named `image`, or the only one; the label is the integer feature
+    named `label`, or the only class label. The code that built the dataset isn't needed.
+
+    An image feature is one of encoded files (`tfds.features.Image`), or of packed squares: raw
+    bytes of uint8 [side, side, 3], `tfds.features.Tensor` with the encoding BYTES. Packed squares
+    of image_size aren't resampled, larger ones as by `preprocess`.
+
+    Args:
+      name: TFDS name (`digits`, `imagenet2012`, `name/config:version`), or the folder that holds a
+        prepared dataset's dataset_info.json.
+      image_size: S; images are [S, S, 3].
+      num_classes: must be the dataset's own number.
+      train_split: TFDS split for training, `train` or a part like `train[:90%]`.
+      reference_split: TFDS split for reference statistics.
+      shuffle_buffer: how many encoded records are shuffled at a time; the files are shuffled too.
+      data_dir: folder of TFDS datasets, or one dataset's own folder, local or gs://; None: TFDS's
+        default.
+      cache_bytes: a split whose preprocessed images take no more than this is decoded once, on
+        first use, and held in memory. It changes speed, not the stream.
+      random_access: read each record from its place in the file when it is due; a checksum isn't
+        looked at. Otherwise files are read from beginning to end, which suits hard disks and
+        network folders, by every host, and the records in the shuffle buffer are held in memory.
+        None: for local TFRecord files. It changes speed and memory, not the stream.
+      flip: mirror images of the training stream left to right, each with probability 1/2.
+      inexact_decode: decode a JPEG at 1/2, 1/4 or 1/8 of its size where its square is then no
+        smaller than image_size. Faster, and not the published pixels.
+
+    Attributes:
+      crop: what `preprocess` does with an image, in words: part of the fingerprint of reference
+        statistics.
+      version: the dataset's version.
+      class_names: names of the classes, in the order of their labels; numbers where the dataset
+        names none.
+
+    Raises:
+      ValueError: when there is no such dataset, split, image or label, when `num_classes` isn't
+        the dataset's, or when packed squares are smaller than `image_size`.
+    """
+
+    crop = "central square, bilinear with aligned corners"
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        image_size: int = 128,
+        num_classes: int = 1000,
+        train_split: str = "train",
+        reference_split: str = "validation",
+        shuffle_buffer: int = 10_000,
+        data_dir: str | None = None,
+        cache_bytes: int = 256 * 2**20,
+        random_access: bool | None = None,
+        flip: bool = False,
+        inexact_decode: bool = False,
+    ):
+        _check_at_least("image_size", image_size, 1)
+        _check_at_least("num_classes", num_classes, 1)
+        _check_at_least("shuffle_buffer", shuffle_buffer, 1)
+        self.name = name
+        self.image_size = image_size
+        self.num_classes = num_classes
+        self.train_split = train_split
+        self.reference_split = reference_split
+        self.shuffle_buffer = shuffle_buffer
+        self.cache_bytes = cache_bytes
+        self.random_access = random_access
+        if inexact_decode:
+            self.crop += ", from an inexact decode"
+        self.flip = flip
+        self.inexact_decode = inexact_decode
+
+        self._info = prepared.open_builder(name, data_dir).info
+        image_key, label_key = prepared.find_features(self._info)
+        self._features = tfds.features.FeaturesDict(
+            {key: self._info.features[key] for key in (image_key, label_key)}
+        )
+        self._image_key, self._label_key = image_key, label_key
+        self.version = str(self._info.version)
+        self.class_names = self._class_names()
+        self._packed_side = self._find_packed_side()
+        self._files = {split: self._list_files(split) for split in (train_split, reference_split)}
+        self.reads_anywhere(train_split)
+        self._memory: dict[str, dict[str, tf.Tensor]] = {}
+        self._finders: dict[str, RecordFinder] = {}
+        self._stored = StoredExamples(
+            image_key=image_key,
+            label_key=label_key,
+            side=self._packed_side,
+            num_classes=num_classes,
+        )
+
+    def num_examples(self, split: str) -> int:
+        """How many examples a split holds.
+
+        Raises:
+          ValueError: when the dataset has no such split.
+        """
+        return int(self._files_of(split)["take"].sum())
+
+    @property
+    def info(self) -> tfds.core.DatasetInfo:
+        """TFDS's description of the dataset: splits, their files and sizes."""
+        return self._info
+
+    def records(self, path: str) -> tf.data.Dataset:
+        """The serialised examples of one of the dataset's files, string [] each."""
+        return file_adapters.ADAPTER_FOR_FORMAT[self._info.file_format].make_tf_data(path)
+
+    def parse_labels(self, records: tf.Tensor) -> tf.Tensor:
+        """The labels of serialised examples [B] as they are stored, int64 [B], be they those of
+        classes or not.
+        """
+        feature = tf.io.FixedLenFeature([], tf.int64)
+        return tf.io.parse_example(records, {self._label_key: feature})[self._label_key]
+
+    def train_batches(
+        self,
+        *,
+        batch_size: int,
+        seed: int,
+        start_batch: int = 0,
+        shard_index: int = 0,
+        num_shards: int = 1,
+    ) -> tf.data.Dataset:
+        """An endless stream of `train_split`, in another order every epoch.
+
+        Epochs follow one another without a seam: a batch may hold the end of one and the beginning
+        of the next, so no example is dropped. The stream of shard i holds rows
+        [i * batch_size, (i + 1) * batch_size) of every global batch of num_shards * batch_size:
+        the global batches don't depend on how many hosts share them. Every shard decodes its own
+        records only, and with random access reads no others.
+
+        Args:
+          batch_size: images per batch of this shard.
+          seed: fixes the order.
+          start_batch: enter the stream after this many batches. Of the epoch that is entered, the
+            numbers of the earlier records are drawn again, a million in about 1.5 seconds of
+            processor time; only without random access some of these records are read, those of
+            files that also hold later ones (566 of ImageNet's 1,024 files in the middle of an
+            epoch).
+          shard_index: which shard this is, in [0, num_shards).
+          num_shards: how many shards share the stream.
+
+        Returns:
+          A dataset of {'image': float32 [batch_size, S, S, 3] in [-1, 1],
+          'label': int32 [batch_size]}. A label outside [0, num_classes) raises
+          `tf.errors.InvalidArgumentError` when it is read.
+
+        Raises:
+          ValueError: when an argument is out of range.
+        """
+        _check_at_least("batch_size", batch_size, 1)
+        _check_at_least("start_batch", start_batch, 0)
+        _check_at_least("num_shards", num_shards, 1)
+        if not 0 <= shard_index < num_shards:
+            raise ValueError(
+                f"shard_index ({shard_index}) must be in [0, num_shards) = [0, {num_shards})."
+            )
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed ({seed}) must be in [0, 2**63).")
+        split = self.train_split
+        start = start_batch * batch_size * num_shards
+        in_memory = self._fits_memory(split)
+        numbers_do = in_memory or self.reads_anywhere(split)
+        stream = self._shuffled(
+            split, seed, start, read=numbers_of if numbers_do else self._read_file
+        )
+        # Batch k * num_shards + i is this shard's part of global batch k.
+        batches = stream.batch(batch_size, drop_remainder=True).shard(num_shards, shard_index)
+        if in_memory:
+            pick = functools.partial(_pick, self._in_memory(split))
+            return _with_options(batches.map(pick, num_parallel_calls=tf.data.AUTOTUNE))
+        return _with_options(self._load(split, batches, batch_size, drop_remainder=True))
+
+    def reference_batches(self, *, batch_size: int, split: str | None = None) -> tf.data.Dataset:
+        """Every example of a split once, in stored order, the last batch as long as what is left.
+
+        Args:
+          batch_size: images per batch.
+          split: None: `reference_split`.
+
+        Returns:
+          A finite dataset of {'image': float32 [<= batch_size, S, S, 3] in [-1, 1],
+          'label': int32 [<= batch_size]}. A label outside [0, num_classes) raises
+          `tf.errors.InvalidArgumentError` when it is read.
+
+        Raises:
+          ValueError: when the dataset has no such split, or batch_size is below 1.
+        """
+        _check_at_least("batch_size", batch_size, 1)
+        split = self.reference_split if split is None else split
+        if self._fits_memory(split):
+            return _with_options(
+                tf.data.Dataset.from_tensor_slices(self._in_memory(split)).batch(batch_size)
+            )
+        return _with_options(self._in_stored_order(split, batch_size))
+
+    def label_batches(self, *, batch_size: int, split: str) -> tf.data.Dataset:
+        """Every label of a split once, in stored order, integer [<= batch_size]; no image is
+        decoded.
+
+        Raises:
+          ValueError: when the dataset has no such split, or batch_size is below 1.
+        """
+        _check_at_least("batch_size", batch_size, 1)
+
+        batches = self._stored_files(split).flat_map(self._read_file).batch(batch_size)
+        return _with_options(batches.map(lambda batch: self.parse_labels(batch["record"])))
+
+    def _files_of(self, split: str) -> dict[str, np.ndarray]:
+        if split not in self._files:
+            self._files[split] = self._list_files(split)
+        return self._files[split]
+
+    def _list_files(self, split: str) -> dict[str, np.ndarray]:
+        """Columns over a split's files: path, records to skip and to take, number of the first."""
+        splits = self._info.splits
+        try:
+            parts = splits[split].file_instructions
+        except (KeyError, ValueError, AssertionError) as error:
+            raise ValueError(
+                f"split ({split!r}) must be one of {self._info.name}'s splits {sorted(splits)}, or "
+                "a part of one, "
+                "written like 'train[:90%]': set data.ImageDataset.train_split and "
+                ".reference_split."
+            ) from error
+        parts = [part for part in parts if part.take]
+        if not parts:
+            raise ValueError(
+                f"split ({split!r}) of {self._info.name} must have examples; it has none."
+            )
+        take = np.array([part.take for part in parts], np.int64)
+        return {
+            "path": np.array([os.fspath(part.filename) for part in parts]),
+            "skip": np.array([part.skip for part in parts], np.int64),
+            "take": take,
+            "first": np.cumsum(take) - take,
+        }
+
+    def _class_names(self) -> list[str]:
+        label = self._features[self._label_key]
+        count = getattr(label, "num_classes", None)
+        if count is None:
+            return [str(number) for number in range(self.num_classes)]
+        if count != self.num_classes:
+            raise ValueError(
+                f"num_classes ({self.num_classes}) must be the number of classes that "
+                f"{self._info.name} has, which is {count}: "
+                + (prepared.wrong_folder_level(label.names) or f"set num_classes={count}.")
+            )
+        return list(label.names)
+
+    def _find_packed_side(self) -> int | None:
+        side = prepared.packed_side(self._features[self._image_key])
+        if side is not None and self.image_size > side:
+            raise ValueError(
+                f"image_size ({self.image_size}) must be at most {side}, the side of the packed "
+                "squares of "
+                f"{self._info.name}: they aren't enlarged. Set image_size={side}, or pack the "
+                "images again."
+            )
+        return side
+
+    def reads_anywhere(self, split: str) -> bool:
+        """Whether the shuffle buffer holds numbers of records, each of which is read from its place
+        when it is due.
+
+        Raises:
+          ValueError: `random_access` is True, but the files can't be read so.
+        """
+        paths = self._files_of(split)["path"]
+        is_tfrecord = self._info.file_format == file_adapters.FileFormat.TFRECORD
+        possible = is_tfrecord and not any("://" in path for path in paths)
+        if self.random_access and not possible:
+            raise ValueError(
+                "random_access (True) must be None or False for files that aren't local "
+                f"TFRecords, as {paths[0]}."
+            )
+        return possible if self.random_access is None else self.random_access
+
+    def _finder(self, split: str) -> RecordFinder:
+        if split not in self._finders:
+            self._finders[split] = RecordFinder(self._files_of(split))
+        return self._finders[split]
+
+    def _read_file(self, file: dict[str, tf.Tensor]) -> tf.data.Dataset:
+        """{'number', 'record'} of a file's records; the record is empty where the file isn't
+        needed.
+        """
+        records = file_adapters.ADAPTER_FOR_FORMAT[self._info.file_format].make_tf_data(
+            file["path"]
+        )
+        read = tf.where(file["needed"], file["take"], 0)
+        records = records.skip(file["skip"]).take(read)
+        # A file that lost records would shift every later position of the stream: say so.
+        records = records.apply(tf.data.experimental.assert_cardinality(read))
+        records = records.concatenate(tf.data.Dataset.from_tensors("").repeat(file["take"] - read))
+        return tf.data.Dataset.zip({"number": range_of(file), "record": records})
+
+    def _shuffled(
+        self,
+        split: str,
+        seed: int,
+        start: int,
+        *,
+        read: Callable[[dict[str, tf.Tensor]], tf.data.Dataset],
+    ) -> tf.data.Dataset:
+        return shuffled(
+            self._files_of(split),
+            seed=seed,
+            start=start,
+            read=read,
+            shuffle_buffer=self.shuffle_buffer,
+            flip=self.flip,
+        )
+
+    def _stored_files(self, split: str) -> tf.data.Dataset:
+        """A split's files in stored order, all of them needed, as `_read_file` takes them."""
+        files = self._files_of(split)
+        return tf.data.Dataset.from_tensor_slices(
+            {**files, "needed": np.full(len(files["path"]), True)}
+        )
+
+    def _in_stored_order(self, split: str, batch_size: int) -> tf.data.Dataset:
+        elements = self._stored_files(split).flat_map(
+            numbers_of if self.reads_anywhere(split) else self._read_file
+        )
+        return self._load(split, elements.batch(batch_size), batch_size, drop_remainder=False)
+
+    def _load(
+        self, split: str, batches: tf.data.Dataset, batch_size: int, *, drop_remainder: bool
+    ) -> tf.data.Dataset:
+        """Batches of {'number', perhaps 'record' and 'flip'} -> batches of {'image', 'label'}."""
+        read = functools.partial(self._read, self._finder(split))
+        examples = batches.map(read, num_parallel_calls=tf.data.AUTOTUNE)
+        if self._packed_side:
+            return examples.map(self._finish, num_parallel_calls=tf.data.AUTOTUNE)
+        examples = examples.unbatch().map(self._finish, num_parallel_calls=tf.data.AUTOTUNE)
+        return examples.batch(batch_size, drop_remainder=drop_remainder)
+
+    def _read(self, finder: RecordFinder, elements: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Elements [B] -> {'image': squares uint8 [B, side, side, 3], flipped, or files [B] with
+        'flip'; 'label'}.
+        """
+        side = self._packed_side
+        arguments = {"numbers": "number", "records": "record", "flips": "flip"}
+        given = {
+            argument: elements[name] for argument, name in arguments.items() if name in elements
+        }
+
+        def read(*values):
+            with READS:
+                return self._stored.read(finder, **dict(zip(given, values, strict=True)))
+
+        image, label = tf.numpy_function(
+            read, [*given.values()], (tf.uint8 if side else tf.string, tf.int32)
+        )
+        shape = elements["number"].shape
+        image = tf.ensure_shape(image, [*shape, side, side, 3] if side else shape)
+        flip = {"flip": elements["flip"]} if "flip" in elements and not side else {}
+        return {"image": image, "label": tf.ensure_shape(label, shape), **flip}
+
+    def _finish(self, examples: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """A batch of stored squares, or one file, -> {'image': float32 [..., S, S, 3], 'label'}."""
+        image, label = examples["image"], examples["label"]
+        if not self._packed_side:
+            image = pixels.decode(image, self.image_size, inexact=self.inexact_decode)
+        if "flip" in examples:
+            image = pixels.flipped(image, examples["flip"])
+        if self._packed_side == self.image_size:
+            # x * 2 / 255 - 1 in one pass: most of the time goes into writing these numbers.
+            image = tf.quantization.dequantize(
+                tf.bitcast(image, tf.quint8), -1, 1, mode="MIN_COMBINED"
+            )
+        elif self._packed_side:
+            image = pixels.resize(image, self.image_size)
+        return {"image": image, "label": label}
+
+    def _fits_memory(self, split: str) -> bool:
+        bytes_per_image = self.image_size**2 * 3 * 4
+        return self.num_examples(split) * bytes_per_image <= self.cache_bytes
+
+    def _in_memory(self, split: str) -> dict[str, tf.Tensor]:
+        """All of a split in stored order, {'image': [N, S, S, 3], 'label': [N]}; decoded once."""
+        if split not in self._memory:
+            with tf.device("CPU:0"):  # where tf.data reads it; a GPU's memory is for the networks
+                examples = self._in_stored_order(split, self.num_examples(split))
+                self._memory[split] = _with_options(examples).get_single_element()
+        return self._memory[split]
+
+
+def _pick(memory: dict[str, tf.Tensor], elements: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    examples = {key: tf.gather(value, elements["number"]) for key, value in memory.items()}
+    if "flip" in elements:
+        examples["image"] = pixels.flipped(examples["image"], elements["flip"])
+    return examples
+
+
+def _with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    options = tf.data.Options()
+    options.deterministic = True
+    # tf.distribute would otherwise shard again what already is.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+
+
+def _check_at_least(argument: str, value: int, minimum: int) -> None:
+    if value < minimum:
+        raise ValueError(f"{argument} ({value}) must be at least {minimum}.")

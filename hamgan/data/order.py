@@ -1,0 +1,110 @@
+"""The order of the training stream: a function of (seed, epoch, position in the epoch) alone."""
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from hamgan.data.places import file_of
+
+# Named, because the default may differ between devices and the order must not.
+_ALGORITHM = "philox"
+
+# Files read at once, and records taken from each in turn: TFDS's own numbers. They are part of the
+# order: other numbers, another stream.
+_INTERLEAVE = 16
+
+# What an epoch's flips are drawn with, beside the two keys that the epoch's own is split into.
+_FLIPS = 2
+
+
+def shuffled(
+    files: dict[str, np.ndarray],
+    *,
+    seed: int,
+    start: int,
+    read: Callable[[dict[str, tf.Tensor]], tf.data.Dataset],
+    shuffle_buffer: int,
+    flip: bool,
+) -> tf.data.Dataset:
+    """What `read` gives for every file, shuffled anew each epoch, for ever, from `start` on.
+
+    The permutation doesn't depend on what is read: records and their numbers come in the same
+    order.
+    """
+    num_files = len(files["path"])
+    num_examples = int(files["take"].sum())
+    first_epoch, skipped = divmod(start, num_examples)
+    needed = np.full(num_files, True)
+    if skipped and read is not numbers_of:
+        rest = shuffled(
+            files,
+            seed=seed,
+            start=start,
+            read=numbers_of,
+            shuffle_buffer=shuffle_buffer,
+            flip=flip,
+        ).take(num_examples - skipped)
+        numbers = np.concatenate(
+            [batch["number"] for batch in rest.batch(2**16).as_numpy_iterator()]
+        )
+        needed = np.isin(np.arange(num_files), file_of(files, numbers))
+
+    # Threads cost more than numbers do.
+    parallel = (
+        {} if read is numbers_of else dict(num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    )
+
+    def epoch_stream(epoch):
+        # The buffer's seed would otherwise be mixed with the global one of tf.random.set_seed.
+        # While tracing, this sets the seed of the traced function and of nothing else. Not 0:
+        # after a 0, TensorFlow compares the buffer's seed in Python.
+        tf.compat.v1.set_random_seed(1)
+        is_first = epoch == first_epoch
+        key = tf.stack([tf.constant(seed, tf.int64), epoch])
+        file_key, buffer_key = tf.unstack(
+            tf.random.experimental.stateless_split(key, 2, alg=_ALGORITHM)
+        )
+        file_order = tf.random.experimental.stateless_shuffle(
+            tf.range(num_files), seed=file_key, alg=_ALGORITHM
+        )
+        columns = {**files, "needed": needed | ~is_first}
+        shuffled_files = {name: tf.gather(column, file_order) for name, column in columns.items()}
+        skip = tf.where(is_first, tf.constant(skipped, tf.int64), 0)
+        elements = (
+            tf.data.Dataset.from_tensor_slices(shuffled_files)
+            .interleave(
+                read,
+                cycle_length=min(_INTERLEAVE, num_files),
+                block_length=_INTERLEAVE,
+                **parallel,
+            )
+            .shuffle(
+                min(shuffle_buffer, num_examples),
+                seed=buffer_key[0],
+                reshuffle_each_iteration=False,
+            )
+            .skip(skip)
+        )
+        if not flip:
+            return elements
+        flip_key = tf.random.experimental.stateless_fold_in(key, _FLIPS, alg=_ALGORITHM)
+        flips = (
+            tf.random.stateless_uniform([num_examples], flip_key, 0, 2, tf.int32, alg=_ALGORITHM)
+            == 1
+        )
+        flips = tf.data.Dataset.from_tensor_slices(flips[skip:])
+        return tf.data.Dataset.zip(elements, flips).map(
+            lambda element, flipped: {**element, "flip": flipped}
+        )
+
+    return tf.data.Dataset.counter(first_epoch).flat_map(epoch_stream)
+
+
+def range_of(file: dict[str, tf.Tensor]) -> tf.data.Dataset:
+    return tf.data.Dataset.range(file["first"], file["first"] + file["take"])
+
+
+def numbers_of(file: dict[str, tf.Tensor]) -> tf.data.Dataset:
+    """{'number'} of a file's records."""
+    return tf.data.Dataset.zip({"number": range_of(file)})

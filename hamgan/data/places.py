@@ -1,0 +1,185 @@
+"""Where records lie in TFRecord files, and reading them from there, each by itself."""
+
+import atexit
+import os
+import threading
+import time
+import typing
+from collections.abc import Iterator
+
+import numpy as np
+
+# TFRecord: the length as uint64 and its checksum, the record, its checksum.
+_BEFORE_RECORD, _AROUND_RECORD = 12, 16
+
+# Seconds without a read, after which none is waited for.
+_QUIET = 0.05
+
+
+class _Reads:
+    """Reads under way, in TensorFlow's threads; none is left when Python exits.
+
+    Python ends a thread of others' that asks for its lock once it exits, and TensorFlow, which
+    drops the iterators that are left, would wait for that thread for ever.
+    """
+
+    def __init__(self):
+        self._threads: set[int] = set()
+        self._last = 0.0
+        self._exits = False
+        atexit.register(self._exit)
+
+    def __enter__(self):
+        if self._exits:
+            raise StopIteration  # to TensorFlow, the end of the data, which it has no message for
+        self._last = time.monotonic()
+        self._threads.add(threading.get_ident())
+
+    def __exit__(self, *_):
+        self._threads.discard(threading.get_ident())
+        self._last = time.monotonic()
+
+    def _exit(self):
+        self._exits = True
+        if not self._last:
+            return
+        # Pipelines run on until their buffers are full; of errors, that is soon.
+        time.sleep(_QUIET)
+        while self._threads or time.monotonic() - self._last < _QUIET:
+            time.sleep(_QUIET / 10)
+
+
+READS = _Reads()
+
+
+class Place(typing.NamedTuple):
+    """Where a record is: `size` bytes of the file `path`, from the byte `start` on."""
+
+    path: str
+    start: int
+    size: int
+
+    def read(self) -> bytes:
+        return self._access(os.pread, self.size)
+
+    def read_into(self, buffers: list[bytearray | np.ndarray]) -> int:
+        """Fills buffers, one after the other; returns how many bytes there were."""
+        return self._access(os.preadv, buffers)
+
+    def _access(self, read, what):
+        # Opened anew each time: a dataset has more files than a process may hold open.
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            return read(handle, what, self.start)
+        finally:
+            os.close(handle)
+
+
+class RecordFinder:
+    """Finds single records of local TFRecord files; reads nothing but the lengths of records.
+
+    Args:
+      files: columns as `ImageDataset._list_files` gives them.
+    """
+
+    def __init__(self, files: dict[str, np.ndarray]):
+        self._files = files
+        self._starts: dict[int, np.ndarray] = {}
+
+    def find(self, numbers: np.ndarray) -> Iterator[Place]:
+        """Where records are, by their numbers in the split."""
+        return (self._place(file, index) for file, index in self._find(numbers))
+
+    def name(self, number: int) -> str:
+        """Where a record is, for people."""
+        ((file, index),) = self._find(number)
+        return f"record {index} (from 0) of {self._files['path'][file]}"
+
+    def _find(self, numbers):
+        numbers = np.ravel(numbers)
+        files = file_of(self._files, numbers)
+        indices = numbers - self._files["first"][files] + self._files["skip"][files]
+        return zip(files.tolist(), indices.tolist(), strict=True)
+
+    def _place(self, file, index):
+        start, end = self._starts_of(file)[index : index + 2].tolist()
+        return Place(
+            self._files["path"][file], start + _BEFORE_RECORD, end - start - _AROUND_RECORD
+        )
+
+    def _starts_of(self, file):
+        """Where the records of a file start, and where the last one ends; found when first asked
+        for.
+        """
+        if file not in self._starts:
+            path = self._files["path"][file]
+            count = int(self._files["skip"][file] + self._files["take"][file])
+            starts = np.zeros(count + 1, np.int64)
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                size = os.fstat(handle).st_size
+                for index in range(count):
+                    start = int(starts[index])
+                    end = (
+                        start
+                        + int.from_bytes(os.pread(handle, 8, start), "little")
+                        + _AROUND_RECORD
+                    )
+                    if end > size:
+                        raise ValueError(
+                            f"{path} must hold {count} records, but ends within record {index} "
+                            "(from 0): it was cut "
+                            "off. Copy it again, or prepare the dataset again."
+                        )
+                    starts[index + 1] = end
+            finally:
+                os.close(handle)
+            self._starts[file] = starts
+        return self._starts[file]
+
+
+class SquareReader:
+    """Reads packed squares from their records straight to where they are wanted.
+
+    Records that are the same before and behind their pixels parse the same. Those of one dataset
+    come in few such kinds, two a class at most, so one of each kind is parsed, and of the others
+    nothing but pixels is copied.
+
+    Args:
+      max_kinds: records of more kinds aren't read so: they hold more than pixels and labels.
+    """
+
+    def __init__(self, max_kinds: int):
+        self._max_kinds = max_kinds
+        self._labels: dict[tuple[bytes, bytes], int] = {}
+        self._before: dict[
+            int, int
+        ] = {}  # by the size of a record, how many bytes of it come before the pixels
+
+    def read(self, place: Place, square: np.ndarray) -> int | None:
+        """Reads a square, and gives its label; None: it is of a new kind, and what `square` now
+        holds isn't right.
+        """
+        num_before = self._before.get(place.size)
+        if num_before is None:
+            return None
+        before, behind = bytearray(num_before), bytearray(place.size - num_before - square.nbytes)
+        if place.read_into([before, square, behind]) < place.size:
+            return None
+        return self._labels.get((bytes(before), bytes(behind)))
+
+    def learn(self, record: bytes, pixels: bytes, label: int) -> None:
+        """Takes note of a record's kind."""
+        if len(self._labels) >= self._max_kinds:
+            self._before.clear()
+            return
+        num_before = record.find(pixels)
+        # Pixels that all equal the byte before them are found too early; a later record will show
+        # the place.
+        if record.find(pixels, num_before + 1) < 0:
+            self._labels[record[:num_before], record[num_before + len(pixels) :]] = label
+            self._before[len(record)] = num_before
+
+
+def file_of(files: dict[str, np.ndarray], numbers: np.ndarray) -> np.ndarray:
+    return np.searchsorted(files["first"], numbers, side="right") - 1

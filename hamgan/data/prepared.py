@@ -1,0 +1,121 @@
+"""What is prepared: data sets on disk, their features, and how to prepare what isn't there."""
+
+import os
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+
+def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """The builder that reads the prepared dataset `name`."""
+    data_dir = data_dir and os.path.expanduser(data_dir)
+    if "/" in name and _is_dataset(os.path.expanduser(name)):
+        return tfds.builder_from_directory(os.path.expanduser(name))
+    if data_dir and _is_dataset(data_dir):
+        builder = tfds.builder_from_directory(data_dir)
+        if builder.name != name.split("/")[0].split(":")[0]:
+            raise ValueError(
+                f"name ({name!r}) must be the dataset's that data_dir holds: {data_dir} is "
+                f"{builder.name!r}."
+            )
+        return builder
+    try:
+        # Not tfds.builder: that one answers with an unprepared dataset where it knows the code.
+        return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        folders = tfds.core.utils.file_utils.list_data_dirs(data_dir)
+        looked_in = ", ".join(os.path.join(os.fspath(folder), name) for folder in folders)
+        raise ValueError(
+            f"Dataset {name!r} isn't prepared: no <version>/dataset_info.json in {looked_in}. "
+            f"Prepare it with\n    {_preparing_command(name, data_dir)}\n"
+            "or set data_dir to the folder of TFDS datasets where it is."
+        ) from error
+
+
+def wrong_folder_level(class_names: list[str]) -> str | None:
+    """What is wrong when classes are called what splits are called, else None."""
+    if not {name.lower() for name in class_names} <= {
+        "train",
+        "training",
+        "val",
+        "valid",
+        "validation",
+        "dev",
+        "test",
+    }:
+        return None
+    return (
+        f"the classes are called {', '.join(class_names)}, as splits are, so the images were read "
+        "from one folder too "
+        "high up. Prepare the dataset again from the folder of one split, which holds a folder per "
+        "class."
+    )
+
+
+def _is_dataset(folder: str) -> bool:
+    return tf.io.gfile.exists(os.path.join(folder, "dataset_info.json"))
+
+
+def _preparing_command(name: str, data_dir: str | None) -> str:
+    where = f" --data_dir={data_dir}" if data_dir else ""
+    if name == "digits":
+        return f"python data_prep/digits.py{where}"
+    if name.split(":")[0] == "imagenet2012":
+        tars = "<folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar>"
+        return f"python data_prep/imagenet.py{where} --manual_dir={tars}"
+    if name.startswith("imagenet2012_"):
+        return (
+            f"python data_prep/pack.py{where} --dataset=imagenet2012 "
+            f"--size={name.removeprefix('imagenet2012_')}"
+        )
+    return f"tfds build {name}{where}"
+
+
+def packed_side(feature: tfds.features.FeatureConnector) -> int | None:
+    """The side of squares that are stored as raw bytes; None: the feature isn't one of such
+    squares.
+    """
+    if (
+        not isinstance(feature, tfds.features.Tensor)
+        or feature.np_dtype != np.uint8
+        or len(feature.shape) != 3
+    ):
+        return None
+    height, width, channels = feature.shape
+    is_bytes = feature.to_json_content().encoding == tfds.features.Encoding.BYTES.value
+    return height if is_bytes and height == width and channels == 3 else None
+
+
+def find_features(info: tfds.core.DatasetInfo) -> tuple[str, str]:
+    """Keys of the image and of the label feature."""
+
+    def is_image(feature):
+        is_file = (
+            isinstance(feature, tfds.features.Image)
+            and feature.np_dtype == np.uint8
+            and len(feature.shape) == 3
+        )
+        return is_file or packed_side(feature) is not None
+
+    def is_class(feature):
+        return isinstance(feature, tfds.features.ClassLabel)
+
+    def is_integer(feature):
+        return feature.shape == () and np.issubdtype(feature.np_dtype, np.integer)
+
+    def pick(key, wanted, accept, accept_named):
+        features = info.features
+        if key in features and accept_named(features[key]):
+            return key
+        keys = [other for other, feature in features.items() if accept(feature)]
+        if len(keys) != 1:
+            raise ValueError(
+                f"{info.name} must have {wanted} named {key!r}, or just one under another name. "
+                f"Its features are {dict(features.items())}."
+            )
+        return keys[0]
+
+    image = pick("image", "an 8-bit image", is_image, is_image)
+    label = pick("label", "a class label", is_class, is_integer)
+    return image, label
