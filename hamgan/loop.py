@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-import tensorflow as tf
 from tqdm import tqdm
 
 from hamgan import distribution, grids, watching
+from hamgan.profiling import Profile
 from hamgan.run import checkpoints, class_names
 from hamgan.run.folder import Folder
 from hamgan.run.log import SCREEN, Log, surviving_failed_writes
@@ -152,7 +152,7 @@ def train(
             try:
                 run.train()
             finally:
-                run.end_profile()
+                run.profile.end()
     return Ended(run.path, run.stopped)
 
 
@@ -178,7 +178,6 @@ class _Run:
         self.model_dir = model_dir
         self.folder = Folder(model_dir)
         self.evaluator = evaluator
-        self.profile = profile
         self.interruption = interruption
         self.writes = distribution.is_chief(trainer.strategy)
         self.log = Log(model_dir, writes=self.writes)
@@ -198,7 +197,9 @@ class _Run:
         self.batches = None
         self.clock = None  # (step, time) from which the time that is left is estimated
         self.saturated_calls = 0
-        self.profiling = False
+        self.profile = Profile(
+            profile if self.writes else None, schedule.num_steps, model_dir, self.announce
+        )
         self.status = {}
         self.stopped = False
         self.step = 0
@@ -296,13 +297,13 @@ class _Run:
         """One host call; returns whether training is further than before (and not rolled back)."""
         if self.batches is None:
             self.batches = watching.TimedBatches.of(self.trainer.batches(self.dataset))
-        self.follow_profile()
-        num_steps = self.schedule.steps_until_due(self.step, self.profile or ())
+        self.profile.follow(self.step)
+        num_steps = self.schedule.steps_until_due(self.step, self.profile.steps)
         start = time.monotonic()
         metrics = self.trainer.train_steps(self.batches, num_steps)
         seconds = time.monotonic() - start
         self.step += num_steps
-        self.follow_profile()
+        self.profile.follow(self.step)
         first_bad_step = int(metrics.pop("first_bad_step"))
         first_bad = metrics.pop("first_bad", "the loss")
         if first_bad_step >= 0:
@@ -443,36 +444,7 @@ class _Run:
             return False
         best = self.log.history().best_steps("fid", 1)
         best = self.of_chief(next((step for step in best if step < self.step), -1))
-        there = [
-            name
-            for name in checkpoints.available(self.model_dir)
-            if checkpoints.step_of(name) == best
-        ]
-        path = checkpoints.find(self.model_dir, there[0]) if there else None
+        there = f"ckpt-{best}" in checkpoints.available(self.model_dir)
+        path = checkpoints.find(self.model_dir, f"ckpt-{best}") if there else None
         self.roll_back(message, path=path)
         return True
-
-    def follow_profile(self):
-        """Starts and ends the profile where its steps begin and end."""
-        if not self.profile or not self.writes:
-            return
-        wanted = (
-            self.profile[0] <= self.step < self.profile[1] and self.step < self.schedule.num_steps
-        )
-        if wanted and not self.profiling:
-            tf.profiler.experimental.start(self.model_dir)
-        elif self.profiling and not wanted:
-            self.end_profile()
-        self.profiling = wanted
-
-    def end_profile(self):
-        if self.profiling:
-            self.profiling = False
-            tf.profiler.experimental.stop()
-            self.announce(
-                "profile",
-                message=(
-                    f"of the steps {self.profile[0]} to {self.step}: "
-                    f"tensorboard --logdir={self.model_dir}"
-                ),
-            )

@@ -32,7 +32,7 @@ import sys
 from absl import app, flags, logging
 
 from hamgan import distribution
-from hamgan.benchmarks import context, context_report, fid, measure
+from hamgan.benchmarks import context, context_modules, context_report, fid, input_report, measure
 from hamgan.benchmarks import input as feeding
 from hamgan.run import records
 
@@ -41,27 +41,27 @@ SWEEPS = ("scaling", "steps")
 
 
 def parse_shapes(names):
-    """The `context.Shape`s of names: 'all', names of `context.SHAPES`, or sizes like
+    """The `context_modules.Shape`s of names: 'all', names of `context_modules.SHAPES`, or sizes like
     4x64x64x128.
     """
     shapes = []
     for name in names:
         sizes = re.fullmatch(r"(?:(\d+)x)?(\d+)x(\d+)x(\d+)", name)
         if name == "all":
-            shapes += context.SHAPES.values()
-        elif name in context.SHAPES:
-            shapes.append(context.SHAPES[name])
+            shapes += context_modules.SHAPES.values()
+        elif name in context_modules.SHAPES:
+            shapes.append(context_modules.SHAPES[name])
         elif sizes:
             batch, height, width, channels = (int(size or 1) for size in sizes.groups())
             rank = max(1, channels // 8)
             shapes.append(
-                context.Shape(
+                context_modules.Shape(
                     name=name, batch=batch, height=height, width=width, channels=channels, rank=rank
                 )
             )
         elif name != "none":
             raise ValueError(
-                f"--shape must be all, none, some of {', '.join(context.SHAPES)}, or sizes like "
+                f"--shape must be all, none, some of {', '.join(context_modules.SHAPES)}, or sizes like "
                 "4x64x64x128 (batch, "
                 f"height, width, channels); got {name!r}."
             )
@@ -74,7 +74,7 @@ def benchmark_context(
     """Measures, prints, and writes context.json and context.png into the folder `output`, anew
     after every part.
     """
-    context.check_modules(modules)
+    context_modules.check_modules(modules)
     (device,) = run(context.device_job, {"accelerator": accelerator, "jit": jit})
     how = (
         f"{device['device']}, {device['cores']} cores, load {device['load']}, "
@@ -103,18 +103,22 @@ def benchmark_context(
 
     for shape in shapes:
         rows = measured(
-            [context.Case(module=module, shape=shape) for module in modules], title=shape.name
+            [context_modules.Case(module=module, shape=shape) for module in modules],
+            title=shape.name,
         )
         title = f"{shape.name.capitalize()}: {shape}, K=6"
         result["shapes"].append({"name": shape.name, "title": title, "rows": rows})
-        publish(title, context_report.cost_table(rows, published=shape == context.SHAPES["paper"]))
+        publish(
+            title,
+            context_report.cost_table(rows, published=shape == context_modules.SHAPES["paper"]),
+        )
     scaled = [module for module in context.SCALING_MODULES if module in modules]
     if "scaling" in sweeps and scaled:
         training = dict(memory_modes=("training",), time_modes=("training",))
         result["scaling"] = rows = measured(
             context.scaling_cases(scaled), title="scaling", **training
         )
-        result["exponents"] = context.exponents(rows)
+        result["exponents"] = context_report.exponents(rows)
         publish(
             "Growth with n = H W; exponents p fitted to the largest n",
             context_report.scaling_table(rows),
@@ -141,7 +145,7 @@ def context_command():
         raise ValueError("There is nothing to measure: --shape=none and --sweeps=none.")
     benchmark_context(
         shapes=shapes,
-        modules=FLAGS.modules or list(context.MODULES),
+        modules=FLAGS.modules or list(context_modules.MODULES),
         sweeps=FLAGS.sweeps,
         repeats=FLAGS.repeats,
         accelerator=FLAGS.accelerator,
@@ -178,14 +182,14 @@ def benchmark_input(*, images, batch_size, repeats, output, seconds=3.0, run=mea
         "each, to "
         f"{feeding.IMAGE_SIZE}x{feeding.IMAGE_SIZE}; batch {batch_size}\n{feeding.HOW_MADE}"
     )
-    print(f"\n{feeding.feed_table(measured['rows'])}")
-    print(f"\nWhat TPU slices take\n{feeding.demand_table(measured['rows'])}\n")
-    demand = {name: feeding.demand(tpu) for name, tpu in feeding.SLICES.items()}
+    print(f"\n{input_report.feed_table(measured['rows'])}")
+    print(f"\nWhat TPU slices take\n{input_report.demand_table(measured['rows'])}\n")
+    demand = {name: input_report.demand(tpu) for name, tpu in input_report.SLICES.items()}
     settings = {"kind": "input", "images": images, "batch_size": batch_size, "repeats": repeats}
     result = {**settings, **device, **measured, "demand": demand}
     path = os.path.join(output, "input")
     records.write_whole(path + ".json", json.dumps(result, indent=1).encode())
-    feeding.draw(result, path + ".png")
+    input_report.draw(result, path + ".png")
     print(f"Written: {path}.json, {path}.png")
 
 
@@ -215,7 +219,7 @@ if __name__ == "__main__":
         "context: paper, generator, discriminator, all, none, or sizes like 4x64x64x128.",
     )
     flags.DEFINE_list(
-        "modules", None, f"context: some of {', '.join(context.MODULES)}; default: all."
+        "modules", None, f"context: some of {', '.join(context_modules.MODULES)}; default: all."
     )
     flags.DEFINE_list(
         "sweeps", list(SWEEPS), f"context: growth to measure, some of {', '.join(SWEEPS)}; or none."

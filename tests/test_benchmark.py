@@ -13,11 +13,13 @@ import tensorflow as tf
 from helpers import array, assert_close, build, weights
 from PIL import Image
 
-from hamgan.benchmarks import context, context_report, measure
+from hamgan.benchmarks import context, context_modules, context_report, measure
 from hamgan.spectral import SpectralConv2D
 
 ROOT = pathlib.Path(__file__).parent.parent
-SMALL = context.Shape(name="small", batch=2, height=4, width=4, channels=64, rank=3, num_classes=5)
+SMALL = context_modules.Shape(
+    name="small", batch=2, height=4, width=4, channels=64, rank=3, num_classes=5
+)
 
 
 # Multiply-adds
@@ -74,10 +76,15 @@ def test_macs_in_a_loop_are_refused():
 
 @pytest.mark.parametrize(
     "module, num_steps",
-    [*((module, 2) for module in context.MODULES), ("v1_nmf", 0), ("v1_cd", 0), ("v1_vq", 0)],
+    [
+        *((module, 2) for module in context_modules.MODULES),
+        ("v1_nmf", 0),
+        ("v1_cd", 0),
+        ("v1_vq", 0),
+    ],
 )
 def test_counted_macs_equal_the_formula(module, num_steps):
-    case = context.Case(module=module, shape=SMALL, num_steps=num_steps)
+    case = context_modules.Case(module=module, shape=SMALL, num_steps=num_steps)
     (record,) = context.count_job(cases=[case.as_json()])
     assert record["macs"] == record["formula"] > 0
     assert 2 < record["macs_training"] / record["macs"] < 3 + 1e-9 or module.startswith("v")
@@ -93,7 +100,7 @@ def published_order(case, macs):
 @pytest.mark.parametrize("module", context.PUBLISHED)
 def test_paper_shape_has_the_papers_macs(module):
     parameters, macs = context.PUBLISHED[module][:2]
-    case = context.Case(module=module, shape=context.SHAPES["paper"])
+    case = context_modules.Case(module=module, shape=context_modules.SHAPES["paper"])
     (record,) = context.count_job(cases=[case.as_json()])
     counted = published_order(case, record["macs"]) if module.startswith("v1") else record["macs"]
     assert counted == pytest.approx(macs, rel=0.01)
@@ -115,7 +122,7 @@ def test_work_grows_as_promised():
 
 
 def macs_of_training(solve, num_steps):
-    case = context.Case(module="v1_nmf", shape=SMALL, solve=solve, num_steps=num_steps)
+    case = context_modules.Case(module="v1_nmf", shape=SMALL, solve=solve, num_steps=num_steps)
     (record,) = context.count_job(cases=[case.as_json()])
     return record["macs_training"] - record["macs"]
 
@@ -268,7 +275,8 @@ def scripted(memory_errors=(), dies_at=()):
 
 def test_what_fails_leaves_the_others_standing():
     cases = [
-        context.Case(module=module, shape=SMALL) for module in ("self_attention", "v1_nmf", "v1_cd")
+        context_modules.Case(module=module, shape=SMALL)
+        for module in ("self_attention", "v1_nmf", "v1_cd")
     ]
     run = scripted(memory_errors=[("self_attention", "training")], dies_at=[("v1_nmf", "training")])
     attention, nmf, cd = context.measure_cases(cases, repeats=3, run=run, progress=False)
@@ -288,7 +296,7 @@ def test_process_that_dies_at_once_ends_the_timing():
         yield
 
     (row,) = context.measure_cases(
-        [context.Case(module="v1_nmf", shape=SMALL)], run=run, progress=False
+        [context_modules.Case(module="v1_nmf", shape=SMALL)], run=run, progress=False
     )
     assert row["seconds"] == {} and "macs" not in row
     assert row["errors"] == {
@@ -300,7 +308,7 @@ def test_process_that_dies_at_once_ends_the_timing():
 def measured(tmp_path_factory):
     """What the script makes of a small shape, in this process: (terminal, JSON, picture)."""
     folder = tmp_path_factory.mktemp("benchmark")
-    shape = context.Shape(name="4x6x64", height=4, width=6, channels=64, rank=8)
+    shape = context_modules.Shape(name="4x6x64", height=4, width=6, channels=64, rank=8)
     patch = pytest.MonkeyPatch()
     patch.setattr(
         context,
@@ -423,18 +431,18 @@ def test_ratios_to_self_attention():
 
 def test_exponent_of_a_power_law():
     sizes = [16, 64, 256, 1024]
-    assert context.exponent(sizes, [3 * n**1.5 for n in sizes]) == pytest.approx(1.5)
+    assert context_report.exponent(sizes, [3 * n**1.5 for n in sizes]) == pytest.approx(1.5)
     # Only the largest count.
-    assert context.exponent(sizes, [1e9, *(n**2 for n in sizes[1:])]) == pytest.approx(2)
-    assert context.exponent(sizes, [1, 64, None, 1024]) == pytest.approx(1)
-    assert context.exponent(sizes, [1, 64, None, None]) is None
+    assert context_report.exponent(sizes, [1e9, *(n**2 for n in sizes[1:])]) == pytest.approx(2)
+    assert context_report.exponent(sizes, [1, 64, None, 1024]) == pytest.approx(1)
+    assert context_report.exponent(sizes, [1, 64, None, None]) is None
 
 
 # Flags
 
 
 def test_shapes_by_name_and_by_size():
-    assert benchmark.parse_shapes(["all"]) == list(context.SHAPES.values())
+    assert benchmark.parse_shapes(["all"]) == list(context_modules.SHAPES.values())
     custom, discriminator = benchmark.parse_shapes(["4x64x32x128", "discriminator"])
     assert custom.input == (4, 64, 32, 128) and custom.rank == 16 and discriminator.rank == 16
     assert (
@@ -442,7 +450,7 @@ def test_shapes_by_name_and_by_size():
         and benchmark.parse_shapes(["8x8x4"])[0].rank == 1
     )
     assert benchmark.parse_shapes(["none"]) == []
-    generator = context.SHAPES["generator"]
+    generator = context_modules.SHAPES["generator"]
     assert (
         generator.input[1:] == (32, 32, 256)
         and generator.rank == 32
@@ -456,7 +464,7 @@ def test_shapes_by_name_and_by_size():
         (lambda: benchmark.parse_shapes(["papr"]), "--shape must be .*paper.*; got 'papr'"),
         (lambda: benchmark.parse_shapes(["0x4x4x8"]), "Shape: batch must be at least 1, got 0"),
         (
-            lambda: context.check_modules(["v1_nfm"]),
+            lambda: context_modules.check_modules(["v1_nfm"]),
             "modules must be some of .*v1_nmf.*; got 'v1_nfm'",
         ),
     ],

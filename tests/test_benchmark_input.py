@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hamgan.benchmarks import context, measure
+from hamgan.benchmarks import context, input_report, measure
 from hamgan.benchmarks import input as feeding
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -111,7 +111,7 @@ def test_terminal_has_goals_and_how_images_were_made(measured):
     assert "10 JPEGs of 500x375" in text and feeding.HOW_MADE in text
     (line,) = [line for line in text.splitlines() if line.startswith("packed squares  ")]
     assert f"{result['rows'][2]['rate_ratio']:.2f}x (goal 25x: " in line
-    assert all(f"\n{name} " in text for name in feeding.SLICES)
+    assert all(f"\n{name} " in text for name in input_report.SLICES)
     assert "An estimate" in text and "1.77 GB an image" in text and "141 GFLOP an image" in text
 
 
@@ -122,7 +122,7 @@ def test_goals_are_compared_on_the_right_side():
         {"name": "packed", "title": "b", "rate_ratio": 24.0, "memory_ratio": 0.05, **common},
         {"name": "plain", "title": "c", "error": "out of memory"},
     ]
-    jpeg, packed, plain = feeding.feed_table(rows).splitlines()[2:5]
+    jpeg, packed, plain = input_report.feed_table(rows).splitlines()[2:5]
     assert "1.50x (goal 1x: reached)" in jpeg and "0.500x (goal 0.1x: missed)" in jpeg
     assert "24.00x (goal 25x: missed)" in packed and "0.050x (goal 0.1x: reached)" in packed
     assert "not measured: out of memory" in plain
@@ -130,10 +130,10 @@ def test_goals_are_compared_on_the_right_side():
 
 def test_demand_by_hand():
     # 4 chips of 900 GB/s, 28.3 GB for 16 images; 123 TFLOP/s, 2253 GFLOP for 16 images.
-    estimate = feeding.demand(feeding.SLICES["v3-8"])
+    estimate = input_report.demand(input_report.SLICES["v3-8"])
     assert estimate["memory"] == pytest.approx(3600 / 28.3 * 16)
     assert estimate["arithmetic"] == pytest.approx(492_000 / 2253 * 16)
-    table = feeding.demand_table([{"name": "jpeg", "rate": 1000.0, "core_rate": 500.0}])
+    table = input_report.demand_table([{"name": "jpeg", "rate": 1000.0, "core_rate": 500.0}])
     (line,) = [line for line in table.splitlines() if line.startswith("v3-8")]
     assert line.split() == ["v3-8", "2,035", "8.0", "2.0", "3,494", "4.1-7.0", "96"]
 
@@ -157,7 +157,7 @@ def test_one_arrangement_that_fails_leaves_the_others(monkeypatch):
 
 def test_picture_of_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no measured rows"):
-        feeding.draw({"rows": [{"title": "a", "error": "b"}]}, str(tmp_path / "a.png"))
+        input_report.draw({"rows": [{"title": "a", "error": "b"}]}, str(tmp_path / "a.png"))
 
 
 @pytest.mark.slow

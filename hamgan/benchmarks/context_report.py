@@ -8,16 +8,64 @@ import matplotlib
 from matplotlib import figure as mpl_figure
 from matplotlib import ticker
 
-from hamgan.benchmarks.context import (
-    MODES,
-    MODULES,
-    PUBLISHED,
-    SCALING_VALUES,
-    exponents,
-    pixels,
-    series,
-)
+from hamgan.benchmarks.context_modules import MODES, MODULES, PUBLISHED
 from hamgan.run import records
+
+# Cost over size
+
+
+def exponent(sizes, values):
+    """p of the power law values = c sizes^p through the FITTED largest sizes, by least squares in
+    logarithms.
+
+    Args:
+      sizes: numbers.
+      values: numbers, or None for those that couldn't be measured.
+
+    Returns:
+      A number; None with fewer than two values above 0 among the largest sizes.
+    """
+    pairs = sorted(zip(sizes, values, strict=True))[-FITTED:]
+    pairs = [(size, value) for size, value in pairs if value]
+    if len(pairs) < 2:
+        return None
+    return float(np.polyfit(*np.log(np.float64(pairs)).T, 1)[0])
+
+
+def series(rows, value, *, key):
+    """{module: (sizes, values)} of the rows of a sweep.
+
+    Args:
+      rows: of `measure_cases`.
+      value: function of a row; None where it has none.
+      key: function of a row, its size.
+    """
+    grouped = {}
+    for row in rows:
+        grouped.setdefault(row["module"], []).append((key(row), value(row)))
+    return {module: tuple(zip(*sorted(pairs), strict=True)) for module, pairs in grouped.items()}
+
+
+def pixels(row):
+    """n of a row."""
+    return row["shape"]["height"] * row["shape"]["width"]
+
+
+SCALING_VALUES = {
+    "macs": ("multiply-adds", lambda row: row.get("macs")),
+    "memory": ("memory, training", lambda row: row["memory"].get("training")),
+    "seconds": ("time, training", lambda row: row["seconds"].get("training")),
+}
+
+
+def exponents(rows):
+    """{module: {'macs', 'memory', 'seconds': exponent of n}} of a scaling sweep."""
+    found = {}
+    for name, (_, value) in SCALING_VALUES.items():
+        for module, (sizes, values) in series(rows, value, key=pixels).items():
+            found.setdefault(module, {})[name] = exponent(sizes, values)
+    return found
+
 
 # Text
 

@@ -10,7 +10,7 @@ import statistics as stats
 
 import tensorflow as tf
 
-from hamgan.evaluation import charts, markup
+from hamgan.evaluation import charts, markup, summary
 from hamgan.evaluation.scores import HEADLINE, LEADING, SCORES
 from hamgan.run.folder import Folder
 from hamgan.run.history import is_number, measured_under, text
@@ -22,99 +22,6 @@ _SCORES = tuple(name for score in SCORES for name in (score.name, score.error))
 _FILM_FRAMES = 20
 _STILL_FRAMES = 5  # shown where there is no JavaScript
 _RATE_RECORDS = 20
-
-
-def _differing(protocols):
-    """The names of the parts that tell protocols apart, in order: their names alone if those do."""
-    different = set(protocols)
-    shared = set.intersection(*map(set, protocols))
-    if len(different) > 1 and len({dict(p).get("protocol name") for p in different}) == len(
-        different
-    ):
-        return ["protocol name"]
-    return list(dict.fromkeys(pair[0] for p in protocols for pair in p if pair not in shared))
-
-
-def _last_and_best(evaluations):
-    """The evaluations for the headline: first step, last step and best FID, under one
-    protocol.
-
-    It is the protocol that was used last. First and best are None where no FID is finite.
-    """
-    protocol = measured_under(evaluations[-1])
-    comparable = [record for record in evaluations if measured_under(record) == protocol]
-    last = max(reversed(comparable), key=lambda record: record["step"])
-    with_score = [record for record in comparable if is_number(record.get(HEADLINE.name))]
-    best = HEADLINE.best(with_score, key=lambda record: record[HEADLINE.name], default=None)
-    first = min(with_score, key=lambda record: record["step"], default=None)
-    return first, last, best
-
-
-def interval(record, key):
-    """What a number is uncertain by, as (low, high): its interval, else its standard error; None
-    without either.
-    """
-    interval = record.get(f"{key}_interval")
-    if isinstance(interval, list) and len(interval) == 2 and all(map(is_number, interval)):
-        return tuple(interval)
-    error = record.get(f"{key}_stderr")
-    if is_number(record.get(key)) and is_number(error):
-        return record[key] - error, record[key] + error
-    return None
-
-
-def statistics(aggregate):
-    """{metric: its mean, std, min and values} of a record over repeats."""
-    scores = aggregate.get("scores")
-    every = scores.items() if isinstance(scores, dict) else ()
-    return {key: of for key, of in every if isinstance(of, dict) and is_number(of.get("mean"))}
-
-
-def _aggregate_of(record, aggregates):
-    """The last record over repeats of an evaluation's step and protocol; None where there is
-    none.
-    """
-    pairs = set(measured_under(record))
-    same = [
-        a for a in aggregates if a["step"] == record["step"] and set(measured_under(a)) <= pairs
-    ]
-    return same[-1] if same else None
-
-
-def in_words(record):
-    """The protocol of an evaluation as sentences: its own words where the record has them, else
-    from its fields.
-    """
-    protocol = record.get("protocol")
-    if isinstance(protocol, dict) and protocol.get("words"):
-        words = protocol["words"]
-        return words if isinstance(words, str) else " ".join(map(str, words))
-    reference, features = (
-        value if isinstance(value, dict) else {}
-        for value in (record.get("reference"), record.get("features"))
-    )
-    parts = []
-    if "num_samples" in record:
-        sample = [markup.number(record["num_samples"]), "generated images"]
-        details = [f"labels {record['labels']}"] if "labels" in record else []
-        details += [f"{record['weights']} weights"] if "weights" in record else []
-        details += [f"batch norm: {record['batch_norm']}"] if "batch_norm" in record else []
-        details += [f"seed {record['seed']}"] if "seed" in record else []
-        parts.append(" ".join(sample) + (f" ({', '.join(details)})" if details else ""))
-    if {"dataset", "split", "count"} <= set(reference):
-        parts.append(
-            f"compared with {markup.number(reference['count'])} real ones: {reference['dataset']}, "
-            "split "
-            f"{reference['split']}"
-        )
-    if "quantize" in record:
-        parts.append("all rounded to 8 bits" if record["quantize"] else "not rounded to 8 bits")
-    if "handle" in features:
-        size = f", resized to {features['size']} pixels as TF1 does" if "size" in features else ""
-        parts.append(
-            f"features of {features['handle']} (digest {features.get('digest', 'unknown')}){size}"
-        )
-    return "; ".join(parts) + "." if parts else ""
 
 
 def subtitle(model_dir, all_records):
@@ -137,7 +44,7 @@ def _card_of_last(score, last, first, at_last):
     details = [at_last]
     if is_number(last.get(score.error)):
         details.insert(0, f"± {markup.number(last[score.error])}")
-    elif interval_of := interval(last, score.name):
+    elif interval_of := summary.interval(last, score.name):
         details.insert(0, markup.interval_text(interval_of))
     title = score.title
     if score is HEADLINE:
@@ -161,10 +68,10 @@ def headline(train, evaluations, aggregates):
 
     below = ""
     if evaluations:
-        first, last, best = _last_and_best(evaluations)
+        first, last, best = summary.last_and_best(evaluations)
         at_last = f"step {markup.number(last['step'])}"
-        aggregate = _aggregate_of(last, aggregates)
-        means = statistics(aggregate) if aggregate else {}
+        aggregate = summary.aggregate_of(last, aggregates)
+        means = summary.statistics(aggregate) if aggregate else {}
         for score in LEADING:
             if score.name in means:
                 card(*_card_of_repeats(score, means[score.name], at_last))
@@ -206,7 +113,7 @@ def _measured_with(last, best):
         rows.append([markup.name(key), _setting(value)])
         if best is not None and best.get(key) != value:
             rows.append([f"{markup.name(key)}, best FID", _setting(best.get(key))])
-    words = in_words(last)
+    words = summary.in_words(last)
     words = f'<p class="protocol">{markup.escape(words)}</p>' if words else ""
     return words + (markup.table(["Measured with", ""], rows) if rows else "")
 
@@ -272,7 +179,7 @@ def quality(evaluations):
     groups = collections.defaultdict(list)
     for record in evaluations:
         groups[measured_under(record)].append(record)
-    differing = _differing(list(groups))
+    differing = summary.differing(list(groups))
     labels = {
         protocol: ", ".join(
             f"{markup.name(key)} {value}" for key, value in protocol if key in differing
@@ -287,7 +194,7 @@ def quality(evaluations):
         for colour, (protocol, group) in zip(
             itertools.cycle(charts.LINE_COLOURS), groups.items(), strict=False
         ):
-            if points := _points(group, key):
+            if points := summary.points(group, key):
                 curves.append(charts.Curve(labels[protocol], points, colour, markers=True))
         drawings.append(
             charts.chart(
@@ -321,7 +228,7 @@ def training(train):
         return [
             charts.Curve(
                 key.removeprefix(prefix).replace("_", " "),
-                charts.condense(_points(train, key)),
+                charts.condense(summary.points(train, key)),
                 colour,
             )
             for key, colour in zip(chosen, itertools.cycle(charts.LINE_COLOURS), strict=False)
@@ -334,7 +241,7 @@ def training(train):
     constants = []
     groups = collections.defaultdict(list)
     for key in rest:
-        points = _points(train, key)
+        points = summary.points(train, key)
         values = {value for _, value, _, _ in points if value is not None}
         if len(values) == 1:
             constants.append(f"{markup.name(key)} {markup.number(values.pop())}")
@@ -345,7 +252,7 @@ def training(train):
             # Of every layer, say: what lies between the smallest and the largest.
             curve = charts.Curve(
                 "",
-                charts.condense(_spread([_points(train, key) for key in keys])),
+                charts.condense(summary.spread([summary.points(train, key) for key in keys])),
                 charts.LINE_COLOURS[0],
             )
             drawings.append(
@@ -373,7 +280,7 @@ def evaluation_tables(evaluations):
     present = [key for key in _SCORES if any(key in record for record in evaluations)]
     # What all evaluations share stands beside the headline numbers already.
     seeds = ["seed"] if len({text(record.get("seed")) for record in evaluations}) > 1 else []
-    fields = _differing([measured_under(record) for record in evaluations])
+    fields = summary.differing([measured_under(record) for record in evaluations])
     ordered = sorted(evaluations, key=lambda record: record["step"])
     columns = present + others
     header = ["Step", *map(markup.name, columns + seeds + fields)]
@@ -391,7 +298,7 @@ def repeats(aggregates):
     for aggregate in sorted(aggregates, key=lambda record: record["step"]):
         protocol = aggregate.get("protocol")
         name = protocol.get("name", "–") if isinstance(protocol, dict) else text(protocol)
-        for key, of in statistics(aggregate).items():
+        for key, of in summary.statistics(aggregate).items():
             numbers = [
                 markup.number(of[part]) if part in of else "–" for part in ("mean", "std", "min")
             ]
@@ -493,38 +400,3 @@ def commands(model_dir):
         f"python scripts/sample.py --model_dir={here}",
     ]
     return f"<pre>{markup.escape(chr(10).join(lines))}</pre>"
-
-
-def _points(source, key):
-    """A number over steps: the mean of a step's records, and their range, or the one record's
-    interval.
-    """
-    by_step = collections.defaultdict(list)
-    for record in source:
-        if key in record:
-            by_step[record["step"]].append(record)
-    points = []
-    for step, group in sorted(by_step.items()):
-        finite = [record for record in group if is_number(record[key])]
-        if not finite:
-            points.append((step, None, None, None))
-            continue
-        values = [record[key] for record in finite]
-        low, high = min(values), max(values)
-        if len(finite) == 1:
-            low, high = interval(finite[0], key) or (low, high)
-        points.append((step, stats.fmean(values), low, high))
-    return points
-
-
-def _spread(every):
-    """Many curves as one: at each step their mean, the smallest and the largest."""
-    by_step = collections.defaultdict(list)
-    for points in every:
-        for step, value, _, _ in points:
-            if value is not None:
-                by_step[step].append(value)
-    return [
-        (step, stats.fmean(values), min(values), max(values))
-        for step, values in sorted(by_step.items())
-    ]

@@ -1,6 +1,6 @@
 """Evaluations as text for a terminal."""
 
-from hamgan.evaluation import markup, sections
+from hamgan.evaluation import markup, summary
 from hamgan.evaluation.scores import LEADING
 from hamgan.run.history import is_number
 
@@ -22,7 +22,7 @@ def table(all_records):
             cell = markup.number(record[key]) if key in record else "–"
             if is_number(record.get(score.error)):
                 cell += f" ± {markup.number(record[score.error])}"
-            elif found := sections.interval(record, key):
+            elif found := summary.interval(record, key):
                 cell += f" {markup.interval_text(found)}"
             yield cell
 
@@ -47,7 +47,7 @@ def table(all_records):
                     markup.cell(record, "seed"),
                 )
             )
-        elif record.get("kind") == "aggregate" and (every := sections.statistics(record)):
+        elif record.get("kind") == "aggregate" and (every := summary.statistics(record)):
             cells = [mean(every[score.name]) if score.name in every else "–" for score in LEADING]
             repeats = max(len(of.get("values", [])) for of in every.values())
             rows.append((record["step"], 1, name, *cells, f"mean of {repeats}", ""))
