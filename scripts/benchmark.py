@@ -41,7 +41,8 @@ SWEEPS = ("scaling", "steps")
 
 
 def parse_shapes(names):
-    """The `context_modules.Shape`s of names: 'all', names of `context_modules.SHAPES`, or sizes like
+    """The `context_modules.Shape`s of names: 'all',
+    names of `context_modules.SHAPES`, or sizes like
     4x64x64x128.
     """
     shapes = []
@@ -61,7 +62,8 @@ def parse_shapes(names):
             )
         elif name != "none":
             raise ValueError(
-                f"--shape must be all, none, some of {', '.join(context_modules.SHAPES)}, or sizes like "
+                f"--shape must be all, none, some of {', '.join(context_modules.SHAPES)}, or sizes "
+                "like "
                 "4x64x64x128 (batch, "
                 f"height, width, channels); got {name!r}."
             )

@@ -384,8 +384,6 @@ def _time(timed, cases, rows, plain, repeats, on, run, bar):
 # discriminator's module.
 SCALING_SIDES = (16, 32, 48, 64, 96)
 SCALING_MODULES = ("self_attention", "sagan", "ylg", "double_attention", "v1_nmf", "v1_cd", "v1_vq")
-# An exponent is fitted to the largest sizes: at small ones the linear layers count for more.
-FITTED = 3
 
 STEPS = (1, 2, 4, 8, 16, 32)
 STEPS_SHAPE = Shape(name="steps", height=128, width=128, channels=128, rank=16)
