@@ -97,9 +97,9 @@ def published_order(case, macs):
     return macs - s.rank * c * (c + s.pixels) + s.pixels * c * (s.rank + c)
 
 
-@pytest.mark.parametrize("module", context.PUBLISHED)
+@pytest.mark.parametrize("module", context_modules.PUBLISHED)
 def test_paper_shape_has_the_papers_macs(module):
-    parameters, macs = context.PUBLISHED[module][:2]
+    parameters, macs = context_modules.PUBLISHED[module][:2]
     case = context_modules.Case(module=module, shape=context_modules.SHAPES["paper"])
     (record,) = context.count_job(cases=[case.as_json()])
     counted = published_order(case, record["macs"]) if module.startswith("v1") else record["macs"]
