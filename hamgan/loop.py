@@ -13,32 +13,15 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from hamgan import distribution, grids, watching
+from hamgan.collapse import Collapse, Signs, report, rollback, stop
 from hamgan.profiling import Profile
-from hamgan.run import checkpoints, class_names
+from hamgan.run import checkpoints, class_names, records
 from hamgan.run.folder import Folder
 from hamgan.run.log import SCREEN, Log, surviving_failed_writes
 from hamgan.signals import Interruption
 
-
-class Collapse(FloatingPointError):
-    """Training has collapsed, and the schedule says to stop."""
-
-
-def report(message):
-    """On collapse: an event, and training goes on."""
-    return False
-
-
-def stop(message):
-    """On collapse: an event, and training ends with an error."""
-    raise Collapse(f"{message} The checkpoints stay as they were.")
-
-
-def rollback(message):
-    """On collapse: an event, and training goes on from the checkpoint with the best FID, with other
-    random numbers.
-    """
-    return True
+# With the policies of `hamgan.collapse`, which gin files name as the loop's.
+__all__ = ["Collapse", "Ended", "Schedule", "report", "rollback", "stop", "train"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,13 +179,14 @@ class _Run:
         )
         self.batches = None
         self.clock = None  # (step, time) from which the time that is left is estimated
-        self.saturated_calls = 0
+        self.signs = Signs(schedule)
         self.profile = Profile(
             profile if self.writes else None, schedule.num_steps, model_dir, self.announce
         )
         self.status = {}
         self.stopped = False
         self.step = 0
+        self.set_damaged_records_aside()
         self.follow_restored(self.saved.restore_latest())
         self.bar = tqdm(
             total=schedule.num_steps,
@@ -241,6 +225,18 @@ class _Run:
             self.stopped = True
             return
         self.draw_grid(self.folder.samples)
+
+    def set_damaged_records_aside(self):
+        damaged = []
+        if self.writes:
+            with surviving_failed_writes(os.path.basename(self.folder.metrics)):
+                damaged = records.set_damage_aside(self.folder.metrics)
+        for number, line in damaged:
+            self.announce(
+                "damaged record",
+                message=f"line {number} of {self.folder.metrics} is no record, {line!r}: it was "
+                f"set aside in {self.folder.metrics}.damaged",
+            )
 
     def is_due(self, period):
         return self.step % period == 0 or self.step == self.schedule.num_steps
@@ -342,7 +338,7 @@ class _Run:
             G=f"{metrics['loss/generator']:.3f}",
             input_wait=f"{waiting:.0%}",
         )
-        return not self.collapsed_by_saturation(metrics)
+        return not self.has_collapsed(self.signs.in_metrics(metrics))
 
     def show(self, num_steps=0, **status):
         self.status.update(status)
@@ -351,7 +347,9 @@ class _Run:
 
     def sample_and_evaluate(self):
         if self.is_due(self.schedule.sample_every):
-            self.draw_grid(self.folder.grid(self.step), title=f"step {self.step:,}")
+            images = self.draw_grid(self.folder.grid(self.step), title=f"step {self.step:,}")
+            if self.step and self.has_collapsed(self.signs.in_images(images)):
+                return
         if (
             self.evaluator
             and self.is_due(self.schedule.evaluate_every)
@@ -375,6 +373,7 @@ class _Run:
         if self.writes:
             with surviving_failed_writes(os.path.basename(path)):
                 self.grid.save(path, images, title=title)
+        return images
 
     def of_chief(self, value):
         """A number as the host that writes has it: hosts must not decide differently."""
@@ -394,12 +393,12 @@ class _Run:
                 "smaller learning rate, or another trainer.Trainer.seed in a new --model_dir."
             )
         if path is None:
-            path = self.saved.restore_latest()
-        else:
-            self.saved.restore(path)
+            path = self.saved.newest_finite()
+        self.saved.restore(path)
         self.trainer.rollbacks.assign(count + 1)
         self.follow_restored(path)
-        self.batches, self.clock, self.saturated_calls = None, None, 0
+        self.batches, self.clock = None, None
+        self.signs.forget()
         self.announce(
             "rolled back",
             step=step,
@@ -412,21 +411,9 @@ class _Run:
         self.bar.n = self.step
         self.bar.refresh()
 
-    def collapsed_by_saturation(self, metrics):
-        """Looks at the discriminator; returns whether the run went back."""
-        loss, real, fake = (
-            metrics[name] for name in ("loss/discriminator", "logits/real", "logits/fake")
-        )
-        saturated = abs(loss) < self.schedule.collapse_loss or real < fake
-        self.saturated_calls = self.saturated_calls + 1 if saturated else 0
-        if self.saturated_calls < self.schedule.collapse_calls:
-            return False
-        self.saturated_calls = 0
-        return self.collapse(
-            f"The discriminator was saturated for {self.schedule.collapse_calls} host calls in a "
-            f"row: loss {loss:.4g}, "
-            f"mean output {real:.4g} on real and {fake:.4g} on generated images."
-        )
+    def has_collapsed(self, message):
+        """Whether the run went back because of what is wrong; None: nothing is."""
+        return message is not None and self.collapse(message)
 
     def collapsed_by_fid(self, fid):
         """Compares with the best FID; returns whether the run went back."""

@@ -33,6 +33,10 @@ class Damaged(ValueError):
     """A checkpoint that can't be read: truncated, changed, or a part of it is missing."""
 
 
+class NotFinite(Damaged):
+    """A checkpoint that holds a NaN or an infinity."""
+
+
 class NotSaved(OSError):
     """A checkpoint that couldn't be written. Those that are there stay as they are."""
 
@@ -120,7 +124,7 @@ class Checkpoints:
                 path
             )  # a damaged one of this step, index first: at no moment do parts of two have one name
             for file in sorted(tf.io.gfile.glob(written + ".*")):  # .data-... before .index
-                tf.io.gfile.rename(file, path + file.removeprefix(written), overwrite=True)
+                records.rename_whole(file, path + file.removeprefix(written))
         finally:
             if tf.io.gfile.exists(aside):
                 tf.io.gfile.rmtree(aside)
@@ -156,6 +160,26 @@ class Checkpoints:
         if self._writes:
             self._clean()
         return _first_intact(self.directory, self._restore, self._report, self._damaged)
+
+    def newest_finite(self):
+        """The path of the newest checkpoint that is whole and without a NaN or an infinity.
+
+        Raises:
+          ValueError: there is none.
+        """
+
+        def read(path):
+            try:
+                _read_through(path, finite=True)
+            except Damaged:
+                raise
+            except ValueError as error:
+                raise NotFinite(f"{path}: {error}.") from error
+
+        path = _first_intact(self.directory, read, self._report, set())
+        if path is None:
+            raise ValueError(f"There is no checkpoint in {self.directory} to go back to.")
+        return path
 
     def restore(self, path):
         """Reads one of the checkpoints into the variables, and makes the newer ones invisible: the

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
@@ -72,9 +73,11 @@ class Log:
             self._writer.flush()
 
     def _write_scalars(self, record):
-        with self._writer.as_default(step=record["step"]):
+        # As tensors of arrays: TensorFlow keeps every Python number that it has made a tensor of.
+        step = tf.convert_to_tensor(np.asarray(record["step"], np.int64))
+        with self._writer.as_default(step=step):
             for tag, value in records.scalars(record).items():
-                tf.summary.scalar(tag, value)
+                tf.summary.scalar(tag, np.asarray(value, np.float32))
 
     def history(self) -> History:
         """What has been written, as far as it still counts."""

@@ -120,8 +120,62 @@ def scalars(record):
     }
 
 
+def set_damage_aside(path):
+    """Takes lines that are no records out of a file, so that everybody can read it.
+
+    A power loss leaves zeros, an editor or another program anything. The lines are added to
+    `path.damaged` and overwritten by spaces where they stand, in place: records that another
+    process appends meanwhile stay.
+
+    Args:
+      path: the file, local or remote; nothing is done where it isn't there.
+
+    Returns:
+      [(number of the line, its first characters)], empty where nothing was damaged.
+
+    Raises:
+      OSError: the file can't be written.
+    """
+    path = os.fspath(path)
+    if not tf.io.gfile.exists(path):
+        return []
+    content = _read_bytes(path)
+    damaged, kept, start = [], bytearray(content), 0
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if line.strip() and not _is_record(line):
+            damaged.append((number, line, start))
+        start += len(line) + 1
+    if not damaged:
+        return []
+    for _, line, start in damaged:
+        kept[start : start + len(line)] = b" " * len(line)
+    aside = path + ".damaged"
+    before = _read_bytes(aside) if tf.io.gfile.exists(aside) else b""
+    write_whole(aside, before + b"".join(line + b"\n" for _, line, _ in damaged))
+    if "://" in path:
+        write_whole(path, bytes(kept))
+    else:
+        with open(path, "r+b", buffering=0) as file:
+            for _, line, start in damaged:
+                os.pwrite(file.fileno(), b" " * len(line), start)
+            os.fsync(file.fileno())
+    shown = [(number, line.decode("utf-8", errors="replace")[:80]) for number, line, _ in damaged]
+    return shown
+
+
+def _is_record(line):
+    try:
+        return isinstance(json.loads(line), dict)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        # A cut record is passed over where it stands, as a killed run leaves it.
+        return line.lstrip().startswith(b"{")
+
+
 def write_whole(path, data):
     """Writes a file under a temporary name and renames it, so that nobody ever reads half of it.
+
+    What has its name is on the disk: file and folder are flushed to it, so that a power loss
+    leaves the old file or the new one.
 
     Args:
       path: the file, local or remote; missing folders are made, an existing file is replaced.
@@ -135,11 +189,36 @@ def write_whole(path, data):
     try:
         with tf.io.gfile.GFile(temporary, "wb") as file:
             file.write(data)
-        tf.io.gfile.rename(temporary, path, overwrite=True)
+        rename_whole(temporary, path)
     except BaseException:
         if tf.io.gfile.exists(temporary):
             tf.io.gfile.remove(temporary)
         raise
+
+
+def rename_whole(temporary, path):
+    """Gives a file that is complete its name; both it and the name are on the disk afterwards.
+
+    Remote file systems do so by themselves.
+    """
+    flush(temporary)
+    tf.io.gfile.rename(temporary, path, overwrite=True)
+    flush(os.path.dirname(path) or ".")
+
+
+def flush(path):
+    """Sees to it that a local file or folder is on the disk, not in memory only."""
+    if "://" in path:
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems can't flush a folder, or refuse for a file that is read only.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EROFS):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _line_break(last_byte):
