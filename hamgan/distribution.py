@@ -77,11 +77,37 @@ def _tpu_strategy(tpu):
 
 
 def _hosts_of_cluster():
+    """How many hosts TF_CONFIG names; 0 where it isn't set."""
+    cluster, _ = _tf_config()
+    return len(cluster)
+
+
+def task_of_cluster():
+    """(number of this host, number of hosts) by TF_CONFIG; None where it isn't set.
+
+    Raises:
+      ValueError: TF_CONFIG can't be used, or its task is none of the hosts.
+    """
+    hosts, task = _tf_config()
+    if not hosts and task is None:
+        return None
+    if task not in hosts:
+        raise ValueError(
+            f"TF_CONFIG names the task {task}; only chief and workers evaluate: {hosts}."
+        )
+    return hosts.index(task), len(hosts)
+
+
+def _tf_config():
+    """([(job, index)] of the hosts that train, (job, index) of this one or None) by TF_CONFIG."""
     text = os.environ.get("TF_CONFIG", "{}")
     try:
-        cluster = json.loads(text).get("cluster", {})
-        return sum(len(cluster.get(job, ())) for job in ("chief", "worker"))
-    except (ValueError, AttributeError, TypeError) as error:
+        config = json.loads(text)
+        cluster = config.get("cluster", {})
+        hosts = [(job, i) for job in ("chief", "worker") for i in range(len(cluster.get(job, ())))]
+        task = config.get("task")
+        return hosts, task and (task["type"], int(task["index"]))
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise ValueError(
             f"TF_CONFIG must be JSON like {_TF_CONFIG_EXAMPLE}, got {text!r}. Unset it to train on "
             "this host alone."

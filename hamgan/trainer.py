@@ -321,9 +321,8 @@ class Trainer:
             reals = [next(batches) for _ in range(self.discriminator_steps)]
             args = (reals, tf.identity(self.step), tf.identity(self.rollbacks))
             # One vector, so that replicas are summed once.
-            total = self.strategy.reduce(
-                "sum", self.strategy.run(self._values_of_step, args=args), axis=None
-            )
+            values = self.strategy.run(lambda *a: self._values.pack(self._step(*a)), args=args)
+            total = self.strategy.reduce("sum", values, axis=None)
             self.step.assign_add(1)
             index = guard.first_bad(tf.gather(total, list(self._checked())))
             is_first = (index >= 0) & (bad_index < 0)
@@ -341,9 +340,6 @@ class Trainer:
         return {"discriminator": self.discriminator, "generator": self.generator}
 
     # What replicas compute, each as a vector; its names are kept by the packing.
-
-    def _values_of_step(self, reals, step, rollbacks):
-        return self._values.pack(self._step(reals, step, rollbacks))
 
     def _sizes_of_variables(self):
         sizes = {}

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 
-import benchmark
 import benchmark_jobs
 import numpy_reference as reference
 import pytest
@@ -14,6 +13,7 @@ from helpers import array, assert_close, build, weights
 from PIL import Image
 
 from hamgan.benchmarks import context, context_modules, context_report, measure
+from hamgan.cli import benchmark
 from hamgan.spectral import SpectralConv2D
 
 ROOT = pathlib.Path(__file__).parent.parent

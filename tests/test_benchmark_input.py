@@ -4,13 +4,13 @@ import pathlib
 import subprocess
 import sys
 
-import benchmark
 import numpy as np
 import pytest
 from PIL import Image
 
 from hamgan.benchmarks import context, input_report, measure
 from hamgan.benchmarks import input as feeding
+from hamgan.cli import benchmark
 
 ROOT = pathlib.Path(__file__).parent.parent
 

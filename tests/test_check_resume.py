@@ -1,8 +1,8 @@
-import check_resume
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from hamgan.cli import check_resume
 from hamgan.run.checkpoints import Checkpoints
 
 

@@ -1,12 +1,12 @@
 import pathlib
 
-import cli
 import gin
 import made
 import pytest
 from absl import flags
 
 from hamgan import context, networks, sampling
+from hamgan.cli import common, configuration
 from hamgan.evaluation import protocol
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -21,7 +21,7 @@ SMALL = [
     "trainer.Trainer.batch_size = 4",
 ]
 
-cli.define_flags()
+common.define_flags()
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def load(tmp_path):
             ["script", f"--model_dir={tmp_path}", *arguments, *(f"--gin_param={p}" for p in params)]
         )
         gin.clear_config()
-        return cli.load_experiment(protocol=protocol)
+        return configuration.load_experiment(**common.configuration_flags(), protocol=protocol)
 
     yield load
     gin.clear_config()
@@ -147,18 +147,18 @@ def test_configuration_is_kept_and_rebuilds_the_networks(load, tmp_path):
             f"--gin_file={ROOT}/configs/digits.gin", params=[*SMALL, "G/context.Hamburger.rank = 5"]
         )
     )
-    cli.settle_configuration()
+    configuration.settle_configuration(flags.FLAGS.model_dir)
     again, _ = build(load())
     assert again.generator.context.rank == 5
     assert {n: v.shape for n, v in again.variables().items()} == {
         n: v.shape for n, v in trainer.variables().items()
     }
-    cli.settle_configuration()
+    configuration.settle_configuration(flags.FLAGS.model_dir)
 
 
 def test_other_settings_in_the_same_folder_are_refused_and_listed(load, tmp_path):
     build(load(f"--gin_file={ROOT}/configs/digits.gin", params=SMALL))
-    cli.settle_configuration()
+    configuration.settle_configuration(flags.FLAGS.model_dir)
     kept = (tmp_path / "config.gin").read_text()
     build(
         load(
@@ -167,7 +167,7 @@ def test_other_settings_in_the_same_folder_are_refused_and_listed(load, tmp_path
         )
     )
     with pytest.raises(ValueError) as error:
-        cli.settle_configuration()
+        configuration.settle_configuration(flags.FLAGS.model_dir)
     assert "trainer.Trainer.seed = 0 there, 7 asked for" in str(error.value)
     assert "G/context.Hamburger.rank = 8 there, 5 asked for" in str(error.value)
     assert (tmp_path / "config.gin").read_text() == kept
@@ -175,9 +175,9 @@ def test_other_settings_in_the_same_folder_are_refused_and_listed(load, tmp_path
 
 def test_a_run_may_go_on_for_longer(load, tmp_path):
     build(load(f"--gin_file={ROOT}/configs/digits.gin", params=SMALL))
-    cli.settle_configuration()
+    configuration.settle_configuration(flags.FLAGS.model_dir)
     build(load(params=["loop.Schedule.num_steps = 12345", "protocol.Protocol.num_samples = 77"]))
-    cli.settle_configuration()
+    configuration.settle_configuration(flags.FLAGS.model_dir)
     experiment = load()
     assert (experiment.schedule.num_steps, experiment.protocol.num_samples) == (12345, 77)
 
@@ -196,31 +196,31 @@ def test_settings_that_a_command_does_not_use_are_kept_all_the_same(load, tmp_pa
     params = [*SMALL, "features.FeatureNetwork.size = 75", "decomposition.cd.beta = 0.5"]
     params.append("context.Hamburger.decomposition = @decomposition.cd")
     build(load(f"--gin_file={ROOT}/configs/digits.gin", params=params))
-    cli.settle_configuration()
+    configuration.settle_configuration(flags.FLAGS.model_dir)
     experiment = load()
     assert gin.query_parameter("features.FeatureNetwork.size") == 75
     assert gin.query_parameter("decomposition.cd.beta") == 0.5
     trainer, _ = build(experiment)
     assert trainer.generator.context.decomposition.__name__ == "cd"
-    cli.settle_configuration()
+    configuration.settle_configuration(flags.FLAGS.model_dir)
 
 
 def test_defaults_that_only_one_command_has_noted_are_no_difference(load, tmp_path):
     build(load(f"--gin_file={ROOT}/configs/digits.gin", params=SMALL))
-    cli.settle_configuration()
+    configuration.settle_configuration(flags.FLAGS.model_dir)
     assert "features.FeatureNetwork.data_dir" not in (tmp_path / "config.gin").read_text()
     experiment = load(f"--gin_file={ROOT}/configs/digits.gin", params=SMALL)
     build(experiment)
     with pytest.raises(ValueError, match="No SavedModel"):
         experiment.protocol.features()  # now its defaults are noted too
-    cli.settle_configuration()
+    configuration.settle_configuration(flags.FLAGS.model_dir)
     build(
         load(
             f"--gin_file={ROOT}/configs/digits.gin",
             params=[*SMALL, "trainer.Trainer.epsilon = 1e-8"],
         )
     )
-    cli.settle_configuration()
+    configuration.settle_configuration(flags.FLAGS.model_dir)
     build(
         load(
             f"--gin_file={ROOT}/configs/digits.gin",
@@ -228,7 +228,7 @@ def test_defaults_that_only_one_command_has_noted_are_no_difference(load, tmp_pa
         )
     )
     with pytest.raises(ValueError, match="features.FeatureNetwork.size = 32 there, 75 asked for"):
-        cli.settle_configuration()
+        configuration.settle_configuration(flags.FLAGS.model_dir)
 
 
 # name: samples, repeats, reference (split, images, of them twice), 8 bits

@@ -1,9 +1,9 @@
 import json
 
-import compare
 import pytest
 from PIL import Image
 
+from hamgan.cli import compare
 from hamgan.run import records
 
 
@@ -51,4 +51,4 @@ def test_figure_is_a_picture(rows, tmp_path):
 
 def test_failing_run_is_an_error_with_its_output(tmp_path):
     with pytest.raises(ValueError, match="(?s)train.py.*ended with status.*configs/nothing.gin"):
-        compare.run("configs/nothing.gin", 0, output_dir=str(tmp_path), data_dir="nowhere")
+        compare.train_one("configs/nothing.gin", 0, output_dir=str(tmp_path), data_dir="nowhere")

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import types
 
-import check_environment
 import made
 import numpy as np
 import psutil
@@ -28,6 +27,7 @@ from test_data import picture as photograph
 from data_prep import digits, digits_features
 from hamgan import data
 from hamgan.checks import doctor, images, machine
+from hamgan.checks import environment as check_environment
 from hamgan.checks.outcome import Checkup, fail, ok, skip, warn
 from hamgan.evaluation.protocol import Protocol
 from hamgan.experiment import Experiment

@@ -12,9 +12,10 @@ import subprocess
 import sys
 import time
 
-import check_environment
 import pytest
 from packaging.requirements import Requirement
+
+from hamgan.checks import environment as check_environment
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAUNCHER = ROOT / "scripts" / "launch_tpu.sh"

@@ -8,11 +8,12 @@ import json
 import pathlib
 import shutil
 
-import cli
 import gin
 import made
 import pytest
 from absl import flags
+
+from hamgan.cli import common, configuration
 
 FOLDER = pathlib.Path(__file__).parent / "golden" / "old_runs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.gin"))
@@ -25,13 +26,13 @@ def experiment_of(tmp_path):
     def load(name):
         shutil.copy(FOLDER / f"{name}.gin", tmp_path / "config.gin")
         if "gin_file" not in flags.FLAGS:
-            cli.define_flags()
+            common.define_flags()
         flags.FLAGS.unparse_flags()
         for flag in ("gin_file", "gin_param"):
             flags.FLAGS[flag].unparse()
         flags.FLAGS(["script", f"--model_dir={tmp_path}"])
         gin.clear_config()
-        return cli.load_experiment()
+        return configuration.load_experiment(**common.configuration_flags())
 
     yield load
     gin.clear_config()
@@ -46,7 +47,10 @@ def test_old_run_goes_on(experiment_of, name):
         discriminator=experiment.discriminator,
     )
     # An error if it weren't the run's own; the text is what the run would write again.
-    assert cli.resolved_configuration() == (FOLDER / f"{name}.gin").read_text()
+    assert (
+        configuration.resolved_configuration(flags.FLAGS.model_dir)
+        == (FOLDER / f"{name}.gin").read_text()
+    )
     shapes = {name: v.shape.as_list() for name, v in trainer.variables().items()}
     assert shapes == json.loads((FOLDER / f"{name}.json").read_text())
     assert NAMES == ["attention", "hamburgers"]

@@ -9,9 +9,7 @@ import re
 import subprocess
 import sys
 
-import cli
 import gin
-import import_checkpoint
 import numpy as np
 import numpy_reference as reference
 import pytest
@@ -21,6 +19,7 @@ from helpers import assert_close
 
 from data_prep import digits
 from hamgan import context, data, decomposition, networks, published, trainer
+from hamgan.cli import common, configuration, import_checkpoint
 from hamgan.run import checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -246,7 +245,7 @@ def script_flags():
     """The script's flags, which other tests in this process must not find required or defined."""
     before = set(flags.FLAGS)
     if "model_dir" not in before:
-        cli.define_flags()
+        common.define_flags()
     import_checkpoint.define_flags()
     yield flags.FLAGS
     for name in set(flags.FLAGS) - before:
@@ -281,7 +280,7 @@ def run(script_flags, tmp_path, capsys):
 
 def reset(script_flags):
     by_module = script_flags.flags_by_module_dict()
-    for flag in by_module["cli"] + by_module["import_checkpoint"]:
+    for flag in by_module["hamgan.cli.common"] + by_module["hamgan.cli.import_checkpoint"]:
         flag.unparse()
 
 
@@ -691,13 +690,13 @@ def go_on(script_flags):
     """
     script_flags.gin_file, script_flags.gin_param = [], []
     gin.clear_config()
-    experiment = cli.load_experiment()
+    experiment = configuration.load_experiment(**common.configuration_flags())
     going_on = experiment.trainer(
         strategy=tf.distribute.OneDeviceStrategy("/cpu:0"),
         generator=experiment.generator,
         discriminator=experiment.discriminator,
     )
-    cli.settle_configuration()
+    configuration.settle_configuration(script_flags.model_dir)
     return going_on
 
 

@@ -2,8 +2,8 @@
 what to do.
 
     python scripts/check_environment.py         what `pip install -e .` makes
-    python scripts/check_environment.py --tpu   what requirements-tpu.txt makes, on a TPU VM or on
-    any other machine
+    python scripts/check_environment.py --tpu   what requirements-tpu.txt makes, on a TPU VM or
+                                                on any other machine
 
 The exit status is 1 when a check failed. It imports nothing but Python's own library at first, so
 that it can speak where nothing else is installed.
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import warnings
 
-REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 REQUIREMENTS = "requirements-tpu.txt"
 REQUIREMENTS_NODEPS = "requirements-tpu-nodeps.txt"
 TENSORFLOW_VERSION = "2.20"
@@ -322,7 +322,3 @@ def main():
     if failures:
         sys.exit(f"{failures} of the checks failed.")
     print("This environment is complete.")
-
-
-if __name__ == "__main__":
-    main()

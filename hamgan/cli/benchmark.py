@@ -34,6 +34,7 @@ from absl import app, flags, logging
 from hamgan import distribution
 from hamgan.benchmarks import context, context_modules, context_report, fid, input_report, measure
 from hamgan.benchmarks import input as feeding
+from hamgan.cli import common
 from hamgan.run import records
 
 FLAGS = flags.FLAGS
@@ -135,30 +136,30 @@ def benchmark_context(
     print(f"Written: {path}.json, {path}.png")
 
 
-def context_command():
-    unknown = set(FLAGS.sweeps) - {*SWEEPS, "none"}
+def context_command(*, shape, modules, sweeps, repeats, accelerator, jit, output):
+    unknown = set(sweeps) - {*SWEEPS, "none"}
     if unknown:
         raise ValueError(
             f"--sweeps must be none or some of {', '.join(SWEEPS)}; got "
             f"{', '.join(sorted(unknown))!r}."
         )
-    shapes = parse_shapes(FLAGS.shape)
-    if not shapes and "none" in FLAGS.sweeps:
+    shapes = parse_shapes(shape)
+    if not shapes and "none" in sweeps:
         raise ValueError("There is nothing to measure: --shape=none and --sweeps=none.")
     benchmark_context(
         shapes=shapes,
-        modules=FLAGS.modules or list(context_modules.MODULES),
-        sweeps=FLAGS.sweeps,
-        repeats=FLAGS.repeats,
-        accelerator=FLAGS.accelerator,
-        jit=FLAGS.jit,
-        output=FLAGS.output,
+        modules=modules or list(context_modules.MODULES),
+        sweeps=sweeps,
+        repeats=repeats,
+        accelerator=accelerator,
+        jit=jit,
+        output=output,
     )
 
 
-def fid_command():
-    result = fid.measure_fid(width=FLAGS.width, repeats=FLAGS.repeats)
-    path = os.path.join(FLAGS.output, "fid.json")
+def fid_command(*, width, repeats, output):
+    result = fid.measure_fid(width=width, repeats=repeats)
+    path = os.path.join(output, "fid.json")
     records.write_whole(path, json.dumps(result, indent=1).encode())
     how = (
         f"{result['cores']} cores, load {result['load']} before, TensorFlow {result['tensorflow']}"
@@ -195,13 +196,15 @@ def benchmark_input(*, images, batch_size, repeats, output, seconds=3.0, run=mea
     print(f"Written: {path}.json, {path}.png")
 
 
-def input_command():
-    benchmark_input(
-        images=FLAGS.images, batch_size=FLAGS.batch_size, repeats=FLAGS.repeats, output=FLAGS.output
-    )
-
-
-COMMANDS = {"context": context_command, "fid": fid_command, "input": input_command}
+# What can be measured: a function and the flags that it takes.
+COMMANDS = {
+    "context": (
+        context_command,
+        ("shape", "modules", "sweeps", "repeats", "accelerator", "jit", "output"),
+    ),
+    "fid": (fid_command, ("width", "repeats", "output")),
+    "input": (benchmark_input, ("images", "batch_size", "repeats", "output")),
+}
 
 
 def main(argv):
@@ -209,12 +212,14 @@ def main(argv):
         raise app.UsageError(f"Say what to measure, one of: {', '.join(COMMANDS)}; got {argv[1:]}.")
     logging.set_verbosity(logging.WARNING)
     try:
-        COMMANDS[argv[1]]()
+        command, names = COMMANDS[argv[1]]
+        command(**{name: FLAGS[name].value for name in names})
     except (ValueError, measure.ChildError) as error:
         sys.exit(f"\nERROR: {error}")
 
 
-if __name__ == "__main__":
+def define_flags():
+    """Defines the flags of the command."""
     flags.DEFINE_list(
         "shape",
         ["all"],
@@ -235,4 +240,10 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch_size", 128, "input: images a batch.", lower_bound=1)
     flags.DEFINE_integer("repeats", 5, "Rounds of timing.", lower_bound=1)
     flags.DEFINE_string("output", "runs/benchmark", "Folder for JSON and pictures, local or gs://.")
+
+
+def run():
+    """The command."""
+    define_flags()
+    common.show_in_help(sys.modules[__name__])
     app.run(main)

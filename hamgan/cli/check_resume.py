@@ -15,41 +15,44 @@ import subprocess
 import sys
 import tempfile
 
-import cli
 import numpy as np
 from absl import flags
 
+from hamgan.cli import common
 from hamgan.run import checkpoints
 from hamgan.run.folder import Folder
 
 FLAGS = flags.FLAGS
 
 
-def configuration_files():
-    """Those of --gin_file, or the one that the run in --model_dir has kept."""
-    if not FLAGS.gin_file and not FLAGS.model_dir:
+def configuration_files(gin_files, model_dir):
+    """Those that were given, or the one that the run in model_dir has kept."""
+    if not gin_files and not model_dir:
         raise ValueError(
             "No configuration: give --gin_file, or --model_dir of a run whose configuration to "
             "check."
         )
-    return FLAGS.gin_file or [Folder(FLAGS.model_dir).config]
+    return gin_files or [Folder(model_dir).config]
 
 
-def train(model_dir, steps):
-    """Trains in a process of its own, as scripts/train.py does, until `steps`."""
-    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "train.py")
-    never = 2 * FLAGS.steps + 1
+def train(model_dir, steps, *, never, flags_of_run):
+    """Trains in a process of its own, as scripts/train.py does, until `steps`.
+
+    Args:
+      model_dir: the folder of this training.
+      steps: where it ends.
+      never: a step that isn't reached.
+      flags_of_run: other flags of the training, as written on a command line.
+    """
     schedule = dict(
         num_steps=steps, save_every=never, sample_every=never, evaluate_every=never, max_rollbacks=0
     )
     arguments = [
         sys.executable,
-        script,
+        os.path.join(os.path.dirname(os.path.abspath(__file__)), "train.py"),
         f"--model_dir={model_dir}",
         "--mode=train",
-        *(f"--{name}={FLAGS[name].value}" for name in ("data_dir", "accelerator", "tpu")),
-        *(f"--gin_file={path}" for path in configuration_files()),
-        *(f"--gin_param={param}" for param in FLAGS.gin_param),
+        *flags_of_run,
         *(f"--gin_param=loop.Schedule.{name} = {value}" for name, value in schedule.items()),
     ]
     if subprocess.run(arguments).returncode:
@@ -74,16 +77,26 @@ def _difference(one, other):
 
 
 def main():
+    steps = FLAGS.steps
+    files = configuration_files(FLAGS.gin_file, FLAGS.model_dir)
+    common_arguments = dict(
+        never=2 * steps + 1,
+        flags_of_run=[
+            *(f"--{name}={FLAGS[name].value}" for name in ("data_dir", "accelerator", "tpu")),
+            *(f"--gin_file={path}" for path in files),
+            *(f"--gin_param={param}" for param in FLAGS.gin_param),
+        ],
+    )
     with tempfile.TemporaryDirectory(prefix="hamgan_resume_") as folder:
         whole, parts = os.path.join(folder, "whole"), os.path.join(folder, "parts")
-        print(f"{2 * FLAGS.steps} steps", flush=True)
-        expected = train(whole, 2 * FLAGS.steps)
+        print(f"{2 * steps} steps", flush=True)
+        expected = train(whole, 2 * steps, **common_arguments)
         for part in (1, 2):
             print(
-                f"{FLAGS.steps} steps, {'' if part == 1 else 'and again '}in a new process",
+                f"{steps} steps, {'' if part == 1 else 'and again '}in a new process",
                 flush=True,
             )
-            path = train(parts, part * FLAGS.steps)
+            path = train(parts, part * steps, **common_arguments)
         found = differences(expected, path)
     parts = {}
     for name, difference in found.items():
@@ -108,9 +121,9 @@ def main():
     sys.exit(int(failed))
 
 
-if __name__ == "__main__":
-    cli.define_flags(model_dir_required=False)
-    flags.adopt_module_key_flags(cli)
+def define_flags():
+    """Defines the flags of the command."""
+    common.define_flags(model_dir_required=False)
     flags.DEFINE_integer("steps", 20, "N.", lower_bound=1)
     flags.DEFINE_float(
         "tolerance",
@@ -118,4 +131,10 @@ if __name__ == "__main__":
         "Allowed difference, relative to a variable's largest entry.",
         lower_bound=0.0,
     )
-    cli.run(main)
+
+
+def run():
+    """The command."""
+    define_flags()
+    common.show_in_help(sys.modules[__name__], common)
+    common.run(main)

@@ -20,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from hamgan.cli import common
 from hamgan.run import records
 from hamgan.run.folder import Folder
 from hamgan.run.history import History
@@ -28,7 +29,7 @@ FLAGS = flags.FLAGS
 DEFAULT = ("digits_sngan", "digits_sagan", "digits_ylg", "digits", "digits_strong")
 
 
-def run(config, seed, *, output_dir, data_dir, params=()):
+def train_one(config, seed, *, output_dir, data_dir, params=()):
     """Trains one configuration with one seed; returns the run's folder. ValueError: the training
     failed.
     """
@@ -117,7 +118,7 @@ def main(argv):
     try:
         for config, seed in (bar := tqdm(jobs, unit="run")):
             bar.set_description(f"{os.path.basename(config)} seed {seed}")
-            folder = run(
+            folder = train_one(
                 config,
                 seed,
                 output_dir=FLAGS.output_dir,
@@ -140,7 +141,8 @@ def main(argv):
     print("\n".join(output.values()))
 
 
-if __name__ == "__main__":
+def define_flags():
+    """Defines the flags of the command."""
     flags.DEFINE_list("configs", list(DEFAULT), "Gin files, or names of files in configs/.")
     flags.DEFINE_integer(
         "seeds", 3, "Runs of each configuration, with the seeds 0, 1, ...", lower_bound=1
@@ -150,4 +152,10 @@ if __name__ == "__main__":
     flags.DEFINE_multi_string(
         "gin_param", [], "One more gin binding for all runs. May be repeated."
     )
+
+
+def run():
+    """The command."""
+    define_flags()
+    common.show_in_help(sys.modules[__name__])
     app.run(main)

@@ -1,5 +1,7 @@
-"""What the scripts share: flags of a run, the gin configuration and its errors, and the run's
-folder.
+"""From gin files to the parts of a run, and back to one file: the only module that knows gin.
+
+What it takes from gin's insides stands in `_bindings_of_gin`, `_configurable` and `_references`,
+each with its reason.
 """
 
 import dataclasses
@@ -7,20 +9,16 @@ import difflib
 import glob
 import inspect
 import os
-import re
-import sys
 
 import gin
 import tensorflow as tf
-from absl import app, flags, logging
 
-from hamgan import distribution, experiment
+from hamgan import experiment
 from hamgan.evaluation import protocol as protocols
-from hamgan.run import checkpoints, records
+from hamgan.run import records
 from hamgan.run.folder import Folder
 
-FLAGS = flags.FLAGS
-_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 _MODULES = (
     "augmentation context data decomposition experiment labels loop losses networks normalization "
@@ -41,89 +39,13 @@ _PARAM_HEADER = (
 _CHANGEABLE = ("loop.Schedule.", "protocol.", "sampling.")
 
 
-def define_flags(*, model_dir_required=True):
-    """Defines the flags of a run."""
-    flags.DEFINE_string(
-        "model_dir",
-        None,
-        "The run's folder: checkpoints, metrics, samples. Local or gs://.",
-        required=model_dir_required,
-    )
-    flags.DEFINE_string(
-        "data_dir",
-        os.path.join(os.path.expanduser("~"), "tensorflow_datasets"),
-        "Folder of the prepared TFDS data sets. Local or gs://.",
-    )
-    flags.DEFINE_multi_string(
-        "gin_file",
-        [],
-        "Gin file of the experiment, e.g. configs/digits.gin; default: the configuration in "
-        "model_dir.",
-    )
-    flags.DEFINE_multi_string(
-        "gin_param",
-        [],
-        (
-            'One more gin binding, e.g. "trainer.Trainer.batch_size=512". '
-            "May be repeated; wins over files."
-        ),
-    )
-    flags.DEFINE_enum(
-        "accelerator",
-        "auto",
-        distribution.ACCELERATORS,
-        "What to compute on. With several hosts in the environment variable TF_CONFIG: on all of "
-        "them.",
-    )
-    flags.DEFINE_string(
-        "tpu",
-        os.environ.get("TPU_NAME", "local"),
-        "With --accelerator=tpu: 'local' on a TPU VM, else the TPU's name; default: the "
-        "environment variable TPU_NAME.",
-    )
-
-
-def run(main):
-    """Runs a script's main function; wrong use ends with one readable message instead of a stack of
-    calls.
-    """
-
-    def guarded(argv):
-        if len(argv) > 1:
-            raise app.UsageError(f"Arguments without a flag name: {argv[1:]}. Write --name=value.")
-        # TensorFlow's notes on saved models and graph passes say nothing to a user.
-        tf.get_logger().setLevel("ERROR")
-        if not FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)
-        try:
-            main()
-        except (ValueError, FloatingPointError, FileNotFoundError, checkpoints.NotSaved) as error:
-            logging.debug("Where it happened:", exc_info=True)
-            sys.exit(f"\nERROR: {error}")
-        except tf.errors.OpError as error:
-            # What Python raises in a pipeline of data comes through TensorFlow, behind its
-            # traceback.
-            raised = re.findall(r"^(?:.*\s)?ValueError: (.+)$", error.message, re.MULTILINE)
-            if not raised:
-                raise
-            logging.debug("Where it happened:", exc_info=True)
-            sys.exit(f"\nERROR: {raised[-1]}")
-        except TypeError as error:
-            # Gin's own words for an argument that a configuration leaves out.
-            if "In call to configurable" not in str(error):
-                raise
-            sys.exit(
-                "\nERROR: The configuration lacks something, or gives what doesn't belong there: "
-                f"{error}"
-            )
-
-    app.run(guarded)
-
-
-def load_experiment(*, protocol=None):
-    """Parses the configuration of the flags and builds the experiment from it.
+def load_experiment(*, gin_files=(), gin_params=(), model_dir=None, protocol=None):
+    """Parses a configuration and builds the experiment from it.
 
     Args:
+      gin_files: gin files; none: the configuration that is kept in model_dir.
+      gin_params: more bindings, which win over files.
+      model_dir: the run's folder, or None.
       protocol: name of a file in configs/protocols, or a gin file, that is read after all others;
         None: none.
 
@@ -133,10 +55,10 @@ def load_experiment(*, protocol=None):
     """
     gin.add_config_file_search_path(_ROOT)
     gin.config.register_file_reader(lambda path: tf.io.gfile.GFile(path, "r"), tf.io.gfile.exists)
-    saved = Folder(FLAGS.model_dir or "MODEL_DIR").config
-    files = FLAGS.gin_file
+    saved = Folder(model_dir or "MODEL_DIR").config
+    files = gin_files
     if not files:
-        if not FLAGS.model_dir or not tf.io.gfile.exists(saved):
+        if not model_dir or not tf.io.gfile.exists(saved):
             raise ValueError(
                 f"No configuration: {saved} isn't there and no --gin_file was given. Shipped: "
                 f"{_shipped()}."
@@ -149,7 +71,7 @@ def load_experiment(*, protocol=None):
         files = [*files, _protocol_file(protocol)]
     try:
         gin.parse_config_files_and_bindings(
-            files, [*_PARAM_HEADER, *FLAGS.gin_param], finalize_config=True
+            files, [*_PARAM_HEADER, *gin_params], finalize_config=True
         )
     except (
         ValueError,
@@ -161,11 +83,10 @@ def load_experiment(*, protocol=None):
         TypeError,
     ) as error:
         raise ValueError(
-            f"The configuration can't be read: {error}\n(files: {files}, parameters: "
-            f"{FLAGS.gin_param})"
+            f"The configuration can't be read: {error}\n(files: {files}, parameters: {gin_params})"
         ) from error
-    _check_names()
-    _check_protocol_name()
+    _check_names(gin_params)
+    _check_protocol_name(gin_params)
     return gin.get_configurable(experiment.Experiment)()
 
 
@@ -189,15 +110,15 @@ def _protocol_file(protocol):
     return path
 
 
-def _check_names():
+def _check_names(gin_params):
     """Refuses macros of --gin_param that nothing uses, and parameters that a constructor would only
     find unknown when it is called, hours later at worst."""
-    given = {param.split("=")[0].strip() for param in FLAGS.gin_param}
+    given = {param.split("=")[0].strip() for param in gin_params}
     references = [
-        reference.config_key for reference in gin.config.iterate_references(gin.config._CONFIG)
+        reference.config_key for reference in gin.config.iterate_references(_bindings_of_gin())
     ]
     used = {scope for scope, selector in references if selector == "gin.macro"}
-    for (scope, selector), bindings in gin.config._CONFIG.items():
+    for (scope, selector), bindings in _bindings_of_gin().items():
         if selector == "gin.macro":
             if scope in given - used:
                 near = difflib.get_close_matches(scope, used, 1)
@@ -207,7 +128,7 @@ def _check_names():
                     + f" Used are: {', '.join(sorted(used))}."
                 )
             continue
-        configurable = gin.config._REGISTRY[selector].wrapped
+        configurable = _configurable(selector)
         known = [
             p.name
             for p in inspect.signature(configurable).parameters.values()
@@ -223,11 +144,11 @@ def _check_names():
                 )
 
 
-def _check_protocol_name():
+def _check_protocol_name(gin_params):
     """Refuses a --gin_param that makes something else of a protocol but leaves it its name."""
     changed = {
         param.split("=")[0].strip().rpartition(".")[2]
-        for param in FLAGS.gin_param
+        for param in gin_params
         if "Protocol." in param
     }
     changed &= {field.name for field in dataclasses.fields(protocols.Protocol)} - {
@@ -245,14 +166,14 @@ def _check_protocol_name():
         )
 
 
-def resolved_configuration():
+def resolved_configuration(model_dir):
     """The configuration as text: every binding, whether this command uses it or not, and the
     defaults of all that has been built by now.
 
     Raises:
       ValueError: model_dir belongs to a run with other settings; the differences are listed.
     """
-    path = Folder(FLAGS.model_dir).config
+    path = Folder(model_dir).config
     # One line per binding, however long, so that lines can be compared.
     texts = gin.operative_config_str(max_line_length=10_000), gin.config_str(max_line_length=10_000)
     now = _bindings("\n".join(texts))
@@ -264,7 +185,7 @@ def resolved_configuration():
         ]
         if differing:
             raise ValueError(
-                f"{FLAGS.model_dir} belongs to a run with other settings:\n"
+                f"{model_dir} belongs to a run with other settings:\n"
                 + "\n".join(
                     f"  {n} = {before.get(n, '(not set)')} there, {now.get(n, '(not set)')} asked "
                     "for"
@@ -288,15 +209,15 @@ def resolved_configuration():
     return "\n".join([*imports, "", *lines, ""])
 
 
-def settle_configuration():
-    """Writes `resolved_configuration()` into model_dir, after comparing it with the one that is
+def settle_configuration(model_dir):
+    """Writes `resolved_configuration` into model_dir, after comparing it with the one that is
     there.
     """
-    text = resolved_configuration()
+    text = resolved_configuration(model_dir)
     try:
-        records.write_whole(Folder(FLAGS.model_dir).config, text.encode())
+        records.write_whole(Folder(model_dir).config, text.encode())
     except (OSError, tf.errors.OpError) as error:
-        raise ValueError(f"--model_dir={FLAGS.model_dir} can't be written: {error}") from error
+        raise ValueError(f"--model_dir={model_dir} can't be written: {error}") from error
 
 
 def _bindings(text):
@@ -315,8 +236,25 @@ def _differs(name, before, now):
         return before[name] != now[name]
     value = before.get(name, now.get(name))
     selector, _, parameter = name.rpartition(".")
-    configurable = gin.config._REGISTRY.get_match(selector.split("/")[-1]) if selector else None
+    configurable = _configurable(selector.split("/")[-1]) if selector else None
     if configurable is None:  # a macro, or a setting of a part that only one side has
         return True
-    default = inspect.signature(configurable.wrapped).parameters[parameter].default
+    default = inspect.signature(configurable).parameters[parameter].default
     return repr(default) != value
+
+
+def _bindings_of_gin():
+    """{(scope, selector): {parameter: value}} of all that was parsed.
+
+    Gin's public functions give one parameter at a time, and only by a name that is known already.
+    """
+    return gin.config._CONFIG
+
+
+def _configurable(selector):
+    """The class or function that a selector names; None: nothing has that name.
+
+    Gin's public `get_configurable` gives a wrapper, whose signature isn't the parameter's.
+    """
+    found = gin.config._REGISTRY.get_match(selector)
+    return found and found.wrapped

@@ -29,9 +29,8 @@ import argparse
 import contextlib
 import sys
 
-import check_environment
-
 # Python's own library alone: TensorFlow may be what is wrong.
+from hamgan.checks import environment as check_environment
 from hamgan.checks.outcome import Checkup, fail, ok, skip
 
 MODES = ("train_and_evaluate", "train")
@@ -70,19 +69,18 @@ def finish(checkup, *, as_json):
 
 def import_project():
     """The modules that import TensorFlow, to be called when it is known that it can be imported."""
-    import cli
-
     from hamgan import distribution
     from hamgan.checks import doctor
+    from hamgan.cli import common, configuration
 
-    return ok("the project's modules import", value=(cli, distribution, doctor))
+    modules = (common, configuration, distribution, doctor)
+    return ok("the project's modules import", value=modules)
 
 
-def main(checkup, cli, distribution, doctor):
+def main(checkup, common, configuration, distribution, doctor):
     from absl import flags
 
-    cli.define_flags()
-    flags.adopt_module_key_flags(cli)
+    common.define_flags()
     flags.DEFINE_bool("json", False, "Print JSON and nothing else.")
     flags.DEFINE_bool("quick", False, "Read samples of the records instead of all.")
     flags.DEFINE_string(
@@ -110,8 +108,8 @@ def main(checkup, cli, distribution, doctor):
     )
     FLAGS = flags.FLAGS
 
-    def configuration():
-        experiment = cli.load_experiment()
+    def load():
+        experiment = configuration.load_experiment(**common.configuration_flags())
         return ok(", ".join(FLAGS.gin_file) or "the one kept in model_dir", value=experiment)
 
     def examine():
@@ -119,9 +117,7 @@ def main(checkup, cli, distribution, doctor):
         with contextlib.redirect_stdout(sys.stderr) if FLAGS.json else contextlib.nullcontext():
             doctor.examine(
                 checkup,
-                checkup.check(
-                    "configuration", configuration, remedy="correct the gin file or --gin_param"
-                ),
+                checkup.check("configuration", load, remedy="correct the gin file or --gin_param"),
                 create_strategy=lambda: distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu),
                 model_dir=FLAGS.model_dir,
                 data_dir=FLAGS.data_dir,
@@ -134,10 +130,12 @@ def main(checkup, cli, distribution, doctor):
             )
         finish(checkup, as_json=FLAGS.json)
 
-    cli.run(examine)
+    common.show_in_help(sys.modules[__name__], common)
+    common.run(examine)
 
 
-if __name__ == "__main__":
+def run():
+    """The command."""
     early = early_flags(sys.argv[1:])
     as_json = early.json == "true"
     checkup = Checkup(

@@ -31,199 +31,72 @@ records.
 """
 
 import dataclasses
-import json
-import os
+import sys
 
-import cli
-import tensorflow as tf
 from absl import flags
 
 from hamgan import distribution
-from hamgan.evaluation import reference, report, runner, selftest, shards, terminal, watch
-from hamgan.run import checkpoints, history, records
-from hamgan.run.folder import Folder
-from hamgan.run.log import Log
+from hamgan.cli import common, configuration
+from hamgan.evaluation import jobs, shards
 
 FLAGS = flags.FLAGS
 
 
-def evaluate(
-    experiment,
-    *,
-    names=(),
-    watching=False,
-    repeats=None,
-    timeout=3600,
-    share=None,
-    keep_features=False,
-):
-    """Scores the checkpoints of these names (none: the newest), or with `watching` every one as it
-    appears.
-    """
-    paths = (
-        [] if watching else [checkpoints.find(FLAGS.model_dir, name) for name in names or [None]]
-    )
-    strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
-    dataset = experiment.dataset(data_dir=FLAGS.data_dir)
-    with strategy.scope():
-        generator = experiment.generator()
-    evaluator = runner.Evaluator(
-        generator=generator,
-        strategy=strategy,
-        dataset=dataset,
-        protocol=experiment.protocol,
-        data_dir=FLAGS.data_dir,
-        work_dir=Folder(FLAGS.model_dir).evaluation,
-        share=share,
-        keep_features=keep_features,
-    )
-    print(
-        f"Protocol {evaluator.description['name']}: {evaluator.description['words']}.", flush=True
-    )
-    log = Log(FLAGS.model_dir)
-    metrics = Folder(FLAGS.model_dir).metrics
-    written = (
-        {history.key_of(record) for record in records.read(metrics)}
-        if tf.io.gfile.exists(metrics)
-        else set()
-    )
-
-    def publish(record):
-        key = history.key_of(record)
-        if key is None or key not in written:
-            log.write(record)
-            written.add(key)
-        print(terminal.line_of(record), flush=True)
-
-    if watching:
-        watch.evaluate_new_checkpoints(
-            evaluator,
-            model_dir=FLAGS.model_dir,
-            publish=publish,
-            final_step=experiment.schedule.num_steps,
-            repeats=repeats,
-            timeout=timeout,
-        )
-    for path in paths:
-        for record in evaluator.evaluate_checkpoint(path, repeats=repeats):
-            publish(record)
-    if share and share.index:
-        print(f"The part of host {share.index} is done; host 0 writes the records.")
-        return
-    if paths:
-        # The generator has the weights of the last one.
-        evaluator.compare_with_training(FLAGS.model_dir, step=checkpoints.step_of(paths[-1]))
-    print(terminal.table(records.read(metrics)))
-    print(f"Report: {report.write_report(FLAGS.model_dir)}")
-
-
-def test_set_up(experiment):
-    """Runs the self-test; returns whether nothing failed."""
-    dataset = experiment.dataset(data_dir=FLAGS.data_dir)
-
-    def embedder(strategy, batch_size):
-        protocol = dataclasses.replace(experiment.protocol, batch_size=batch_size)
-        return runner.Embedder(
-            strategy=strategy, protocol=protocol, data_dir=FLAGS.data_dir, progress=False
-        )
-
-    passed = True
-    for check in selftest.checks(
-        embedder=embedder,
-        strategy=distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False),
-        dataset=dataset,
-        split=experiment.protocol.reference_split,
-        batch_size=experiment.protocol.batch_size,
-    ):
-        print(check, flush=True)
-        passed = passed and check.passed is not False
-    return passed
-
-
-def build_reference(experiment, share):
-    """Computes the reference of the protocol and keeps it in data_dir."""
-    embedder = runner.Embedder(
-        strategy=distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False),
-        protocol=dataclasses.replace(experiment.protocol, reference_folder=None),
-        data_dir=FLAGS.data_dir,
-    )
-    built = embedder.reference(
-        experiment.dataset(data_dir=FLAGS.data_dir), data_dir=FLAGS.data_dir, share=share
-    )
-    print(
-        reference.describe(built)
-        if built
-        else f"The part of host {share.index} is done; host 0 puts it together."
-    )
-
-
-def show_reference(experiment):
-    """Prints the reference that an evaluation would take."""
-    folder = experiment.protocol.reference_folder
-    if not folder:
-        network = experiment.protocol.features(data_dir=FLAGS.data_dir)
-        dataset = experiment.dataset(data_dir=FLAGS.data_dir)
-        wanted = reference.fingerprint(dataset, network=network, protocol=experiment.protocol)
-        folder = reference.folder_of(FLAGS.data_dir, wanted)
-        if not reference.is_built(folder):
-            raise ValueError(
-                f"There is no reference in {folder} yet. Build it with --build_reference."
-            )
-    print(reference.describe(reference.load(folder)))
-
-
-def share_of_flags():
-    """The `Share` of --shard_index and --num_shards, or else of the task that TF_CONFIG names."""
-    index, of = FLAGS.shard_index, FLAGS.num_shards
-    if index is None and of is None and "TF_CONFIG" in os.environ:
-        config = json.loads(os.environ["TF_CONFIG"])
-        hosts = [
-            (kind, i)
-            for kind in ("chief", "worker")
-            for i in range(len(config["cluster"].get(kind, [])))
-        ]
-        task = config["task"]["type"], int(config["task"]["index"])
-        if task not in hosts:
-            raise ValueError(
-                f"TF_CONFIG names the task {task}; only chief and workers evaluate: {hosts}."
-            )
-        index, of = hosts.index(task), len(hosts)
+def share_of(*, shard_index, num_shards, timeout):
+    """The `Share` of two flags, or else of the task that TF_CONFIG names."""
+    index, of = shard_index, num_shards
+    if index is None and of is None and (task := distribution.task_of_cluster()):
+        index, of = task
     if (index is None) != (of is None):
         raise ValueError("--shard_index and --num_shards belong together: give both or neither.")
-    return shards.Share(index or 0, of or 1, timeout=FLAGS.timeout)
+    return shards.Share(index or 0, of or 1, timeout=timeout)
 
 
 def main():
-    experiment = cli.load_experiment(protocol=FLAGS.protocol)
+    experiment = configuration.load_experiment(
+        **common.configuration_flags(), protocol=FLAGS.protocol
+    )
     if FLAGS.reference:
         protocol = dataclasses.replace(experiment.protocol, reference_folder=FLAGS.reference)
         experiment = dataclasses.replace(experiment, protocol=protocol)
-    if FLAGS.selftest:
-        if not test_set_up(experiment):
-            raise ValueError("The self-test failed: scores of this set-up can't be trusted.")
-    elif FLAGS.show:
-        show_reference(experiment)
-    elif FLAGS.build_reference:
-        build_reference(experiment, share_of_flags())
-    elif not FLAGS.model_dir:
+    if FLAGS.show:
+        jobs.show_reference(experiment, data_dir=FLAGS.data_dir)
+        return
+    needs_run = not (FLAGS.selftest or FLAGS.build_reference)
+    if needs_run and not FLAGS.model_dir:
         raise ValueError(
             "--model_dir is needed: the folder of the run whose checkpoints are to be scored."
         )
+    share = share_of(
+        shard_index=FLAGS.shard_index, num_shards=FLAGS.num_shards, timeout=FLAGS.timeout
+    )
+    if needs_run:
+        # A checkpoint that isn't there is told before the devices are set up.
+        paths = jobs.paths_of(FLAGS.model_dir, FLAGS.checkpoint, watching=FLAGS.watch)
+    strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
+    common_arguments = dict(data_dir=FLAGS.data_dir, strategy=strategy)
+    if FLAGS.selftest:
+        if not jobs.test_set_up(experiment, **common_arguments):
+            raise ValueError("The self-test failed: scores of this set-up can't be trusted.")
+    elif FLAGS.build_reference:
+        jobs.build_reference(experiment, **common_arguments, share=share)
     else:
-        evaluate(
+        jobs.evaluate(
             experiment,
-            names=FLAGS.checkpoint,
+            **common_arguments,
+            model_dir=FLAGS.model_dir,
+            paths=paths,
             watching=FLAGS.watch,
             repeats=FLAGS.repeats,
             timeout=FLAGS.timeout,
-            share=share_of_flags(),
+            share=share,
             keep_features=FLAGS.keep_features,
         )
 
 
-if __name__ == "__main__":
-    cli.define_flags(model_dir_required=False)
-    flags.adopt_module_key_flags(cli)
+def define_flags():
+    """Defines the flags of the command."""
+    common.define_flags(model_dir_required=False)
     flags.DEFINE_multi_string(
         "checkpoint",
         [],
@@ -259,4 +132,10 @@ if __name__ == "__main__":
     flags.DEFINE_bool(
         "keep_features", False, "Leave the samples' features in model_dir/evaluation."
     )
-    cli.run(main)
+
+
+def run():
+    """The command."""
+    define_flags()
+    common.show_in_help(sys.modules[__name__], common)
+    common.run(main)

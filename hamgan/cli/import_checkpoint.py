@@ -1,9 +1,10 @@
 """Imports a checkpoint of the published TF1 code (HamGAN, SAGAN, YLG or no module) as a run's
 folder.
 
-    python scripts/import_checkpoint.py --checkpoint=published/model.ckpt-1000000
-    --model_dir=runs/published python scripts/import_checkpoint.py
-    --checkpoint=published/model.ckpt-30 --model_dir=runs/published \\
+    python scripts/import_checkpoint.py --checkpoint=published/model.ckpt-1000000 \\
+        --model_dir=runs/published
+    python scripts/import_checkpoint.py --checkpoint=published/model.ckpt-30 \\
+        --model_dir=runs/published \\
         --ham=cd --rank=8,4 --sections=2 --verify=published/golden.npz
 
 Names and shapes tell widths, classes, modules and d. What they don't tell is a flag: one value for
@@ -15,363 +16,46 @@ the import only, so data set, batch size and learning rates are given here, with
 it away again if images, logits or their gradients differ by more than the tolerances.
 """
 
-import dataclasses
-import functools
-import io
 import os
+import sys
 import tempfile
-import zipfile
 
-import cli
-import numpy as np
-import tensorflow as tf
 from absl import flags
 
-from hamgan import context, distribution, networks, published
-from hamgan.run import checkpoints, class_names, records
-from hamgan.run.folder import Folder
+from hamgan import distribution, importing
+from hamgan.cli import common, configuration
 
 FLAGS = flags.FLAGS
-KINDS = ("generator", "discriminator")
-HAMBURGERS = {"hamburger_v1": context.Hamburger, "hamburger_v2": context.HamburgerV2}
-ATTENTIONS = {"sagan": context.SelfAttention, "ylg": context.SparseAttention}
-HAMS = ("nmf", "cd")
-REPLAYS = {"generator": published.replay_generator, "discriminator": published.replay_discriminator}
-OUTPUTS = {"generator": "images", "discriminator": "logits"}
+_TOLD = ("ham", "rank", "sections", "steps", "attention", "verify")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Module:
-    """A network's context module.
-
-    Attributes:
-      constructor: class of `hamgan.context`, None for none.
-      settings: {parameter: value as gin writes it}.
-      note: on what was decided how.
-    """
-
-    constructor: type | None = None
-    settings: dict = dataclasses.field(default_factory=dict)
-    note: str = ""
-
-    def __str__(self):
-        name = self.constructor.__name__ if self.constructor else "no module"
-        settings = "".join(f", {key} {value}" for key, value in self.settings.items())
-        return name + settings + (f" ({self.note})" if self.note else "")
-
-
-def hamburger(kind, network):
-    """The `Module` of a network with a Hamburger, from the checkpoint and the flags.
-
-    Without a record to compare with, a rank above d counts as a mistake: the default is that of
-    published widths.
-    """
-    ham = _of_pair("ham", kind, _one_of(HAMS))
-    rank = _of_pair("rank", kind, _at_least(1))
-    sections = _of_pair("sections", kind, _at_least(1))
-    steps = _of_pair("steps", kind, _at_least(0))
-    channels = network.ham_channels
-    if channels % sections:
-        raise ValueError(
-            f"--sections must divide the {channels} channels of the {kind}'s lower bread, got "
-            f"{sections}."
-        )
-    dim = channels // sections
-    if rank > dim and not FLAGS.verify:
-        raise ValueError(
-            f"--rank must not be above d, in the {kind} {channels} channels / {sections} sections "
-            f"= {dim}, got {rank}. "
-            "(The default, 32,16, is that of width 64.)"
-        )
-    settings = dict(
-        dim=dim,
-        rank=rank,
-        sections=sections,
-        num_steps=steps,
-        decomposition=f"@decomposition.{ham}",
-    )
-    return Module(
-        constructor=HAMBURGERS[network.module],
-        settings={"norm": "@normalization.BatchNorm", **settings},
-    )
-
-
-def _of_pair(name, kind, convert):
-    """A flag's value for one of the networks."""
-    values = FLAGS[name].value
-    if len(values) not in (1, 2):
-        raise ValueError(
-            f"--{name} must be one value, or the generator's and the discriminator's with a comma "
-            "between, got "
-            f"{len(values)} values: {','.join(values)}."
-        )
-    converted = [convert(name, value.strip()) for value in values]
-    return converted[KINDS.index(kind) % len(converted)]
-
-
-def _at_least(minimum):
-    def convert(name, value):
-        try:
-            number = int(value)
-        except ValueError:
-            number = None
-        if number is None or number < minimum:
-            raise ValueError(
-                f"--{name} must be a whole number of at least {minimum}, got {value!r}."
-            )
-        return number
-
-    return convert
-
-
-def _one_of(choices):
-    def convert(name, value):
-        if value not in choices:
-            raise ValueError(f"--{name} must be one of {', '.join(choices)}, got {value!r}.")
-        return value
-
-    return convert
-
-
-def attention(kind, network, checkpoint, arrays):
-    """The `Module` of a network with attention, from the flags or, where they say nothing, from the
-    record.
-
-    Args:
-      kind: 'generator' or 'discriminator'.
-      network: its `published.Network`.
-      checkpoint: the `published.Checkpoint`.
-      arrays: the record, or None.
-    """
-    settings = dict(dim=network.dim, value_dim=network.value_dim)
-    if FLAGS.attention:
-        name, note = _of_pair("attention", kind, _one_of(ATTENTIONS)), ""
-    elif not network.may_be_sparse:
-        name, note = "sagan", "not ylg, whose eight heads can't share these channels"
-    elif arrays is None:
-        name, note = (
-            "sagan",
-            "ASSUMED: ylg has the same variables. --verify finds out, --attention=ylg decides",
-        )
-    else:
-        errors = {
-            name: _error_with(
-                functools.partial(constructor, **settings), kind, network, checkpoint, arrays
-            )
-            for name, constructor in ATTENTIONS.items()
-        }
-        name = min(errors, key=errors.get)
-        note = "by the record: " + ", ".join(
-            f"error {error:.1e} as {name}" for name, error in errors.items()
-        )
-    return Module(constructor=ATTENTIONS[name], settings=settings, note=note)
-
-
-def _error_with(module, kind, network, checkpoint, arrays):
-    """How far a network is from the record with this module."""
-    sizes = dict(
-        image_size=published.IMAGE_SIZE, num_classes=network.num_classes, width=network.width
-    )
-    if kind == "generator":
-        built = networks.Generator(**sizes, latent_dim=network.latent_dim, context=module)
-    else:
-        built = networks.Discriminator(**sizes, context=module)
-    variables = checkpoints.network_variables(kind, built)
-    published.assign(checkpoint, published.plan(checkpoint, variables), variables)
-    return REPLAYS[kind](built, arrays)[OUTPUTS[kind]]
-
-
-def configuration(described, modules):
-    """The gin file of an import, as text."""
-    generator, discriminator = (described[kind] for kind in KINDS)
-    files = FLAGS.gin_file or ["configs/imagenet128.gin"]
-    lines = [
-        "from __gin__ import dynamic_registration",
-        *(f"include {path!r}" for path in files),
-        *(
-            f"from hamgan import {name}"
-            for name in ("context", "decomposition", "networks", "normalization")
-        ),
-        f"IMAGE_SIZE = {published.IMAGE_SIZE}",
-        f"NUM_CLASSES = {generator.num_classes}",
-        f"WIDTH = {generator.width}",
-        f"networks.Generator.latent_dim = {generator.latent_dim}",
-    ]
-    if discriminator.width != generator.width:
-        lines.append(f"networks.Discriminator.width = {discriminator.width}")
-    for kind, module in modules.items():
-        scoped = (
-            f"{kind[0].upper()}/context.{module.constructor.__name__}"
-            if module.constructor
-            else None
-        )
-        lines.append(f"networks.{kind.capitalize()}.context = {'@' + scoped if scoped else None}")
-        lines += [f"{scoped}.{name} = {value}" for name, value in module.settings.items()]
-    return "\n".join(lines) + "\n"
-
-
-def load_experiment(text):
+def load_experiment(text, *, gin_params, model_dir):
     """The experiment of a gin file's text and of --gin_param."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "import.gin")
         with open(path, "w") as file:
             file.write(text)
-        FLAGS.gin_file = [path]
-        return cli.load_experiment()
-
-
-def load_arrays(path):
-    """{name: array} of an .npz file."""
-    try:
-        with tf.io.gfile.GFile(path, "rb") as file, np.load(io.BytesIO(file.read())) as arrays:
-            return dict(arrays)
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        AttributeError,
-        zipfile.BadZipFile,
-        tf.errors.OpError,
-    ) as error:
-        raise ValueError(f"--verify: {path} can't be read as an .npz file: {error}") from error
-
-
-def names_of_classes(experiment):
-    """The data set's names of the classes, None where it isn't prepared or isn't of these classes;
-    and a note.
-    """
-    try:
-        names = experiment.dataset(data_dir=FLAGS.data_dir).class_names
-    except (ValueError, OSError, tf.errors.OpError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
-        return (
-            None,
-            f'their numbers. {reason}. Another data set: --gin_param="data.ImageDataset.name = '
-            "'NAME'\"",
+        return configuration.load_experiment(
+            gin_files=[path], gin_params=gin_params, model_dir=model_dir
         )
-    return names, f"{len(names)}, from the data set"
-
-
-def write(trainer, experiment, names):
-    """Writes configuration, checkpoint and class names; returns the checkpoint's path and the files
-    that are new.
-    """
-    before = _files(FLAGS.model_dir)
-    cli.settle_configuration()
-    folder = Folder(FLAGS.model_dir).checkpoints
-    saved = checkpoints.Checkpoints(
-        folder, trainer.variables(), max_to_keep=experiment.schedule.max_to_keep
-    )
-    path = saved.save()
-    if names:
-        class_names.write(FLAGS.model_dir, names)
-    return path, _files(FLAGS.model_dir) - before
-
-
-def _files(folder):
-    if not tf.io.gfile.exists(folder):
-        return set()
-    return {os.path.join(at, name) for at, _, names in tf.io.gfile.walk(folder) for name in names}
-
-
-def verify(experiment, path, arrays):
-    """Replays a record through the networks of a checkpoint.
-
-    Raises:
-      ValueError: an error is above its tolerance; all are listed.
-    """
-    errors = {}
-    for kind in KINDS:
-        network = getattr(experiment, kind)()
-        checkpoints.restore(path, checkpoints.network_variables(kind, network), partial=True)
-        errors |= REPLAYS[kind](network, arrays)
-    limits = {
-        name: FLAGS.gradient_tolerance if name.endswith("_grad") else FLAGS.tolerance
-        for name in errors
-    }
-    # An error that isn't a number isn't below anything.
-    bad = [name for name, error in errors.items() if not error <= limits[name]]
-    print(f"Replayed {FLAGS.verify}; largest difference over the largest recorded value:")
-    for name in ("images", "logits", "z_grad", "img_grad"):
-        print(
-            f"  {name:<9} {errors[name]:.2e}  {'ABOVE' if name in bad else 'within'} "
-            f"{limits[name]:g}",
-            flush=True,
-        )
-    if bad:
-        raise ValueError(
-            f"The networks don't reproduce {FLAGS.verify}: "
-            + ", ".join(f"{name} {errors[name]:.2e} (tolerance {limits[name]:g})" for name in bad)
-            + f". Nothing was left in {FLAGS.model_dir}. Are --ham, --rank, --sections, --steps "
-            "and --attention those of the record?"
-        )
-
-
-def report(assignments, described, modules, variables):
-    """Prints where each variable went and what the checkpoint is of."""
-    for assignment in assignments:
-        print(assignment)
-    theirs = {assignment.published for assignment in assignments} - {None}
-    print(
-        f"{len(theirs)} variables of {FLAGS.checkpoint} accounted for, {len(variables)} of "
-        f"{FLAGS.model_dir} set"
-    )
-    for kind, network in described.items():
-        print(f"{kind}: width {network.width}, {network.num_classes} classes, {modules[kind]}")
 
 
 def main():
-    there = checkpoints.available(FLAGS.model_dir)
-    if there:
-        raise ValueError(
-            f"{FLAGS.model_dir} has checkpoints already ({', '.join(there)}). Choose another "
-            "--model_dir."
-        )
-    checkpoint = published.Checkpoint(FLAGS.checkpoint)
-    described = published.describe(checkpoint)
-    modules = {
-        kind: hamburger(kind, network)
-        for kind, network in described.items()
-        if network.module in HAMBURGERS
-    }
-    arrays = load_arrays(FLAGS.verify) if FLAGS.verify else None
-    if arrays is not None:
-        sizes = {
-            kind: [module.settings[name] for name in ("sections", "dim", "rank")]
-            for kind, module in modules.items()
-        }
-        published.check_arrays(arrays, described, bases=sizes)
-    for kind, network in described.items():
-        if network.module == "attention":
-            modules[kind] = attention(kind, network, checkpoint, arrays)
-        elif network.module is None:
-            modules[kind] = Module()
-
-    experiment = load_experiment(configuration(described, modules))
-    trainer = experiment.trainer(
-        strategy=distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu),
-        generator=experiment.generator,
-        discriminator=experiment.discriminator,
+    importing.run(
+        FLAGS.checkpoint,
+        told=importing.Told(
+            gin_files=FLAGS.gin_file, **{name: FLAGS[name].value for name in _TOLD}
+        ),
+        model_dir=FLAGS.model_dir,
+        data_dir=FLAGS.data_dir,
+        load_experiment=lambda text: load_experiment(
+            text, gin_params=FLAGS.gin_param, model_dir=FLAGS.model_dir
+        ),
+        settle=configuration.settle_configuration,
+        create_strategy=lambda: distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu),
+        tolerance=FLAGS.tolerance,
+        gradient_tolerance=FLAGS.gradient_tolerance,
     )
-    variables = trainer.variables()
-    assignments = published.plan(checkpoint, variables, beta_2=trainer.generator_optimizer.beta_2)
-    published.assign(checkpoint, assignments, variables)
-    report(assignments, described, modules, variables)
-
-    names, note = names_of_classes(experiment)
-    print(f"class names: {note}")
-    path, files = write(trainer, experiment, names)
-    if arrays is not None:
-        try:
-            verify(experiment, path, arrays)
-        except ValueError:
-            for file in files:
-                tf.io.gfile.remove(file)
-            raise
-    step = int(trainer.step.numpy())
-    record = {"kind": "event", "step": step, "event": "imported", "checkpoint": checkpoint.path}
-    records.append(Folder(FLAGS.model_dir).metrics, record)
-    print(f"Checkpoint: {path}")
 
 
 def define_flags():
@@ -380,7 +64,9 @@ def define_flags():
         "checkpoint", None, "Prefix of the TF1 checkpoint, e.g. model.ckpt-1000000.", required=True
     )
     flags.DEFINE_list(
-        "ham", ["nmf"], f"Decomposition of a Hamburger: {' or '.join(HAMS)}. One value or a pair."
+        "ham",
+        ["nmf"],
+        f"Decomposition of a Hamburger: {' or '.join(importing.HAMS)}. One value or a pair.",
     )
     flags.DEFINE_list("rank", ["32", "16"], "r of a Hamburger. One value or a pair.")
     flags.DEFINE_list("sections", ["1"], "Sections of a Hamburger. One value or a pair.")
@@ -388,9 +74,8 @@ def define_flags():
     flags.DEFINE_list(
         "attention",
         None,
-        f"Kind of attention, where the channels allow both: {' or '.join(ATTENTIONS)}. One value "
-        "or a pair. Default: "
-        "what reproduces the record of --verify; without it sagan.",
+        f"Kind of attention, where the channels allow both: {' or '.join(importing.ATTENTIONS)}. "
+        "One value or a pair. Default: what reproduces the record of --verify; without it sagan.",
     )
     flags.DEFINE_string(
         "verify", None, "An .npz file with recorded inputs, initial bases, outputs and gradients."
@@ -403,8 +88,9 @@ def define_flags():
     )
 
 
-if __name__ == "__main__":
-    cli.define_flags()
+def run():
+    """The command."""
+    common.define_flags()
     define_flags()
-    flags.adopt_module_key_flags(cli)
-    cli.run(main)
+    common.show_in_help(sys.modules[__name__], common)
+    common.run(main)

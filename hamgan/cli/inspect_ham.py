@@ -2,48 +2,47 @@
 before and after.
 
     python scripts/inspect_ham.py --model_dir=runs/digits
-    python scripts/inspect_ham.py --model_dir=runs/digits --checkpoint=ckpt-400
-    --network=discriminator python scripts/inspect_ham.py --model_dir=runs/digits --data_dir=data
-    --network=discriminator --images=real
+    python scripts/inspect_ham.py --model_dir=runs/digits --checkpoint=ckpt-400 \\
+        --network=discriminator
+    python scripts/inspect_ham.py --model_dir=runs/digits --data_dir=data \\
+        --network=discriminator --images=real
 
 Writes into --output
     curves.png        accumulative ratio of squared singular values, and the decomposition's error
-    after each update feature_maps.png  feature maps before and after the Hamburger, and before and
-    after the decomposition in it inspection.json   the numbers
+                      after each update
+    feature_maps.png  feature maps before and after the Hamburger, and before and after the
+                      decomposition in it
+    inspection.json   the numbers
 """
 
 import json
 import os
+import sys
 
-import cli
 import tensorflow as tf
 from absl import flags
 
 from hamgan import distribution, inspection, sampling, stateless
+from hamgan.cli import common, configuration
 from hamgan.run import checkpoints, records
 
 FLAGS = flags.FLAGS
 
 
-def inspected(experiment, path):
-    """(images, labels, `inspection.Inspection`, name of the module) of the network that the flags
-    name.
-    """
-    batch_size = FLAGS.batch_size
+def inspected(experiment, path, *, network, images, weights, batch_size, num_steps, seed, data_dir):
+    """(images, labels, `inspection.Inspection`, name of the module) of one of the networks."""
     generator = experiment.generator()
-    key = stateless.key(FLAGS.seed, stateless.EVALUATION)
+    key = stateless.key(seed, stateless.EVALUATION)
     z, labels, keys = stateless.generator_inputs(
         key,
         tf.range(batch_size),
         latent_dim=generator.latent_dim,
         num_classes=generator.num_classes,
     )
-    if FLAGS.network == "generator":
+    if network == "generator":
         inspection.hamburger_of(generator)
-        sampling.restore(generator, path, weights=FLAGS.weights)
-        images, found = inspection.inspect(
-            generator, z, labels, keys=keys, num_steps=FLAGS.num_steps
-        )
+        sampling.restore(generator, path, weights=weights)
+        images, found = inspection.inspect(generator, z, labels, keys=keys, num_steps=num_steps)
         return images.numpy(), labels.numpy(), found, generator.context
 
     discriminator = experiment.discriminator()
@@ -51,19 +50,17 @@ def inspected(experiment, path):
     checkpoints.restore(
         path, checkpoints.network_variables("discriminator", discriminator), partial=True
     )
-    if FLAGS.images == "real":
-        dataset = experiment.dataset(data_dir=FLAGS.data_dir)
+    if images == "real":
+        dataset = experiment.dataset(data_dir=data_dir)
         batch = next(iter(dataset.reference_batches(batch_size=batch_size)))
         images, labels = batch["image"], batch["label"]
     else:
-        sampling.restore(generator, path, weights=FLAGS.weights)
+        sampling.restore(generator, path, weights=weights)
         images = generator(z, labels, training=False, keys=keys)
     keys = stateless.example_keys(
         stateless.fold(key, stateless.DISCRIMINATOR_BASES), tf.range(len(images))
     )
-    _, found = inspection.inspect(
-        discriminator, images, labels, keys=keys, num_steps=FLAGS.num_steps
-    )
+    _, found = inspection.inspect(discriminator, images, labels, keys=keys, num_steps=num_steps)
     return images.numpy(), labels.numpy(), found, discriminator.context
 
 
@@ -72,11 +69,26 @@ def main():
         raise ValueError(
             "--images=real is for --network=discriminator: a generator sees no images."
         )
-    experiment = cli.load_experiment()
+    experiment = configuration.load_experiment(**common.configuration_flags())
     path = checkpoints.find(FLAGS.model_dir, FLAGS.checkpoint)
     device = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu).extended.worker_devices[0]
     with tf.device(device):
-        images, labels, found, layer = inspected(experiment, path)
+        images, labels, found, layer = inspected(
+            experiment,
+            path,
+            **{
+                name: FLAGS[name].value
+                for name in (
+                    "network",
+                    "images",
+                    "weights",
+                    "batch_size",
+                    "num_steps",
+                    "seed",
+                    "data_dir",
+                )
+            },
+        )
     decomposition = layer.decomposition
     while hasattr(decomposition, "func"):
         decomposition = decomposition.func
@@ -128,9 +140,9 @@ def main():
     print(f"Written: {output}/curves.png, feature_maps.png, inspection.json")
 
 
-if __name__ == "__main__":
-    cli.define_flags()
-    flags.adopt_module_key_flags(cli)
+def define_flags():
+    """Defines the flags of the command."""
+    common.define_flags()
     flags.DEFINE_string(
         "checkpoint", None, "Path or name (ckpt-1000) of a checkpoint; default: the newest."
     )
@@ -156,4 +168,10 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "output", None, "Folder to write to, local or gs://; default: inspection/ in model_dir."
     )
-    cli.run(main)
+
+
+def run():
+    """The command."""
+    define_flags()
+    common.show_in_help(sys.modules[__name__], common)
+    common.run(main)

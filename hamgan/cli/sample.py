@@ -1,22 +1,23 @@
-"""Draws samples from a checkpoint: a labelled grid, and on request single files.
+"""Draws samples from a checkpoint: a labelled grid, or an array of them.
 
     python scripts/sample.py --model_dir=runs/digits
-    python scripts/sample.py --model_dir=runs/digits --classes=3,7 --per_class=8 --seed=1
-    --output=threes_and_sevens.png python scripts/sample.py --model_dir=runs/digits --per_class=100
-    --output=samples.npz
+    python scripts/sample.py --model_dir=runs/digits --classes=3,7 --per_class=8 --seed=1 \\
+        --output=threes_and_sevens.png
+    python scripts/sample.py --model_dir=runs/digits --per_class=100 --output=samples.npz
 
 Sample i is a function of (seed, i): the same command gives the same images, on any device up to
 rounding. Only with --batch_norm=batch does it depend on the others.
 """
 
 import io
+import sys
 
-import cli
 import numpy as np
 import tensorflow as tf
 from absl import flags
 
 from hamgan import distribution, grids, pictures, sampling
+from hamgan.cli import common, configuration
 from hamgan.run import checkpoints, class_names, records
 from hamgan.run.folder import Folder
 
@@ -40,7 +41,7 @@ def main():
     output = FLAGS.output or Folder(FLAGS.model_dir).samples
     if not output.endswith((".png", ".npz")):
         raise ValueError(f"--output must end in .png (a grid) or .npz (arrays), got {output!r}.")
-    experiment = cli.load_experiment()
+    experiment = configuration.load_experiment(**common.configuration_flags())
     path = checkpoints.find(FLAGS.model_dir, FLAGS.checkpoint)
     strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu)
     with strategy.scope():
@@ -78,9 +79,9 @@ def main():
     print(f"{len(labels)} samples of {path}: {output}")
 
 
-if __name__ == "__main__":
-    cli.define_flags()
-    flags.adopt_module_key_flags(cli)
+def define_flags():
+    """Defines the flags of the command."""
+    common.define_flags()
     flags.DEFINE_string(
         "checkpoint", None, "Path or name (ckpt-1000) of a checkpoint; default: the newest."
     )
@@ -109,4 +110,10 @@ if __name__ == "__main__":
         None,
         "File to write, .png or .npz, local or gs://; default: samples.png in model_dir.",
     )
-    cli.run(main)
+
+
+def run():
+    """The command."""
+    define_flags()
+    common.show_in_help(sys.modules[__name__], common)
+    common.run(main)

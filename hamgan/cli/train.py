@@ -13,29 +13,17 @@ several hosts, run the same command on each, with the environment variable TF_CO
 that all share.
 """
 
-import os
-import tempfile
+import sys
 
-import cli
-import evaluate
 from absl import flags
 
-from hamgan import distribution, grids, loop, preview
-from hamgan.evaluation import report, runner
+from hamgan import distribution, loop, training
+from hamgan.cli import common, configuration
+from hamgan.evaluation import jobs, report
 from hamgan.run import checkpoints
-from hamgan.run.folder import Folder
 
 FLAGS = flags.FLAGS
 MODES = ("train", "train_and_evaluate", "evaluate_continuously", "evaluate")
-
-
-def main():
-    experiment = cli.load_experiment()
-    profile = parse_profile(FLAGS.profile)
-    if FLAGS.mode.startswith("evaluate"):
-        evaluate.evaluate(experiment, watching=FLAGS.mode == "evaluate_continuously")
-        return
-    train(experiment, profile)
 
 
 def parse_profile(text):
@@ -53,45 +41,49 @@ def parse_profile(text):
     return start, stop
 
 
-def train(experiment, profile):
+def main():
+    experiment = configuration.load_experiment(**common.configuration_flags())
+    profile = parse_profile(FLAGS.profile)
+    model_dir, data_dir = FLAGS.model_dir, FLAGS.data_dir
+    if FLAGS.mode.startswith("evaluate"):
+        watching = FLAGS.mode == "evaluate_continuously"
+        paths = jobs.paths_of(model_dir, watching=watching)
+        strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
+        jobs.evaluate(
+            experiment,
+            model_dir=model_dir,
+            data_dir=data_dir,
+            strategy=strategy,
+            paths=paths,
+            watching=watching,
+        )
+        return
     strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu)
-    dataset = experiment.dataset(data_dir=FLAGS.data_dir)
-    trainer = experiment.trainer(
-        strategy=strategy, generator=experiment.generator, discriminator=experiment.discriminator
-    )
+    trainer, dataset = training.build(experiment, strategy=strategy, data_dir=data_dir)
     evaluator, grid = None, None
     if FLAGS.mode == "train_and_evaluate":
-        generator = evaluated_generator(trainer, experiment.protocol)
-        grid = grids.SampleGrid(
-            generator,
-            strategy=strategy,
-            class_names=dataset.class_names,
-            batch_norm=experiment.protocol.batch_norm,
-        )
-        evaluator = runner.Evaluator(
-            generator=generator,
-            strategy=strategy,
-            dataset=dataset,
-            protocol=experiment.protocol,
-            data_dir=FLAGS.data_dir,
-            # Of hosts that sample together, none can go on with what it finds, or delete what
-            # others look for.
-            work_dir=Folder(FLAGS.model_dir).evaluation
-            if distribution.num_hosts(strategy) == 1
-            else None,
+        evaluator, grid = training.evaluation_parts(
+            trainer, dataset, experiment.protocol, model_dir=model_dir, data_dir=data_dir
         )
     if FLAGS.dry_run:
-        dry_run(trainer, dataset, experiment.schedule)
+        training.dry_run(
+            trainer,
+            dataset,
+            experiment.schedule,
+            configuration=configuration.resolved_configuration(model_dir),
+            model_dir=model_dir,
+        )
         return
-    if distribution.is_chief(strategy):
-        cli.settle_configuration()
-    else:
-        cli.resolved_configuration()  # the same errors on every host
+    # Every host compares, one of them writes.
+    writes = distribution.is_chief(strategy)
+    (configuration.settle_configuration if writes else configuration.resolved_configuration)(
+        model_dir
+    )
     checkpoint, stopped = loop.train(
         trainer=trainer,
         dataset=dataset,
         schedule=experiment.schedule,
-        model_dir=FLAGS.model_dir,
+        model_dir=model_dir,
         evaluator=evaluator,
         grid=grid,
         profile=profile,
@@ -101,51 +93,14 @@ def train(experiment, profile):
         print("Stopped before its end. The same command goes on from there.")
         return
     if evaluator:
-        evaluator.compare_with_training(FLAGS.model_dir, step=checkpoints.step_of(checkpoint))
-    if distribution.is_chief(strategy):
-        print(f"Report: {report.write_report(FLAGS.model_dir)}")
+        evaluator.compare_with_training(model_dir, step=checkpoints.step_of(checkpoint))
+    if writes:
+        print(f"Report: {report.write_report(model_dir)}")
 
 
-def dry_run(trainer, dataset, schedule):
-    """Prints what would be trained; writes nothing but the picture of a batch, outside of
-    model_dir.
-    """
-    strategy = trainer.strategy
-    print(cli.resolved_configuration())
-    print(preview.parameter_table(trainer))
-    print(
-        f"{schedule.num_steps:,} steps of {trainer.batch_size} images on "
-        f"{strategy.num_replicas_in_sync} "
-        f"{type(strategy).__name__} replicas, "
-        f"{trainer.batch_size // strategy.num_replicas_in_sync} each; "
-        f"{dataset.num_examples(dataset.train_split):,} images of {dataset.name} "
-        f"{dataset.train_split}"
-    )
-    for name, gib in preview.memory_estimate(trainer).items():
-        print(f"Memory of a replica, {name}: {gib:.3g} GiB")
-    path = os.path.join(tempfile.mkdtemp(prefix="hamgan_dry_run_"), "first_batch.png")
-    batches = dataset.train_batches(batch_size=trainer.batch_size, seed=trainer.seed)
-    preview.draw_batch(path, next(iter(batches)), dataset.class_names)
-    print(f"First batch: {path}")
-    print(f"Nothing was trained, {FLAGS.model_dir} is as it was.")
-
-
-def evaluated_generator(trainer, protocol):
-    """The trainer's generator with the weights that a protocol asks for."""
-    if protocol.weights == "raw":
-        return trainer.generator
-    if trainer.ema is None:
-        raise ValueError(
-            f"protocol.Protocol.weights is {protocol.weights!r}, but this run keeps no moving "
-            "average of the weights. "
-            "Switch it on in trainer.Trainer, or set protocol.Protocol.weights = 'raw'."
-        )
-    return trainer.ema
-
-
-if __name__ == "__main__":
-    cli.define_flags()
-    flags.adopt_module_key_flags(cli)
+def define_flags():
+    """Defines the flags of the command."""
+    common.define_flags()
     flags.DEFINE_enum("mode", "train_and_evaluate", MODES, "What to do.")
     flags.DEFINE_bool(
         "dry_run",
@@ -155,4 +110,14 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "profile", None, "START:STOP, steps of which a TensorFlow profile is written to model_dir."
     )
-    cli.run(main)
+
+
+def run():
+    """The command."""
+    define_flags()
+    common.show_in_help(sys.modules[__name__], common)
+    common.run(main)
+
+
+if __name__ == "__main__":  # as the commands that train in processes of their own start it
+    run()

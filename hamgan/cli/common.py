@@ -1,0 +1,105 @@
+"""What the commands share: the flags of a run, and errors as one readable message."""
+
+import os
+import re
+import sys
+
+import tensorflow as tf
+from absl import app, flags, logging
+
+from hamgan import distribution
+from hamgan.run import checkpoints
+
+FLAGS = flags.FLAGS
+
+
+def define_flags(*, model_dir_required=True):
+    """Defines the flags of a run."""
+    flags.DEFINE_string(
+        "model_dir",
+        None,
+        "The run's folder: checkpoints, metrics, samples. Local or gs://.",
+        required=model_dir_required,
+    )
+    flags.DEFINE_string(
+        "data_dir",
+        os.path.join(os.path.expanduser("~"), "tensorflow_datasets"),
+        "Folder of the prepared TFDS data sets. Local or gs://.",
+    )
+    flags.DEFINE_multi_string(
+        "gin_file",
+        [],
+        "Gin file of the experiment, e.g. configs/digits.gin; default: the configuration in "
+        "model_dir.",
+    )
+    flags.DEFINE_multi_string(
+        "gin_param",
+        [],
+        (
+            'One more gin binding, e.g. "trainer.Trainer.batch_size=512". '
+            "May be repeated; wins over files."
+        ),
+    )
+    flags.DEFINE_enum(
+        "accelerator",
+        "auto",
+        distribution.ACCELERATORS,
+        "What to compute on. With several hosts in the environment variable TF_CONFIG: on all of "
+        "them.",
+    )
+    flags.DEFINE_string(
+        "tpu",
+        os.environ.get("TPU_NAME", "local"),
+        "With --accelerator=tpu: 'local' on a TPU VM, else the TPU's name; default: the "
+        "environment variable TPU_NAME.",
+    )
+
+
+def run(main):
+    """Runs a script's main function; wrong use ends with one readable message instead of a stack of
+    calls.
+    """
+
+    def guarded(argv):
+        if len(argv) > 1:
+            raise app.UsageError(f"Arguments without a flag name: {argv[1:]}. Write --name=value.")
+        # TensorFlow's notes on saved models and graph passes say nothing to a user.
+        tf.get_logger().setLevel("ERROR")
+        if not FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
+        try:
+            main()
+        except (ValueError, FloatingPointError, FileNotFoundError, checkpoints.NotSaved) as error:
+            logging.debug("Where it happened:", exc_info=True)
+            sys.exit(f"\nERROR: {error}")
+        except tf.errors.OpError as error:
+            # What Python raises in a pipeline of data comes through TensorFlow, behind its
+            # traceback.
+            raised = re.findall(r"^(?:.*\s)?ValueError: (.+)$", error.message, re.MULTILINE)
+            if not raised:
+                raise
+            logging.debug("Where it happened:", exc_info=True)
+            sys.exit(f"\nERROR: {raised[-1]}")
+        except TypeError as error:
+            # Gin's own words for an argument that a configuration leaves out.
+            if "In call to configurable" not in str(error):
+                raise
+            sys.exit(
+                "\nERROR: The configuration lacks something, or gives what doesn't belong there: "
+                f"{error}"
+            )
+
+    app.run(guarded)
+
+
+def configuration_flags():
+    """What the flags say of the configuration, as arguments of `configuration.load_experiment`."""
+    return dict(gin_files=FLAGS.gin_file, gin_params=FLAGS.gin_param, model_dir=FLAGS.model_dir)
+
+
+def show_in_help(*modules):
+    """Shows the flags of these modules of the command in its --help, and the first one's words."""
+    for module in modules:
+        for flag in FLAGS.get_key_flags_for_module(module.__name__):
+            FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    sys.modules["__main__"].__doc__ = modules[0].__doc__

@@ -1,0 +1,148 @@
+"""The jobs of an evaluation: scoring checkpoints, testing the set-up, building a reference."""
+
+import dataclasses
+
+import tensorflow as tf
+
+from hamgan.evaluation import reference, report, runner, selftest, terminal, watch
+from hamgan.run import checkpoints, history, records
+from hamgan.run.folder import Folder
+from hamgan.run.log import Log
+
+
+def paths_of(model_dir, names=(), *, watching=False):
+    """The checkpoints of these names (none: the newest); with `watching`, which finds its own,
+    none.
+    """
+    return [] if watching else [checkpoints.find(model_dir, name) for name in names or [None]]
+
+
+def evaluate(
+    experiment,
+    *,
+    model_dir,
+    data_dir,
+    strategy,
+    paths=(),
+    watching=False,
+    repeats=None,
+    timeout=3600,
+    share=None,
+    keep_features=False,
+):
+    """Scores checkpoints, or with `watching` every one as it appears; writes records and report.
+
+    Args:
+      experiment: an `Experiment`.
+      model_dir, data_dir: the run's folder, and that of the data sets.
+      strategy: the strategy to compute on.
+      paths: of the checkpoints.
+      watching, repeats, timeout: as in `watch.evaluate_new_checkpoints`.
+      share, keep_features: as in `runner.Evaluator`.
+    """
+    dataset = experiment.dataset(data_dir=data_dir)
+    with strategy.scope():
+        generator = experiment.generator()
+    evaluator = runner.Evaluator(
+        generator=generator,
+        strategy=strategy,
+        dataset=dataset,
+        protocol=experiment.protocol,
+        data_dir=data_dir,
+        work_dir=Folder(model_dir).evaluation,
+        share=share,
+        keep_features=keep_features,
+    )
+    print(
+        f"Protocol {evaluator.description['name']}: {evaluator.description['words']}.", flush=True
+    )
+    log = Log(model_dir)
+    metrics = Folder(model_dir).metrics
+    written = (
+        {history.key_of(record) for record in records.read(metrics)}
+        if tf.io.gfile.exists(metrics)
+        else set()
+    )
+
+    def publish(record):
+        key = history.key_of(record)
+        if key is None or key not in written:
+            log.write(record)
+            written.add(key)
+        print(terminal.line_of(record), flush=True)
+
+    if watching:
+        watch.evaluate_new_checkpoints(
+            evaluator,
+            model_dir=model_dir,
+            publish=publish,
+            final_step=experiment.schedule.num_steps,
+            repeats=repeats,
+            timeout=timeout,
+        )
+    for path in paths:
+        for record in evaluator.evaluate_checkpoint(path, repeats=repeats):
+            publish(record)
+    if share and share.index:
+        print(f"The part of host {share.index} is done; host 0 writes the records.")
+        return
+    if paths:
+        # The generator has the weights of the last one.
+        evaluator.compare_with_training(model_dir, step=checkpoints.step_of(paths[-1]))
+    print(terminal.table(records.read(metrics)))
+    print(f"Report: {report.write_report(model_dir)}")
+
+
+def test_set_up(experiment, *, data_dir, strategy):
+    """Runs the self-test; returns whether nothing failed."""
+    dataset = experiment.dataset(data_dir=data_dir)
+
+    def embedder(strategy, batch_size):
+        protocol = dataclasses.replace(experiment.protocol, batch_size=batch_size)
+        return runner.Embedder(
+            strategy=strategy, protocol=protocol, data_dir=data_dir, progress=False
+        )
+
+    passed = True
+    for check in selftest.checks(
+        embedder=embedder,
+        strategy=strategy,
+        dataset=dataset,
+        split=experiment.protocol.reference_split,
+        batch_size=experiment.protocol.batch_size,
+    ):
+        print(check, flush=True)
+        passed = passed and check.passed is not False
+    return passed
+
+
+def build_reference(experiment, *, data_dir, strategy, share):
+    """Computes the reference of the protocol and keeps it in data_dir."""
+    embedder = runner.Embedder(
+        strategy=strategy,
+        protocol=dataclasses.replace(experiment.protocol, reference_folder=None),
+        data_dir=data_dir,
+    )
+    built = embedder.reference(
+        experiment.dataset(data_dir=data_dir), data_dir=data_dir, share=share
+    )
+    print(
+        reference.describe(built)
+        if built
+        else f"The part of host {share.index} is done; host 0 puts it together."
+    )
+
+
+def show_reference(experiment, *, data_dir):
+    """Prints the reference that an evaluation would take."""
+    folder = experiment.protocol.reference_folder
+    if not folder:
+        network = experiment.protocol.features(data_dir=data_dir)
+        dataset = experiment.dataset(data_dir=data_dir)
+        wanted = reference.fingerprint(dataset, network=network, protocol=experiment.protocol)
+        folder = reference.folder_of(data_dir, wanted)
+        if not reference.is_built(folder):
+            raise ValueError(
+                f"There is no reference in {folder} yet. Build it with --build_reference."
+            )
+    print(reference.describe(reference.load(folder)))
