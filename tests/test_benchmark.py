@@ -150,7 +150,7 @@ def attention_output(layer, x, y):
 
 def test_full_attention_equals_numpy():
     x = array(2, 4, 6, 8)
-    layer = build(context.FullAttention(dim=3, value_dim=5), None, 4, 6, 8)
+    layer = build(context_modules.FullAttention(dim=3, value_dim=5), None, 4, 6, 8)
     queries, keys, values = attention_inputs(layer, x)
     y = reference.softmax(queries @ keys.transpose(0, 2, 1)) @ values
     assert_close(layer(tf.constant(x)), attention_output(layer, x, y), 1e-5)
@@ -158,7 +158,7 @@ def test_full_attention_equals_numpy():
 
 def test_double_attention_equals_numpy():
     x = array(2, 4, 6, 8)
-    layer = build(context.DoubleAttention(dim=3, value_dim=5), None, 4, 6, 8)
+    layer = build(context_modules.DoubleAttention(dim=3, value_dim=5), None, 4, 6, 8)
     queries, keys, values = attention_inputs(layer, x)
     over_pixels = reference.softmax(keys.transpose(0, 2, 1))  # [B, c, N]
     y = reference.softmax(queries) @ (over_pixels @ values)
