@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from hamgan import distribution, grids, watching
 from hamgan.collapse import Collapse, Signs, report, rollback, stop
+from hamgan.evaluation.scores import HEADLINE
 from hamgan.profiling import Profile
 from hamgan.run import checkpoints, class_names, records
 from hamgan.run.folder import Folder
@@ -72,9 +73,7 @@ class Schedule:
                 raise ValueError(f"Schedule: {field.name} must be at least {least}, got {value!r}.")
 
     def steps_until_due(self, step, ends=()):
-        """How many steps the next host call takes, so that it ends where something is due, or at a
-        step of `ends`.
-        """
+        """Steps of the next host call: it ends where something is due, or at a step of `ends`."""
         periods = (self.steps_per_loop, self.save_every, self.sample_every, self.evaluate_every)
         nexts = [*(step - step % period + period for period in periods), *ends, self.num_steps]
         return min(end for end in nexts if end > step) - step
@@ -110,8 +109,7 @@ def train(
 
     Returns:
       Ended(checkpoint: the path of the last one, whose name tells where training ended; stopped:
-        whether a signal
-      ended it).
+        whether a signal ended it).
 
     Raises:
       FloatingPointError: something wasn't finite more than `schedule.max_rollbacks` times; the
@@ -169,7 +167,9 @@ class _Run:
             self.folder.checkpoints,
             self.variables,
             max_to_keep=schedule.max_to_keep,
-            best=lambda: self.log.history().steps_to_keep("fid", schedule.keep_best),
+            best=lambda: self.log.history().steps_to_keep(
+                HEADLINE.name, schedule.keep_best, better=HEADLINE.better
+            ),
             seed=trainer.seed,
             writes=self.writes,
             report=lambda message: self.announce("checkpoint trouble", message=message),
@@ -264,8 +264,7 @@ class _Run:
         if len(set(steps)) > 1:
             raise ValueError(
                 f"The hosts have read checkpoints of different steps, {steps}: model_dir "
-                f"({self.model_dir}) must be a "
-                "folder that all hosts share, like gs://BUCKET/RUN."
+                f"({self.model_dir}) must be a folder that all hosts share, like gs://BUCKET/RUN."
             )
 
     def save(self, *, must=False):
@@ -389,8 +388,8 @@ class _Run:
             self.announce("gave up", step=step, message=reason, rollbacks=count, **details)
             raise FloatingPointError(
                 f"{reason} After {count} rollbacks this run stops; the last good checkpoint is "
-                f"{self.path}. Try a "
-                "smaller learning rate, or another trainer.Trainer.seed in a new --model_dir."
+                f"{self.path}. Try a smaller learning rate, or another trainer.Trainer.seed in a "
+                "new --model_dir."
             )
         if path is None:
             path = self.saved.newest_finite()
@@ -429,7 +428,7 @@ class _Run:
         self.announce("collapse", message=message)
         if not self.schedule.on_collapse(message):
             return False
-        best = self.log.history().best_steps("fid", 1)
+        best = self.log.history().best_steps(HEADLINE.name, 1, better=HEADLINE.better)
         best = self.of_chief(next((step for step in best if step < self.step), -1))
         there = f"ckpt-{best}" in checkpoints.available(self.model_dir)
         path = checkpoints.find(self.model_dir, f"ckpt-{best}") if there else None

@@ -83,3 +83,17 @@ def test_quality_and_variety_are_prdcs(data):
 def test_protocol_without_fid_is_refused():
     with pytest.raises(ValueError, match="scores must have scores.standard among them.*infinity"):
         Protocol(scores=(scores.infinity,))
+
+
+def test_direction_of_a_score_is_one_of_two():
+    with pytest.raises(ValueError, match="better must be 'lower' or 'higher', got 'more'"):
+        scores.Score(name="x", title="X", better="more")
+
+
+def test_no_two_scores_have_one_name_and_those_of_the_functions_are_shown(data):
+    names = [score.name for score in scores.SCORES]
+    assert len(set(names)) == len(names)
+    computed = scores.standard(*data) | scores.infinity(*data) | scores.kid_subsets(*data)
+    computed |= scores.quality_and_variety(*data)
+    assert set(names) <= set(computed)
+    assert scores.HEADLINE in scores.LEADING

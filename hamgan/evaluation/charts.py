@@ -9,6 +9,8 @@ import math
 import re
 import statistics
 import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from matplotlib import figure as mpl_figure
 from matplotlib import rc_context, ticker
@@ -20,7 +22,7 @@ _COLOURS = {f"#f0000{i}": f"var(--c{i})" for i in range(6)}
 _INK, _RULE = "#f0000a", "#f0000b"
 _COLOURS |= {_INK: "var(--muted)", _RULE: "var(--rule)"}
 LINE_COLOURS = list(_COLOURS)[:6]
-_DRAWING = {
+_DRAWING: dict[Any, Any] = {
     # Letters stay text: they take the page's font, and can be searched. A dollar is a dollar.
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -45,22 +47,26 @@ _DRAWING = {
 }
 
 
+# Step, value, low, high.
+Point = tuple[float, float | None, float | None, float | None]
+
+
 @dataclasses.dataclass(frozen=True)
 class Curve:
     """A named line; its points are (step, value, low, high), the last three None in a gap."""
 
     label: str
-    points: list
+    points: list[Point]
     colour: str
     markers: bool = False
 
 
-def condense(points):
+def condense(points: list[Point]) -> list[Point]:
     """Means over consecutive points: a long run makes neither a tangle nor a large file."""
     size = -(-len(points) // _POINTS)
     if size <= 1:
         return points
-    binned = []
+    binned: list[Point] = []
     for start in range(0, len(points), size):
         part = points[start : start + size]
         finite = [point for point in part if point[1] is not None]
@@ -73,12 +79,12 @@ def condense(points):
     return binned
 
 
-def gallery(charts):
+def gallery(charts: Iterable[str]) -> str:
     charts = [chart for chart in charts if chart]
     return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
 
 
-def chart(title, curves, *, may_be_log=False):
+def chart(title: str, curves: Sequence[Curve], *, may_be_log: bool = False) -> str:
     """Curves as SVG in a figure of HTML; an empty string where there is no finite point."""
     values = [value for curve in curves for _, value, _, _ in curve.points if value is not None]
     if not values:

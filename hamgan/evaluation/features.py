@@ -36,7 +36,9 @@ class FeatureNetwork:
       ValueError: the network can't be had, takes other images, or lacks one of the two outputs.
     """
 
-    def __init__(self, *, handle=tfgan.INCEPTION_TFHUB, size=299, data_dir=None):
+    def __init__(
+        self, *, handle: str = tfgan.INCEPTION_TFHUB, size: int = 299, data_dir: str | None = None
+    ):
         self.handle = _in_data_dir(handle, data_dir)
         self.size = size
         folder = _resolve(self.handle)
@@ -50,10 +52,10 @@ class FeatureNetwork:
             )  # kept: its functions hold its variables by weak references
             self._network = _network(self._module, self.handle, size)
 
-    def __call__(self, images):
+    def __call__(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         return self.outputs(images)
 
-    def outputs(self, images):
+    def outputs(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """Features of images as they are; to be called in a `tf.function`, on any device."""
         if images.shape[1] != self.size or images.shape[2] != self.size:
             # The kernel of TF1 and of the published numbers. tf.image.resize samples at pixel
@@ -67,7 +69,7 @@ class FeatureNetwork:
             for name in _OUTPUTS
         }
 
-    def identity(self):
+    def identity(self) -> dict[str, str | int]:
         """What a record says of the network."""
         return {"handle": self.handle, "digest": self.digest, "size": self.size}
 

@@ -106,7 +106,7 @@ def manifold_scores(
         precise[columns] |= (distances < real_radii[:, precision_neighbors - 1, None]).any(axis=0)
         recalled[rows] |= (distances < fake_nearest[columns, precision_neighbors - 1]).any(axis=1)
         inside = distances < real_radii[:, density_neighbors - 1, None]
-        num_inside += np.count_nonzero(inside)
+        num_inside += int(np.count_nonzero(inside))
         covered[rows] |= inside.any(axis=1)
     return ManifoldScores(
         precision=float(precise.mean()),

@@ -5,12 +5,14 @@ import datetime
 import html
 import io
 import math
+from collections.abc import Container, Iterable, Sequence
+from typing import Any
 
 import tensorflow as tf
 from PIL import Image
 
 from hamgan.evaluation.scores import SCORES
-from hamgan.run.history import is_number, text
+from hamgan.run.history import Record, is_number, text
 
 NAMES = {
     **{score.name: score.title for score in SCORES},
@@ -26,15 +28,19 @@ NAMES = {
 }
 
 
-def escape(value):
+# Data URL, width, height.
+Picture = tuple[str, int, int]
+
+
+def escape(value: Any) -> str:
     return html.escape(str(value), quote=True)
 
 
-def interval_text(interval):
+def interval_text(interval: Sequence[float]) -> str:
     return f"[{number(interval[0])}, {number(interval[1])}]"
 
 
-def number(value):
+def number(value: Any) -> str:
     """A number from a record for reading; what isn't one was not finite when it was written."""
     if not is_number(value):
         return "not finite"
@@ -43,7 +49,7 @@ def number(value):
     return f"{value:.4g}"
 
 
-def cell(record, key):
+def cell(record: Record, key: str) -> str:
     if key not in record:
         return "–"
     value = record[key]
@@ -53,20 +59,22 @@ def cell(record, key):
     return number(value) if isinstance(value, float) else text(value)
 
 
-def name(key):
+def name(key: str) -> str:
     return NAMES.get(key) or key[:1].upper() + key[1:].replace("_", " ")
 
 
-def when(seconds):
+def when(seconds: float) -> str:
     moment = datetime.datetime.fromtimestamp(seconds, tz=datetime.timezone.utc)
     return moment.strftime("%Y-%m-%d %H:%M UTC")
 
 
-def missing(sentence):
+def missing(sentence: str) -> str:
     return f'<p class="missing">{escape(sentence)}</p>'
 
 
-def table(header, rows, *, numeric=()):
+def table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Container[int] = ()
+) -> str:
     """An HTML table of plain strings; the columns `numeric` are set flush right."""
 
     def line(tag, cells):
@@ -80,14 +88,14 @@ def table(header, rows, *, numeric=()):
     return f'<div class="wide"><table>{head}<tbody>\n{body}\n</tbody></table></div>'
 
 
-def evenly(items, count):
+def evenly(items: list, count: int) -> list:
     """At most `count` of the items, evenly spaced, the first and the last among them."""
     if len(items) <= count:
         return items
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
-def embed(path, *, max_bytes, max_width):
+def embed(path: str, *, max_bytes: int, max_width: int) -> Picture | None:
     """A picture as (data URL, width, height), as JPEG if it is large.
 
     None if it isn't there or can't be read.
@@ -98,8 +106,8 @@ def embed(path, *, max_bytes, max_width):
         data = file.read()
     kind = "png"
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            picture = picture.convert("RGB")
+        with Image.open(io.BytesIO(data)) as opened:
+            picture = opened.convert("RGB")
     except (OSError, SyntaxError, ValueError):
         return None
     if len(data) > max_bytes:
@@ -110,6 +118,6 @@ def embed(path, *, max_bytes, max_width):
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}", *picture.size
 
 
-def img(source, alt):
+def img(source: Picture, alt: str) -> str:
     url, width, height = source
     return f'<img src="{url}" width="{width}" height="{height}" alt="{escape(alt)}">'

@@ -351,7 +351,7 @@ def kernel_distance(
     if shuffle_seed is not None:
         rng = np.random.default_rng(shuffle_seed)
         orders = [rng.permutation(order) for order in orders]
-    blocks = zip(*(_blocks(order, num_blocks) for order in orders), strict=True)
+    blocks: Iterable = zip(*(_blocks(order, num_blocks) for order in orders), strict=True)
     if progress:
         blocks = progress(blocks, "KID blocks", num_blocks)
     estimates = np.array([_kernel_estimate(real[rows], fake[columns]) for rows, columns in blocks])
@@ -403,7 +403,7 @@ def kernel_distance_of_subsets(
             f"real and {len(fake)} fake; use more samples or smaller subsets."
         )
     rng = np.random.default_rng(seed)
-    subsets = range(num_subsets)
+    subsets: Iterable = range(num_subsets)
     if progress:
         subsets = progress(subsets, "KID subsets", num_subsets)
     estimates = np.array(

@@ -7,6 +7,7 @@ beside their nearest training images, so that a person can see what the numbers 
 
 import json
 import os
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,9 @@ from hamgan.run.folder import Folder
 _CHUNK = 1024  # rows of one block of distances
 
 
-def nearest(queries, keys, *, k=1, exclude_self=False):
+def nearest(
+    queries: np.ndarray, keys: np.ndarray, *, k: int = 1, exclude_self: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest keys of each query.
 
     Args:
@@ -71,7 +74,9 @@ def _smallest(squares, indices, k):
     return np.take_along_axis(squares, chosen, 1), np.take_along_axis(indices, chosen, 1)
 
 
-def memorisation(generated, training, held_out=None):
+def memorisation(
+    generated: np.ndarray, training: np.ndarray, held_out: np.ndarray | None = None
+) -> dict[str, Any]:
     """Distances of samples to their nearest training image, against those of real images.
 
     Args:
@@ -107,18 +112,18 @@ def memorisation(generated, training, held_out=None):
 
 
 def write(
-    model_dir,
+    model_dir: str,
     *,
-    step,
-    images,
-    generated,
-    training,
-    held_out=None,
+    step: int,
+    images: np.ndarray,
+    generated: np.ndarray,
+    training: np.ndarray,
+    held_out: np.ndarray | None = None,
     dataset,
-    split,
-    rows=8,
-    columns=3,
-):
+    split: str,
+    rows: int = 8,
+    columns: int = 3,
+) -> dict[str, Any]:
     """Keeps the check and its picture in `model_dir/neighbours/`, as step-00000400.json and .png.
 
     Args:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -15,7 +16,7 @@ from hamgan.evaluation import scores
 from hamgan.evaluation.features import FeatureNetwork
 
 
-def tf1_bilinear(images, size):
+def tf1_bilinear(images: tf.Tensor, size: int) -> tf.Tensor:
     """TF1's bilinear kernel, of the published numbers: corners not aligned, no half-pixel shift, no
     antialias.
     """
@@ -24,22 +25,22 @@ def tf1_bilinear(images, size):
     )
 
 
-def half_pixel_bilinear(images, size):
+def half_pixel_bilinear(images: tf.Tensor, size: int) -> tf.Tensor:
     """The kernel of `tf.image.resize`: sampled at pixel centres."""
     return tf.image.resize(images, [size, size])
 
 
-def uniform(dataset):
+def uniform(dataset) -> Callable:
     """Each class equally likely for each sample."""
     return lambda indices, keys: stateless.labels(dataset.num_classes, keys)
 
 
-def balanced(dataset):
+def balanced(dataset) -> Callable:
     """Each class equally often: sample i is of class i mod the number of classes."""
     return lambda indices, keys: tf.math.floormod(indices, dataset.num_classes)
 
 
-def train_histogram(dataset):
+def train_histogram(dataset) -> Callable:
     """Each class as likely as in the training split, whose labels are read for it once."""
     split, batch_size = dataset.train_split, 10_000
     batches = dataset.label_batches(split=split, batch_size=batch_size).as_numpy_iterator()
@@ -141,7 +142,7 @@ class Protocol:
 NOT_DECIDING = ("name", "seed", "repeats", "reference_folder", "batch_size", "features", "scores")
 
 
-def describe(protocol, *, batch_norm, reference):
+def describe(protocol: Protocol, *, batch_norm, reference: dict[str, Any]) -> dict[str, Any]:
     """How records name a protocol.
 
     Args:
@@ -204,7 +205,7 @@ def _implied_name(protocol, reference):
     )
 
 
-def in_words(part):
+def in_words(part: Any) -> str:
     """How records name a part of a protocol."""
     name = getattr(part, "words", None) or getattr(part, "__name__", None)
     if not name:

@@ -9,12 +9,15 @@ import itertools
 import json
 import os
 import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from hamgan.evaluation import metrics, shards
-from hamgan.evaluation.protocol import in_words
+from hamgan.evaluation.features import FeatureNetwork
+from hamgan.evaluation.protocol import Protocol, in_words
 from hamgan.run import records
 
 # What the comparison of single features takes of a larger reference: 400 MB of Inception's.
@@ -32,19 +35,19 @@ class Reference:
       folder: where they are kept; None: in memory only.
     """
 
-    def __init__(self, fingerprint, moments, parts):
+    def __init__(self, fingerprint: dict[str, Any], moments: metrics.Moments, parts: shards.Shards):
         self.fingerprint = fingerprint
         self.moments = moments
         self.folder = parts.folder
         self._parts = parts
 
     @functools.cached_property
-    def factor(self):
+    def factor(self) -> metrics.ReferenceFactor:
         """`metrics.frechet_factor` of the moments, half of the cost of an FID."""
         return metrics.frechet_factor(self.moments)
 
     @functools.cached_property
-    def features(self):
+    def features(self) -> np.ndarray:
         """The features, float32 [N, D], in a fixed random order; of more than MAX_FEATURES, so many
         at random.
 
@@ -61,12 +64,12 @@ class Reference:
             start += len(part)
         return result
 
-    def in_stored_order(self):
+    def in_stored_order(self) -> np.ndarray:
         """The features of all images, float32 [N, D]: row i is of the split's image i."""
         return np.concatenate(list(self._parts.read("pool_3")))
 
 
-def fingerprint(dataset, *, network, protocol):
+def fingerprint(dataset, *, network: FeatureNetwork, protocol: Protocol) -> dict[str, Any]:
     """What decides the reference features of a protocol, as JSON holds it.
 
     Raises:
@@ -102,7 +105,7 @@ def fingerprint(dataset, *, network, protocol):
     }
 
 
-def folder_of(data_dir, wanted):
+def folder_of(data_dir: str, wanted: dict[str, Any]) -> str:
     """Where the reference with the fingerprint `wanted` is kept."""
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
     name = re.sub(
@@ -111,12 +114,12 @@ def folder_of(data_dir, wanted):
     return os.path.join(data_dir, "reference_features", name)
 
 
-def is_built(folder):
+def is_built(folder: str) -> bool:
     """Whether a folder holds a whole reference."""
     return tf.io.gfile.exists(os.path.join(folder, _INDEX))
 
 
-def load(folder, wanted=None):
+def load(folder: str, wanted: dict[str, Any] | None = None) -> Reference:
     """The reference that a folder holds.
 
     Args:
@@ -143,13 +146,21 @@ def load(folder, wanted=None):
     moments = metrics.Moments.from_arrays(
         count=int(stored["count"]), mean=stored["mean"], scatter=stored["scatter"]
     )
-    ranges = [tuple(int(row) for row in part) for part in stored["ranges"]]
+    ranges = [(int(first), int(end)) for first, end in stored["ranges"]]
     return Reference(found, moments, shards.Shards(folder, count=found["count"], ranges=ranges))
 
 
 def load_or_build(
-    dataset, *, network, embed, protocol, batch_size, cache_dir=None, share=None, progress=None
-):
+    dataset,
+    *,
+    network: FeatureNetwork,
+    embed: Callable,
+    protocol: Protocol,
+    batch_size: int,
+    cache_dir: str | None = None,
+    share: shards.Share | None = None,
+    progress: Callable | None = None,
+) -> Reference | None:
     """The reference of a protocol: read where it is kept, built and kept where it isn't.
 
     An interrupted build goes on where it was. Several hosts build it together; host 0 puts it
@@ -239,7 +250,7 @@ def _moments(parts, wanted):
     return moments
 
 
-def describe(reference):
+def describe(reference: Reference) -> str:
     """A reference in lines of text."""
     lines = [f"{reference.folder or 'in memory'}", f"  {reference.moments.width} features"]
     return "\n".join(

@@ -14,7 +14,7 @@ from hamgan.run import history, records
 from hamgan.run.folder import Folder
 
 
-def write_report(model_dir, *, title=None):
+def write_report(model_dir: str | os.PathLike, *, title: str | None = None) -> str:
     """Writes `model_dir/report.html`.
 
     Parts that the folder doesn't hold are left out, and the page says so. Where a run was resumed

@@ -1,15 +1,16 @@
 """From a checkpoint to a record: exactly N samples, their features, and the scores.
 
 An evaluation is known by checkpoint, protocol and seed. Its features are kept in shards below
-`work_dir` until it is
-finished, then its record: what is interrupted goes on, and what has been done isn't done twice.
+`work_dir` until it is finished, then its record: what is interrupted goes on, and what has been
+done isn't done twice.
 """
 
 import dataclasses
-import hashlib
 import os
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from hamgan import distribution, sampling
 from hamgan.evaluation import neighbours, reference, shards
-from hamgan.evaluation.protocol import describe, in_words
+from hamgan.evaluation.protocol import Protocol, describe, in_words
 from hamgan.run import checkpoints, history, records
 
 
@@ -34,7 +35,14 @@ class Embedder:
       progress: draw progress bars.
     """
 
-    def __init__(self, *, strategy, protocol, data_dir=None, progress=True):
+    def __init__(
+        self,
+        *,
+        strategy: tf.distribute.Strategy,
+        protocol: Protocol,
+        data_dir: str | None = None,
+        progress: bool = True,
+    ):
         self.protocol = protocol
         self._strategy = (
             strategy if distribution.num_hosts(strategy) == 1 else tf.distribute.get_strategy()
@@ -47,7 +55,7 @@ class Embedder:
         with strategy.scope():
             self.network = protocol.features(data_dir=data_dir)
 
-    def bar(self, iterable, description, total):
+    def bar(self, iterable: Iterable, description: str, total: int) -> Iterable:
         """The iterable with a progress bar of batches."""
         interval = 0.1 if sys.stderr.isatty() else 15
         return tqdm(
@@ -60,7 +68,7 @@ class Embedder:
             mininterval=interval,
         )
 
-    def outputs(self, images):
+    def outputs(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """Features of images [B, S, S, 3]; to be called in `strategy.run`."""
         if self.protocol.quantize:
             images = tf.round((tf.clip_by_value(images, -1.0, 1.0) + 1.0) * 127.5) / 127.5 - 1.0
@@ -83,7 +91,7 @@ class Embedder:
         outputs = self._strategy.run(of_replica, args=(images,))
         return {name: distribution.gather(self._strategy, value) for name, value in outputs.items()}
 
-    def __call__(self, images):
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """{'pool_3': [n, D], 'logits': [n, C]} NumPy arrays of at most `batch_size` images [n, S,
         S, 3].
         """
@@ -94,7 +102,9 @@ class Embedder:
             for name, v in self._of_batch(tf.constant(padded)).items()
         }
 
-    def reference(self, dataset, *, data_dir=None, share=None):
+    def reference(
+        self, dataset, *, data_dir: str | None = None, share: shards.Share | None = None
+    ) -> reference.Reference | None:
         """The real images' features, as `reference.load_or_build`."""
         return reference.load_or_build(
             dataset,
@@ -133,14 +143,14 @@ class Evaluator:
         self,
         *,
         generator,
-        strategy,
+        strategy: tf.distribute.Strategy,
         dataset,
-        protocol,
-        data_dir=None,
-        work_dir=None,
-        share=None,
-        keep_features=False,
-        progress=True,
+        protocol: Protocol,
+        data_dir: str | None = None,
+        work_dir: str | None = None,
+        share: shards.Share | None = None,
+        keep_features: bool = False,
+        progress: bool = True,
     ):
         self.protocol = protocol
         self.generator = generator
@@ -170,7 +180,7 @@ class Evaluator:
             protocol, batch_norm=self._batch_norm, reference=self._reference_fingerprint
         )
         self._measures = [in_words(function) for function in protocol.scores]
-        self._reference = None
+        self._reference: reference.Reference | None = None
 
     @tf.function
     def _embed_generated(self, first, seed):
@@ -181,7 +191,7 @@ class Evaluator:
         outputs = self._strategy.run(of_replica, args=(first, seed))
         return {name: distribution.gather(self._strategy, value) for name, value in outputs.items()}
 
-    def reference(self):
+    def reference(self) -> reference.Reference | None:
         """The real images' features; built at the first use. None on hosts other than 0 that have
         had to build.
         """
@@ -191,7 +201,9 @@ class Evaluator:
             )
         return self._reference
 
-    def generated_outputs(self, *, seed=None, folder=None):
+    def generated_outputs(
+        self, *, seed: int | None = None, folder: str | None = None
+    ) -> shards.Shards:
         """The features of the samples 0 to N - 1, as far as this host has to compute them.
 
         Args:
@@ -231,13 +243,15 @@ class Evaluator:
                     done = []
         return parts
 
-    def restore(self, checkpoint):
+    def restore(self, checkpoint: str) -> None:
         """Reads the protocol's weights, raw or their moving average; ValueError as
         `sampling.restore`.
         """
         sampling.restore(self.generator, checkpoint, weights=self.protocol.weights)
 
-    def evaluate(self, *, checkpoint, step, seed=None):
+    def evaluate(
+        self, *, checkpoint: str, step: int, seed: int | None = None
+    ) -> history.Record | None:
         """Scores the generator as it is.
 
         Args:
@@ -254,7 +268,7 @@ class Evaluator:
             part.
         """
         seed = self.protocol.seed if seed is None else seed
-        digest = _digest(checkpoint)
+        digest = checkpoints.digest(checkpoint)
         folder = None
         if self._work_dir and digest:
             name = f"{os.path.basename(checkpoint)}-{digest}-seed{seed}"
@@ -320,7 +334,9 @@ class Evaluator:
         generated.wait(self._share)
         return scores(real, generated, self.protocol)
 
-    def compare_with_training(self, model_dir, *, step, num_samples=1000, num_training=50_000):
+    def compare_with_training(
+        self, model_dir: str, *, step: int, num_samples: int = 1000, num_training: int = 50_000
+    ) -> dict[str, Any] | None:
         """Looks for the training images nearest to samples of the generator as it is, and keeps
         what it finds.
 
@@ -337,7 +353,7 @@ class Evaluator:
           As `neighbours.memorisation`; None on hosts that leave the writing to another one.
         """
         split = self._dataset.train_split
-        training = reference.load_or_build(
+        training: Any = reference.load_or_build(
             self._dataset,
             network=self.network,
             embed=self._embedder,
@@ -354,9 +370,10 @@ class Evaluator:
         )
         # With the training split as reference there are no images that the generator has never
         # seen.
-        held_out = (
-            None if self._reference_fingerprint["split"] == split else self.reference().features
-        )
+        held_out = None
+        if self._reference_fingerprint["split"] != split:
+            real: Any = self.reference()
+            held_out = real.features
         images, features = [], []
         with self._batch_norm.applied(tf.constant(self.protocol.seed)):
             for batch, _ in self._sampler.batches(num_samples):
@@ -375,7 +392,9 @@ class Evaluator:
             split=split,
         )
 
-    def evaluate_checkpoint(self, checkpoint, *, repeats=None):
+    def evaluate_checkpoint(
+        self, checkpoint: str, *, repeats: int | None = None
+    ) -> Iterator[history.Record]:
         """Scores exactly this checkpoint, as often as asked for.
 
         Args:
@@ -402,7 +421,9 @@ class Evaluator:
             yield history.aggregate(found)
 
 
-def scores(real, generated, protocol):
+def scores(
+    real: reference.Reference, generated: shards.Shards, protocol: Protocol
+) -> dict[str, Any]:
     """The numbers of an evaluation, those of `protocol.scores`.
 
     Args:
@@ -426,16 +447,3 @@ def scores(real, generated, protocol):
     for function in protocol.scores:
         found.update(function(real, features, logits))
     return found
-
-
-def _digest(checkpoint):
-    """SHA-256 of a checkpoint's index, 16 hexadecimal digits; None where there is no such file.
-
-    The index holds the checksum of every tensor: another training run under the same name has
-    another digest.
-    """
-    path = checkpoint + ".index"
-    if not tf.io.gfile.exists(path):
-        return None
-    with tf.io.gfile.GFile(path, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()[:16]

@@ -8,6 +8,9 @@ Costs are for 50,000 samples of 2048 features on one core.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 from hamgan.evaluation import manifold, metrics, uncertainty
 
@@ -20,7 +23,7 @@ class Score:
       name: its key in records; its interval has the key NAME_interval, its standard error
         NAME_stderr.
       title: as people write it.
-      short: in the columns of a terminal; None: the title.
+      short: in the columns of a terminal; empty: the title.
       better: 'lower' or 'higher'.
       digits: decimals in a line of text.
       leading: one of the few that are shown first.
@@ -28,7 +31,7 @@ class Score:
 
     name: str
     title: str
-    short: str | None = None
+    short: str = ""
     better: str = "lower"
     digits: int = 3
     leading: bool = False
@@ -36,7 +39,7 @@ class Score:
     def __post_init__(self):
         if self.better not in ("lower", "higher"):
             raise ValueError(f"Score: better must be 'lower' or 'higher', got {self.better!r}.")
-        if self.short is None:
+        if not self.short:
             object.__setattr__(self, "short", self.title)
 
     @property
@@ -69,11 +72,15 @@ SCORES = (
     Score(name="coverage", title="Coverage", better="higher"),
 )
 LEADING = tuple(score for score in SCORES if score.leading)
-# The score that chooses the best checkpoint and tells a collapse.
+# The score that chooses the best checkpoint. (A collapse is told by FID, as `loop.Schedule` says.)
 HEADLINE = SCORES[0]
 
 
-def standard(real, features, logits):
+# Single numbers, and intervals [low, high].
+Numbers = dict[str, float | list[float]]
+
+
+def standard(real: Any, features: np.ndarray, logits: np.ndarray) -> Numbers:
     """FID with its two terms, Inception Score and KID in TF-GAN's blocks; seconds."""
     terms = metrics.frechet_terms(real.factor, metrics.Moments.from_features(features))
     kid, kid_stderr = metrics.kernel_distance(real.features, features)
@@ -88,7 +95,7 @@ def standard(real, features, logits):
     }
 
 
-def intervals(real, features, logits):
+def intervals(real: Any, features: np.ndarray, logits: np.ndarray) -> Numbers:
     """95 % bootstrap intervals of FID and Inception Score; about half a minute."""
     found = {
         "fid": uncertainty.frechet_interval(real.factor, features),
@@ -97,14 +104,14 @@ def intervals(real, features, logits):
     return {f"{name}_interval": [interval.low, interval.high] for name, interval in found.items()}
 
 
-def infinity(real, features, logits):
+def infinity(real: Any, features: np.ndarray, logits: np.ndarray) -> Numbers:
     """FID extrapolated to infinitely many samples."""
     del logits
     found = uncertainty.frechet_infinity(real.factor, features)
     return {"fid_infinity": found.value, "fid_infinity_stderr": found.stderr}
 
 
-def kid_subsets(real, features, logits):
+def kid_subsets(real: Any, features: np.ndarray, logits: np.ndarray) -> Numbers:
     """KID as most papers have it, over 100 subsets of 1000; half a minute."""
     del logits
     size = min(1000, len(real.features), len(features))
@@ -112,7 +119,7 @@ def kid_subsets(real, features, logits):
     return {"kid_subsets": kid, "kid_subsets_std": std}
 
 
-def quality_and_variety(real, features, logits):
+def quality_and_variety(real: Any, features: np.ndarray, logits: np.ndarray) -> Numbers:
     """Improved precision and recall, density and coverage; a quarter of an hour."""
     del logits
     found = manifold.manifold_scores(real.features, features)

@@ -13,7 +13,7 @@ import tensorflow as tf
 from hamgan.evaluation import charts, markup, summary
 from hamgan.evaluation.scores import HEADLINE, LEADING, SCORES
 from hamgan.run.folder import Folder
-from hamgan.run.history import is_number, measured_under, text
+from hamgan.run.history import Record, is_number, measured_under, text
 
 _EVERY_RECORD = ("kind", "step", "time")
 # The scores and their errors, as columns.
@@ -24,7 +24,7 @@ _STILL_FRAMES = 5  # shown where there is no JavaScript
 _RATE_RECORDS = 20
 
 
-def subtitle(model_dir, all_records):
+def subtitle(model_dir: str, all_records: list[Record]) -> str:
     parts = [f"Run folder <code>{markup.escape(model_dir)}</code>"]
     times = [record["time"] for record in all_records if is_number(record.get("time"))]
     if times:
@@ -56,7 +56,7 @@ def _card_of_last(score, last, first, at_last):
     return title, markup.number(last[score.name]), ", ".join(details)
 
 
-def headline(train, evaluations, aggregates):
+def headline(train: list[Record], evaluations: list[Record], aggregates: list[Record]) -> str:
     cards = []
 
     def card(name, value, note):
@@ -125,7 +125,7 @@ def _setting(value):
     )
 
 
-def samples(model_dir):
+def samples(model_dir: str) -> str:
     pictures = []
     folder = Folder(model_dir)
     for path, caption in ((folder.samples, "Generated"), (folder.real_images, "Real")):
@@ -141,7 +141,7 @@ def samples(model_dir):
     return f'<div class="pair">{"".join(pictures)}</div>'
 
 
-def film(model_dir):
+def film(model_dir: str) -> str:
     folder = Folder(model_dir).grids
     names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
     steps = sorted(
@@ -169,11 +169,11 @@ def film(model_dir):
     note = ""
     if len(steps) > len(frames):
         note = f'<p class="note">{len(frames)} of the {len(steps)} pictures in samples/.</p>'
-    frames = f'<div class="frames">\n{figures}\n</div>'
-    return f'<div class="film">{controls if end else ""}{frames}</div>{note}'
+    content = f'{controls if end else ""}<div class="frames">\n{figures}\n</div>'
+    return f'<div class="film">{content}</div>{note}'
 
 
-def quality(evaluations):
+def quality(evaluations: list[Record]) -> str:
     if not evaluations:
         return markup.missing("No evaluation has been recorded yet, so there are no curves.")
     groups = collections.defaultdict(list)
@@ -208,7 +208,7 @@ def quality(evaluations):
     )
 
 
-def training(train):
+def training(train: list[Record]) -> str:
     if not train:
         return markup.missing("No training step has been recorded yet.")
     keys = list(
@@ -266,11 +266,12 @@ def training(train):
     note = (
         f'<p class="note">Constant: {markup.escape(", ".join(constants))}.</p>' if constants else ""
     )
-    drawings = charts.gallery(drawings)
-    return drawings + note or markup.missing("The training records hold no finite number.")
+    return charts.gallery(drawings) + note or markup.missing(
+        "The training records hold no finite number."
+    )
 
 
-def evaluation_tables(evaluations):
+def evaluation_tables(evaluations: list[Record]) -> str:
     if not evaluations:
         return markup.missing("No evaluation has been recorded yet.")
     floats = dict.fromkeys(
@@ -293,7 +294,7 @@ def evaluation_tables(evaluations):
     return markup.table(header, rows, numeric=range(1 + len(columns)))
 
 
-def repeats(aggregates):
+def repeats(aggregates: list[Record]) -> str:
     rows = []
     for aggregate in sorted(aggregates, key=lambda record: record["step"]):
         protocol = aggregate.get("protocol")
@@ -313,7 +314,7 @@ def repeats(aggregates):
     )
 
 
-def nearest_images(model_dir):
+def nearest_images(model_dir: str) -> str:
     """The memorisation check of the last evaluated step with its picture, and a table of all."""
     folder = Folder(model_dir).neighbours
     names = sorted(tf.io.gfile.listdir(folder)) if tf.io.gfile.isdir(folder) else []
@@ -361,7 +362,7 @@ def nearest_images(model_dir):
     )
 
 
-def events(events):
+def events(events: list[Record]) -> str:
     if not events:
         return markup.missing("No event has been recorded.")
     rows = []
@@ -377,7 +378,7 @@ def events(events):
     return markup.table(["Step", "Time", "Event", "Details"], rows, numeric=[0])
 
 
-def configuration(model_dir):
+def configuration(model_dir: str) -> str:
     path = Folder(model_dir).config
     if not tf.io.gfile.exists(path):
         return markup.missing("No config.gin in this folder.")
@@ -386,7 +387,7 @@ def configuration(model_dir):
     return f"<pre>{markup.escape(text.strip())}</pre>"
 
 
-def commands(model_dir):
+def commands(model_dir: str) -> str:
     here = shlex.quote(model_dir)
     config = shlex.quote(Folder(model_dir).config)
     again = shlex.quote(model_dir.rstrip("/") + "-again")

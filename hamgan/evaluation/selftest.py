@@ -4,6 +4,7 @@ any model is.
 
 import dataclasses
 import sys
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -79,16 +80,16 @@ class Check:
 
 def checks(
     *,
-    embedder,
-    strategy,
+    embedder: Callable,
+    strategy: tf.distribute.Strategy,
     dataset,
-    split=None,
-    batch_size=256,
-    known=KNOWN_SCORES,
-    batch_tolerance=1e-4,
-    device_tolerance=1e-2,
-    progress=True,
-):
+    split: str | None = None,
+    batch_size: int = 256,
+    known: Sequence[KnownScore] = KNOWN_SCORES,
+    batch_tolerance: float = 1e-4,
+    device_tolerance: float = 1e-2,
+    progress: bool = True,
+) -> Iterator[Check]:
     """Runs the checks, the quick ones first, and yields each as it is done.
 
     Args:

@@ -6,6 +6,8 @@ import dataclasses
 import io
 import os
 import time
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -14,6 +16,10 @@ from hamgan.run import records
 
 # Rows of a file, or a little more: 50 MB of Inception's features and logits.
 _ROWS = 4096
+
+
+# (first row, end) of a file.
+Range = tuple[int, int]
 
 
 class NotFinite(ValueError):
@@ -52,14 +58,21 @@ class Shards:
       ranges: [(first row, end)] of existing files; None: as `count` and `batch_size` have it.
     """
 
-    def __init__(self, folder, *, count, batch_size=_ROWS, ranges=None):
+    def __init__(
+        self,
+        folder: str | None,
+        *,
+        count: int,
+        batch_size: int = _ROWS,
+        ranges: list[Range] | None = None,
+    ):
         rows = -(-_ROWS // batch_size) * batch_size
         self.folder = folder
         self.count = count
         self.ranges = ranges or [
             (start, min(start + rows, count)) for start in range(0, count, rows)
         ]
-        self._memory = {}
+        self._memory: dict[Range, Mapping[str, np.ndarray]] = {}
 
     def _path(self, part):
         return os.path.join(self.folder, "{:010d}-{:010d}.npz".format(*part))
@@ -67,12 +80,12 @@ class Shards:
     def _is_there(self, part):
         return tf.io.gfile.exists(self._path(part)) if self.folder else part in self._memory
 
-    def missing(self, share=None):
+    def missing(self, share: Share | None = None) -> list[Range]:
         """The ranges that aren't there yet; of a `Share`, or of all."""
         ranges = self.ranges[share.index :: share.of] if share else self.ranges
         return [part for part in ranges if not self._is_there(part)]
 
-    def write(self, part, arrays):
+    def write(self, part: Range, arrays: Mapping[str, Any]) -> None:
         """Keeps {name: array} of one range.
 
         Raises:
@@ -98,7 +111,7 @@ class Shards:
         else:
             self._memory[part] = arrays
 
-    def wait(self, share, poll_seconds=5):
+    def wait(self, share: Share, poll_seconds: float = 5) -> None:
         """Returns when every range is there.
 
         Raises:
@@ -116,7 +129,7 @@ class Shards:
                 )
             time.sleep(poll_seconds)
 
-    def read(self, name):
+    def read(self, name: str) -> Iterator[np.ndarray]:
         """Yields the rows of one array, range by range, in order."""
         for part in self.ranges:
             arrays = read_npz(self._path(part)) if self.folder else self._memory[part]
@@ -128,7 +141,7 @@ class Shards:
             yield arrays[name]
 
 
-def read_npz(path):
+def read_npz(path: str) -> dict[str, np.ndarray]:
     """{name: array} of an npz file.
 
     Raises:

@@ -2,13 +2,15 @@
 
 import collections
 import statistics as stats
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from hamgan.evaluation import markup
+from hamgan.evaluation import charts, markup
 from hamgan.evaluation.scores import HEADLINE
-from hamgan.run.history import is_number, measured_under
+from hamgan.run.history import Record, is_number, measured_under
 
 
-def differing(protocols):
+def differing(protocols: Sequence[tuple[tuple[str, str], ...]]) -> list[str]:
     """The names of the parts that tell protocols apart, in order: their names alone if those do."""
     different = set(protocols)
     shared = set.intersection(*map(set, protocols))
@@ -19,7 +21,7 @@ def differing(protocols):
     return list(dict.fromkeys(pair[0] for p in protocols for pair in p if pair not in shared))
 
 
-def last_and_best(evaluations):
+def last_and_best(evaluations: list[Record]) -> tuple[Record | None, Record, Record | None]:
     """The evaluations for the headline: first step, last step and best FID, under one
     protocol.
 
@@ -34,7 +36,7 @@ def last_and_best(evaluations):
     return first, last, best
 
 
-def interval(record, key):
+def interval(record: Record, key: str) -> tuple[float, float] | None:
     """What a number is uncertain by, as (low, high): its interval, else its standard error; None
     without either.
     """
@@ -47,14 +49,14 @@ def interval(record, key):
     return None
 
 
-def statistics(aggregate):
+def statistics(aggregate: Record) -> dict[str, dict[str, Any]]:
     """{metric: its mean, std, min and values} of a record over repeats."""
     scores = aggregate.get("scores")
     every = scores.items() if isinstance(scores, dict) else ()
     return {key: of for key, of in every if isinstance(of, dict) and is_number(of.get("mean"))}
 
 
-def aggregate_of(record, aggregates):
+def aggregate_of(record: Record, aggregates: list[Record]) -> Record | None:
     """The last record over repeats of an evaluation's step and protocol; None where there is
     none.
     """
@@ -65,7 +67,7 @@ def aggregate_of(record, aggregates):
     return same[-1] if same else None
 
 
-def in_words(record):
+def in_words(record: Record) -> str:
     """The protocol of an evaluation as sentences: its own words where the record has them, else
     from its fields.
     """
@@ -101,7 +103,7 @@ def in_words(record):
     return "; ".join(parts) + "." if parts else ""
 
 
-def points(source, key):
+def points(source: Iterable[Record], key: str) -> list[charts.Point]:
     """A number over steps: the mean of a step's records, and their range, or the one record's
     interval.
     """
@@ -109,7 +111,7 @@ def points(source, key):
     for record in source:
         if key in record:
             by_step[record["step"]].append(record)
-    points = []
+    points: list[charts.Point] = []
     for step, group in sorted(by_step.items()):
         finite = [record for record in group if is_number(record[key])]
         if not finite:
@@ -123,7 +125,7 @@ def points(source, key):
     return points
 
 
-def spread(every):
+def spread(every: Iterable[list[charts.Point]]) -> list[charts.Point]:
     """Many curves as one: at each step their mean, the smallest and the largest."""
     by_step = collections.defaultdict(list)
     for points in every:

@@ -1,11 +1,13 @@
 """Evaluations as text for a terminal."""
 
+from collections.abc import Iterable
+
 from hamgan.evaluation import markup, summary
 from hamgan.evaluation.scores import LEADING
-from hamgan.run.history import is_number
+from hamgan.run.history import Record, is_number
 
 
-def table(all_records):
+def table(all_records: Iterable[Record]) -> str:
     """The evaluations among records, and the means over repeats, as a table of text, by step.
 
     Args:
@@ -62,7 +64,7 @@ def table(all_records):
     )
 
 
-def line_of(record):
+def line_of(record: Record) -> str:
     """A record in one line."""
     if record["kind"] == "event":
         return f"step {record['step']}: {record['event']}"

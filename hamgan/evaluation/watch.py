@@ -3,12 +3,16 @@
 import contextlib
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
 from hamgan.evaluation import shards
+from hamgan.evaluation.runner import Evaluator
 from hamgan.run import checkpoints
 from hamgan.run.folder import Folder
+from hamgan.run.history import Record
 
 
 class Pins:
@@ -18,9 +22,9 @@ class Pins:
     their turn.
     """
 
-    def __init__(self, model_dir, poll_seconds):
+    def __init__(self, model_dir: str, poll_seconds: float):
         self._model_dir = model_dir
-        self._pins = {}
+        self._pins: dict[str, contextlib.ExitStack] = {}
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(poll_seconds,), daemon=True)
@@ -39,7 +43,7 @@ class Pins:
         while not self._over.wait(poll_seconds):
             self.look()
 
-    def look(self):
+    def look(self) -> list[str]:
         """The names of all checkpoints that have been seen, oldest first."""
         with self._lock:
             for name in checkpoints.available(self._model_dir):
@@ -50,14 +54,21 @@ class Pins:
                         self._pins[name].enter_context(checkpoints.pinned(path))
             return sorted(self._pins, key=checkpoints.step_of)
 
-    def release(self, name):
+    def release(self, name: str) -> None:
         """Lets a checkpoint go; it isn't pinned again."""
         self._pins[name].close()
 
 
 def evaluate_new_checkpoints(
-    evaluator, *, model_dir, publish, final_step, repeats=None, timeout=3600, poll_seconds=10
-):
+    evaluator: Evaluator,
+    *,
+    model_dir: str,
+    publish: Callable[[Record], Any],
+    final_step: int,
+    repeats: int | None = None,
+    timeout: float = 3600,
+    poll_seconds: float = 10,
+) -> None:
     """Scores every checkpoint of a run as it appears, oldest first, until the one of `final_step`.
 
     What the evaluator's `work_dir` holds from an earlier call isn't computed again, only published.

@@ -6,10 +6,13 @@ may be remote (`gs://...`).
 """
 
 import contextlib
+import hashlib
 import os
 import re
 import time
 import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -61,14 +64,14 @@ class Checkpoints:
 
     def __init__(
         self,
-        directory,
-        variables,
+        directory: str,
+        variables: Mapping[str, tf.Variable],
         *,
-        max_to_keep=3,
-        best=lambda: (),
-        seed=None,
-        writes=True,
-        report=print,
+        max_to_keep: int | None = 3,
+        best: Callable[[], Iterable[int]] = lambda: (),
+        seed: int | None = None,
+        writes: bool = True,
+        report: Callable[[str], Any] = print,
     ):
         if found := set("*?[]\\") & set(directory):
             raise ValueError(
@@ -83,9 +86,9 @@ class Checkpoints:
         self._seed = seed
         self._writes = writes
         self._report = report
-        self._damaged = set()
+        self._damaged: set[str] = set()
 
-    def save(self):
+    def save(self) -> str:
         """Writes the variables; returns the checkpoint's path.
 
         Raises:
@@ -147,7 +150,7 @@ class Checkpoints:
             if name not in kept and not _is_pinned(path):
                 _delete(path)
 
-    def restore_latest(self):
+    def restore_latest(self) -> str | None:
         """Reads the newest checkpoint that isn't damaged into the variables; returns its path, or
         None without any.
 
@@ -161,7 +164,7 @@ class Checkpoints:
             self._clean()
         return _first_intact(self.directory, self._restore, self._report, self._damaged)
 
-    def newest_finite(self):
+    def newest_finite(self) -> str:
         """The path of the newest checkpoint that is whole and without a NaN or an infinity.
 
         Raises:
@@ -181,7 +184,7 @@ class Checkpoints:
             raise ValueError(f"There is no checkpoint in {self.directory} to go back to.")
         return path
 
-    def restore(self, path):
+    def restore(self, path: str) -> None:
         """Reads one of the checkpoints into the variables, and makes the newer ones invisible: the
         run leaves them.
 
@@ -221,7 +224,7 @@ class Checkpoints:
                     tf.io.gfile.remove(path)
 
 
-def network_variables(prefix, owner):
+def network_variables(prefix: str, owner: Any) -> dict[str, tf.Variable]:
     """{name in checkpoints: tf.Variable} of a Keras model or optimizer."""
     named = {f"{prefix}/{variable.path}": variable.value for variable in owner.variables}
     if len(named) != len(owner.variables):
@@ -232,7 +235,7 @@ def network_variables(prefix, owner):
     return named
 
 
-def first_not_finite(variables):
+def first_not_finite(variables: Mapping[str, tf.Variable]) -> str | None:
     """The name of the first of {name: tf.Variable} that holds a NaN or an infinity; None: all are
     finite.
     """
@@ -300,7 +303,7 @@ def _read_through(path, *, names=None, finite=False):
     return _contents(path)
 
 
-def load(path):
+def load(path: str) -> dict[str, np.ndarray]:
     """{name: array} of all that a checkpoint holds.
 
     Raises:
@@ -311,7 +314,7 @@ def load(path):
         return {_name_of(key): np.asarray(reader.get_tensor(key)) for key in sorted(keys)}
 
 
-def restore(path, variables, *, partial=False):
+def restore(path: str, variables: Mapping[str, tf.Variable], *, partial: bool = False) -> None:
     """Reads a checkpoint into variables, all of them or none.
 
     Args:
@@ -367,7 +370,7 @@ def _first_intact(directory, read, report, damaged):
     return None
 
 
-def find(model_dir, name=None):
+def find(model_dir: str, name: str | None = None) -> str:
     """The path of a checkpoint in a run's folder.
 
     Args:
@@ -394,7 +397,7 @@ def find(model_dir, name=None):
     )
 
 
-def available(model_dir):
+def available(model_dir: str) -> list[str]:
     """The names of a run's checkpoints, oldest first."""
     return _names(Folder(model_dir).checkpoints)
 
@@ -405,9 +408,22 @@ def _names(directory):
     return sorted((name for name in names if re.fullmatch(r"ckpt-\d+", name)), key=step_of)
 
 
-def step_of(path):
+def step_of(path: str) -> int:
     """The step that a checkpoint's name tells."""
     return int(path.rsplit("-", 1)[1])
+
+
+def digest(path: str) -> str | None:
+    """SHA-256 of a checkpoint's index, 16 hexadecimal digits; None where there is no such file.
+
+    The index holds the checksum of every tensor: another training run under the same name has
+    another digest.
+    """
+    index = path + ".index"
+    if not tf.io.gfile.exists(index):
+        return None
+    with tf.io.gfile.GFile(index, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()[:16]
 
 
 def _delete(path):
@@ -416,7 +432,7 @@ def _delete(path):
 
 
 @contextlib.contextmanager
-def pinned(path):
+def pinned(path: str) -> Iterator[str]:
     """Keeps a checkpoint from being deleted by the run it belongs to, for as long as the context
     lasts.
 
@@ -430,16 +446,14 @@ def pinned(path):
       ValueError: it isn't there, or was deleted just now.
     """
     pin = f"{path}{_PIN}{uuid.uuid4().hex[:8]}"
-    try:
+    with contextlib.suppress(OSError, tf.errors.OpError):
         records.write_whole(pin, str(time.time()).encode())
-    except (OSError, tf.errors.OpError):
-        pin = None
     try:
         if not tf.io.gfile.exists(path + ".index"):
             raise ValueError(f"No checkpoint {path}: it isn't there, or was deleted just now.")
         yield path
     finally:
-        if pin and tf.io.gfile.exists(pin):
+        if tf.io.gfile.exists(pin):
             tf.io.gfile.remove(pin)
 
 

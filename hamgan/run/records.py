@@ -9,12 +9,14 @@ import json
 import os
 import time
 import uuid
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 
-def append(path, record):
+def append(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
     """Adds one record as one line; a file that isn't there yet is begun.
 
     A line is written at once and by a single call, so a killed run cuts at most its own last line,
@@ -58,7 +60,7 @@ def append(path, record):
             raise OSError(errno.ENOSPC, "Only a part of a record could be written", path)
 
 
-def read(path, kind=None):
+def read(path: str | os.PathLike, kind: str | None = None) -> list[dict[str, Any]]:
     """The records of a file, oldest first.
 
     Lines that were cut, as a killed run leaves them, are passed over.
@@ -96,7 +98,7 @@ def read(path, kind=None):
     return records
 
 
-def scalars(record):
+def scalars(record: Mapping[str, Any]) -> dict[str, float]:
     """{tag: number} of a record for TensorBoard; two records of one step have no tag in common.
 
     Scores of an evaluation stand under its kind and protocol; those of repeats, which differ by
@@ -114,13 +116,13 @@ def scalars(record):
     for name, of in record.get("scores", {}).items():
         numbers[f"{name}_std"] = of["std"]
     return {
-        "/".join([*parts, name]): v
+        "/".join([*parts, name]): float(v)
         for name, v in numbers.items()
         if isinstance(v, float | np.floating)
     }
 
 
-def set_damage_aside(path):
+def set_damage_aside(path: str | os.PathLike) -> list[tuple[int, str]]:
     """Takes lines that are no records out of a file, so that everybody can read it.
 
     A power loss leaves zeros, an editor or another program anything. The lines are added to
@@ -171,7 +173,7 @@ def _is_record(line):
         return line.lstrip().startswith(b"{")
 
 
-def write_whole(path, data):
+def write_whole(path: str | os.PathLike, data: bytes) -> None:
     """Writes a file under a temporary name and renames it, so that nobody ever reads half of it.
 
     What has its name is on the disk: file and folder are flushed to it, so that a power loss
@@ -196,7 +198,7 @@ def write_whole(path, data):
         raise
 
 
-def rename_whole(temporary, path):
+def rename_whole(temporary: str, path: str) -> None:
     """Gives a file that is complete its name; both it and the name are on the disk afterwards.
 
     Remote file systems do so by themselves.
@@ -206,7 +208,7 @@ def rename_whole(temporary, path):
     flush(os.path.dirname(path) or ".")
 
 
-def flush(path):
+def flush(path: str) -> None:
     """Sees to it that a local file or folder is on the disk, not in memory only."""
     if "://" in path:
         return
