@@ -1,8 +1,8 @@
 """What records of a run mean together, on runs that went back."""
 
-import compare
 import pytest
 
+from hamgan.cli import compare
 from hamgan.run import history, records
 from hamgan.run.folder import Folder
 from hamgan.run.history import History
