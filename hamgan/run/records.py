@@ -5,6 +5,7 @@ Paths may be remote (`gs://...`), as `tf.io.gfile` knows them.
 """
 
 import errno
+import fcntl
 import json
 import os
 import time
@@ -53,6 +54,8 @@ def append(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
         return
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with open(path, "a+b", buffering=0) as file:
+        # One writer at a time: what another is in the middle of has no line break yet.
+        fcntl.flock(file, fcntl.LOCK_EX)
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             line = _line_break(file.read(1)) + line
