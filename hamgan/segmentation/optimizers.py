@@ -8,6 +8,7 @@ A group rule is a function variable -> `Group`; rules of the published systems a
 and `mmsegmentation_groups`.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -232,4 +233,4 @@ class AdamW(_Grouped):
 
 def _corrected(beta, step):
     """1 - beta^step, without float32's loss where it is small."""
-    return -ops.expm1(step * ops.log(ops.cast(beta, step.dtype))) if beta else ops.ones_like(step)
+    return -ops.expm1(step * math.log(beta)) if beta else ops.ones_like(step)
