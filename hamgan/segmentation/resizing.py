@@ -1,0 +1,191 @@
+"""How the published systems resize images, labels and logits.
+
+HamNet resizes in PyTorch: bilinear with aligned corners, labels by the nearest sample to the left.
+MMSegmentation resizes images as OpenCV does, in integers of 8 bits: what comes out there depends on
+where OpenCV rounds, which `opencv_bilinear` follows to the last bit.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+# OpenCV's weights are multiples of 1 / 2048.
+_WEIGHT_BITS = 11
+
+
+def bilinear(x, size, *, align_corners):
+    """Bilinear, as `torch.nn.functional.interpolate` does it without antialiasing.
+
+    Args:
+      x: [B, h, w, C], floating point. Float32 is computed by TensorFlow's kernel; other types, for
+        which it computes in float32 too, by sums in their own precision.
+      size: (H, W), integers or an integer tensor [2].
+      align_corners: the first and last samples of each axis are the border pixels' centres (True),
+        or the image's edges are what is mapped to edges (False).
+
+    Returns:
+      [B, H, W, C] in x's type.
+    """
+    if x.dtype == tf.float32:
+        return tf.raw_ops.ResizeBilinear(
+            images=x, size=size, align_corners=align_corners, half_pixel_centers=not align_corners
+        )
+    height, width = tf.unstack(tf.convert_to_tensor(size, tf.int32))
+    x = _interpolate(x, height, axis=1, align_corners=align_corners)
+    return _interpolate(x, width, axis=2, align_corners=align_corners)
+
+
+def _interpolate(x, size, *, axis, align_corners):
+    before = tf.cast(tf.shape(x)[axis], x.dtype)
+    after = tf.cast(size, x.dtype)
+    place = tf.range(after, dtype=x.dtype)  # [size]
+    if align_corners:
+        place *= tf.math.divide_no_nan(before - 1, after - 1)
+    else:
+        place = tf.maximum((place + 0.5) * (before / after) - 0.5, 0)
+    low = tf.floor(place)
+    first = tf.minimum(tf.cast(low, tf.int32), tf.shape(x)[axis] - 1)
+    second = tf.minimum(first + 1, tf.shape(x)[axis] - 1)
+    share = tf.reshape(place - low, [-1] + [1] * (3 - axis))
+    return tf.gather(x, first, axis=axis) * (1 - share) + tf.gather(x, second, axis=axis) * share
+
+
+def nearest(label, size, *, scale=None):
+    """Labels by the nearest sample, as PyTorch counts it: not the nearest centre.
+
+    Args:
+      label: [h, w], integers.
+      size: (H, W), integers or an integer tensor [2].
+      scale: None: the rule of PyTorch 1.4, with which HamNet was trained, src = floor(dst * in /
+        out). A number: that of today's, where size was given as a factor, src = floor(dst / scale).
+
+    Returns:
+      [H, W] in label's type.
+    """
+    for axis, out in enumerate(tf.unstack(tf.convert_to_tensor(size, tf.int32))):
+        length = tf.shape(label)[axis]
+        if scale is None:
+            source = tf.range(out) * length // out
+        else:
+            source = tf.cast(tf.floor(tf.range(tf.cast(out, tf.float64)) * (1 / scale)), tf.int32)
+        label = tf.gather(label, tf.minimum(source, length - 1), axis=axis)
+    return label
+
+
+def opencv_bilinear(image, size):
+    """Bilinear as `cv2.resize` does it with INTER_LINEAR: in integers, without antialiasing.
+
+    Equal to OpenCV 5.0's in every bit. Weights are multiples of 1 / 2048; between columns and rows
+    4 bits are dropped, and 16 of each row's product. OpenCV clamps the weights at the left and the
+    right border, but at the upper and the lower one only the rows, which gives the border's pixel
+    twice, with two weights, and is rounded twice.
+
+    Args:
+      image: uint8 [h, w, C].
+      size: (H, W), integers or an integer tensor [2].
+
+    Returns:
+      uint8 [H, W, C].
+    """
+    height, width = tf.unstack(tf.convert_to_tensor(size, tf.int32))
+    x = tf.cast(image, tf.int32)
+    low, high, of_low, of_high = _opencv_weights(tf.shape(image)[1], width, clamp=True)
+    x = tf.gather(x, low, axis=1) * of_low[:, None] + tf.gather(x, high, axis=1) * of_high[:, None]
+    x = tf.bitwise.right_shift(x, 4)
+    low, high, of_low, of_high = _opencv_weights(tf.shape(image)[0], height, clamp=False)
+    upper = tf.bitwise.right_shift(tf.gather(x, low) * of_low[:, None, None], 16)
+    lower = tf.bitwise.right_shift(tf.gather(x, high) * of_high[:, None, None], 16)
+    return tf.cast(tf.bitwise.right_shift(upper + lower + 2, 2), tf.uint8)
+
+
+def _opencv_weights(before, after, *, clamp):
+    """(first pixel, second pixel, weight of the first, of the second), int32 [after] each."""
+    # OpenCV's rounding: the ratio in float64, places in float32.
+    place = (tf.range(tf.cast(after, tf.float64)) + 0.5) * _opencv_step(before, after) - 0.5
+    place = tf.cast(place, tf.float32)
+    low = tf.floor(place)
+    share = place - low
+    first = tf.cast(low, tf.int32)
+    if clamp:
+        share = tf.where((first < 0) | (first >= before - 1), 0.0, share)
+    weights = [tf.cast(tf.round(part * 2**_WEIGHT_BITS), tf.int32) for part in (1 - share, share)]
+    return (
+        tf.clip_by_value(first, 0, before - 1),
+        tf.clip_by_value(first + 1, 0, before - 1),
+        *weights,
+    )
+
+
+def _opencv_step(before, after):
+    return 1 / (tf.cast(after, tf.float64) / tf.cast(before, tf.float64))
+
+
+def opencv_nearest(label, size):
+    """The nearest sample as `cv2.resize` takes it with INTER_NEAREST, equal to it in every pixel.
+
+    Args:
+      label: [h, w], integers.
+      size: (H, W), integers or an integer tensor [2].
+
+    Returns:
+      [H, W] in label's type.
+    """
+    for axis, after in enumerate(tf.unstack(tf.convert_to_tensor(size, tf.int32))):
+        before = tf.shape(label)[axis]
+        source = tf.range(tf.cast(after, tf.float64)) * _opencv_step(before, after)
+        source = tf.minimum(tf.cast(tf.floor(source), tf.int32), before - 1)
+        label = tf.gather(label, source, axis=axis)
+    return label
+
+
+def size_within(size, longest, shortest):
+    """The size of an image that keeps its proportions and fits into a box of any orientation.
+
+    MMCV's `rescale_size`: factor = min(longest / max(h, w), shortest / min(h, w)), each side
+    int(side * factor + 0.5).
+
+    Args:
+      size: (h, w), integers or an integer tensor [2].
+      longest, shortest: of the box, integers or integer tensors.
+
+    Returns:
+      int32 [2].
+    """
+    size = tf.cast(size, tf.float64)
+    longest, shortest = (tf.cast(side, tf.float64) for side in (longest, shortest))
+    factor = tf.minimum(longest / tf.reduce_max(size), shortest / tf.reduce_min(size))
+    return tf.cast(tf.floor(size * factor + 0.5), tf.int32)
+
+
+def padded_size(size, stride):
+    """The smallest stride * k + 1 that isn't below `size`: sizes for networks with aligned corners.
+
+    Integers, or integer arrays or tensors.
+    """
+    return -((1 - size) // stride) * stride + 1
+
+
+def multiple_size(size, divisor):
+    """The smallest multiple of `divisor` that isn't below `size`: integers, arrays or tensors."""
+    return -(-size // divisor) * divisor
+
+
+def normalize(image, *, mean, std):
+    """(image - mean) / std per channel, float32 [..., 3], in the image's units."""
+    return (tf.cast(image, tf.float32) - np.float32(mean)) / np.float32(std)
+
+
+def pad(image, label, size):
+    """Pads an image with 0 and its label with 255, right and below, to at least `size`.
+
+    Args:
+      image: [h, w, C]; normalised, so that 0 is the mean colour.
+      label: integers [h, w].
+      size: (H, W), integers or an integer tensor [2]; larger sides stay.
+
+    Returns:
+      [max(h, H), max(w, W), C] and [max(h, H), max(w, W)].
+    """
+    missing = tf.maximum(tf.convert_to_tensor(size, tf.int32) - tf.shape(label), 0)
+    paddings = tf.stack([tf.zeros_like(missing), missing], axis=1)  # [2, 2]
+    image = tf.pad(image, tf.concat([paddings, [[0, 0]]], axis=0))
+    return image, tf.pad(label, paddings, constant_values=tf.cast(255, label.dtype))
