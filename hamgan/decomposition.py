@@ -347,7 +347,7 @@ def vq(x, bases, *, num_steps, solve=one_step, temperature=0.01):
 vq.draw_bases = stateless.normal
 
 
-def cd(x, bases, *, num_steps, solve=one_step, temperature=0.01, beta=0.01):
+def cd(x, bases, *, num_steps, solve=one_step, temperature=0.01, beta=0.01, normalize=True):
     """Concept decomposition: spherical k-means, then ridge regression on the concepts (Dhillon and
     Modha 2001).
 
@@ -360,6 +360,7 @@ def cd(x, bases, *, num_steps, solve=one_step, temperature=0.01, beta=0.01):
       temperature: of the softmax over concepts.
       beta: weight of the ridge, added to the diagonal of bases^T bases. The published segmentation
         code has 0.1.
+      normalize: scale the initial concepts to length 1; False: they are of this length already.
 
     Returns:
       `Factors` with coef = x bases (bases^T bases + beta I)^-1.
@@ -369,7 +370,8 @@ def cd(x, bases, *, num_steps, solve=one_step, temperature=0.01, beta=0.01):
     """
     _check_positive("cd", temperature=temperature, beta=beta)
     update = functools.partial(_update_cd, temperature=temperature)
-    (bases,) = solve(update, x, (normalize_bases(bases),), num_steps)
+    bases = normalize_bases(bases) if normalize else bases
+    (bases,) = solve(update, x, (bases,), num_steps)
     ridge = _gram(bases) + beta * tf.eye(
         bases.shape[-1], dtype=bases.dtype
     )  # [B, R, R], positive definite

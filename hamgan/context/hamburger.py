@@ -119,9 +119,7 @@ class Hamburger(keras.layers.Layer):
 
     def _part(self, dim, name):
         shape = (self.sections, dim, self._rank)
-        bases = self.bases_constructor(
-            shape, draw=decompositions.draw_bases_of(self.decomposition), name=name
-        )
+        bases = self.bases_constructor(shape, draw=self._draw(), name=name)
         bases.build()
         if bases.trainable_weights and not decompositions.reaches_initial_state(
             self.solve, self.num_steps
@@ -134,6 +132,10 @@ class Hamburger(keras.layers.Layer):
                 "Use decomposition.unrolled (or last_steps with count >= num_steps), or FixedBases."
             )
         return bases
+
+    def _draw(self):
+        """The function of `hamgan.stateless` that initial bases are drawn by."""
+        return decompositions.draw_bases_of(self.decomposition)
 
     def _build_ham(self, input_shape):
         del input_shape

@@ -22,22 +22,19 @@ from hamgan.segmentation.layers import BatchNorm, Conv2D, fan_in_uniform
 
 HAMS = ("space", "channels")
 
-# Non-negative matrix factorisation as the segmentation systems start it.
-published_nmf = functools.partial(decompositions.nmf, normalize=True)
-published_nmf.__name__ = "published_nmf"
-
 
 class Hamburger(context.Hamburger):
     """Hamburger V1 for segmentation, [B, H, W, C] -> [B, H, W, C].
 
-    Height and width may change from call to call; only bases with weights of a ham over channels
+    Initial bases are drawn with columns of length 1, whatever the decomposition. Height and width may change from call to call; only bases with weights of a ham over channels
     are of one size.
 
     Args:
       norm: constructor of the norm behind the upper bread.
       hams: what rows of the decomposed matrices are numbered by: pixels ('space'), channels
         ('channels'), or one half of the lower bread's channels each (both: a dual ham).
-      decomposition: function of `hamgan.decomposition`.
+      decomposition: function of `hamgan.decomposition`; `cd` with normalize=False, since it is given
+        bases of length 1.
       **kwargs: dim (channels of each section of each ham), rank, num_steps, eval_steps, sections,
         solve, bases: as in `context.Hamburger`.
 
@@ -50,7 +47,7 @@ class Hamburger(context.Hamburger):
         *,
         norm=BatchNorm,
         hams=("space",),
-        decomposition=published_nmf,
+        decomposition=decompositions.nmf,
         num_steps=6,
         eval_steps=7,
         **kwargs,
@@ -93,6 +90,10 @@ class Hamburger(context.Hamburger):
         norm = self.norm_constructor(name="norm", dtype=self.dtype_policy)
         norm.build(shape)
         return norm
+
+    def _draw(self):
+        draw = super()._draw()
+        return lambda shape, keys: decompositions.normalize_bases(draw(shape, keys))
 
     def _build_ham(self, input_shape):
         if "space" in self.hams:

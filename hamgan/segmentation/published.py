@@ -173,37 +173,50 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What names and shapes don't tell; None: the published value, as far as there is one.
+    """What names and shapes don't tell; None: what is published.
 
     Attributes:
-      output_stride: of the backbone: 8 (HamNet and HamHead) or 16; 32 for Light-Ham.
-      multi_grid: of a ResNet in MMSegmentation's files; HamNet's is (1, 2, 4).
-      ham: 'cd' or 'vq' where names tell that it isn't NMF; 'cd' by default.
-      inverse_temperature: t of the softmax of CD and VQ; 100 by default, the code's own default
-        (published settings are 1, 10 and 100). NMF: 1.
-      beta: ridge of CD.
-      rank: R.
-      sections: S.
-      hams: of the Hamburger, see `hamburger.Hamburger`.
-      steps, eval_steps: K in training and outside.
-      groups: of group norm.
-      drop_path: of VAN, None: that of the published size of these widths and depths, else 0.1.
-      dropout: of the heads.
+      output_stride: of the backbone, 8, 16 or 32: 8 of HamNet and HamHead, 32 of Light-Ham.
+      ham: 'cd' or 'vq' where names tell that it isn't NMF: 'cd'.
+      inverse_temperature: t of the softmax of CD and VQ: 100, the code's default (published
+        settings are 1, 10 and 100). NMF has 1.
+      beta: ridge of CD: 0.1.
+      rank: R: 512 in V2+; 16 where MMSegmentation's head has 256 channels throughout; else 64.
+      sections: S: 1.
+      hams: of HamNet's Hamburger, see `hamburger.Hamburger`: ('space',).
+      steps, eval_steps: K in training and outside: 6 and 7.
+      groups: of group norm: 32.
+      drop_path: of VAN: that of the published size of these widths and depths, else 0.1.
+      dropout: of the heads: 0.1.
     """
 
     output_stride: int | None = None
-    multi_grid: tuple | None = None
     ham: str | None = None
     inverse_temperature: float | None = None
-    beta: float = 0.1
+    beta: float | None = None
     rank: int | None = None
-    sections: int = 1
+    sections: int | None = None
     hams: tuple | None = None
-    steps: int = 6
-    eval_steps: int = 7
-    groups: int = 32
+    steps: int | None = None
+    eval_steps: int | None = None
+    groups: int | None = None
     drop_path: float | None = None
-    dropout: float = 0.1
+    dropout: float | None = None
+
+    def filled(self):
+        """Themselves with the published values that don't depend on the network."""
+        published = dict(
+            inverse_temperature=100.0,
+            beta=0.1,
+            sections=1,
+            hams=("space",),
+            steps=6,
+            eval_steps=7,
+            groups=32,
+            dropout=0.1,
+        )
+        missing = {name: value for name, value in published.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -289,7 +302,7 @@ def network_part(weights, options=None):
     Raises:
       ValueError: names that the network needs are missing, or sizes don't fit.
     """
-    options = options or Options()
+    options = (options or Options()).filled()
     described = describe(weights)
     backbone = (_van_part if described.backbone == VAN else _resnet_part)(
         weights, described, options
@@ -333,7 +346,7 @@ def _resnet_part(weights, described, options):
         dict(
             depth=depth,
             output_stride=options.output_stride or 8,
-            multi_grid=tuple(options.multi_grid or ((1, 1, 1) if mm else (1, 2, 4))),
+            multi_grid=(1, 1, 1) if mm else (1, 2, 4),
             width=weights.shape(layer_1)[0],
             stem=tuple(weights.shape(name)[0] for name in stem),
             norm=_batch_norm(described),
@@ -394,13 +407,13 @@ def _decomposition_part(is_nmf, options):
                 f"The names are those of NMF (a ReLU behind the lower bread), got ham "
                 f"{options.ham!r}."
             )
-        return Part(decompositions.nmf, dict(normalize=True))
+        return Part(decompositions.nmf)
     ham = options.ham or "cd"
     if ham not in ("cd", "vq"):
         raise ValueError(f"The names aren't those of NMF: ham must be cd or vq, got {ham!r}.")
-    settings = dict(temperature=1 / (options.inverse_temperature or 100.0))
+    settings = dict(temperature=1 / options.inverse_temperature)
     if ham == "cd":
-        settings["beta"] = options.beta
+        settings |= dict(beta=options.beta, normalize=False)
     return Part(getattr(decompositions, ham), settings)
 
 
@@ -408,7 +421,7 @@ def _hamnet_head_part(weights, described, options):
     lower = "hamburger.lower_bread.0" if described.is_nmf else "hamburger.lower_bread"
     norm = _batch_norm(described)
     ham_channels = weights.shape(f"{lower}.weight")[0]
-    hams, sections = tuple(options.hams or ("space",)), options.sections
+    hams, sections = tuple(options.hams), options.sections
     if described.online_bases is not None:
         sections = described.online_bases[0]
     if ham_channels % (len(hams) * sections):
@@ -667,9 +680,7 @@ def names(weights, variables):
     """
     described = describe(weights)
     stem = bool(weights.first(r"stem\."))
-    return {
-        name: published_name(name, described, has_stem_names=stem) for name in variables
-    }
+    return {name: published_name(name, described, has_stem_names=stem) for name in variables}
 
 
 # Layouts
@@ -726,7 +737,9 @@ class Assignment:
 
     def __str__(self):
         source = f"{self.published} {self.shape}" if self.published else "(nothing)"
-        return f"{source} -> {self.ours or '(not needed)'}" + (f": {self.note}" if self.note else "")
+        return f"{source} -> {self.ours or '(not needed)'}" + (
+            f": {self.note}" if self.note else ""
+        )
 
 
 def plan(weights, variables):

@@ -37,9 +37,7 @@ class Bottleneck(keras.layers.Layer):
         policy = dict(dtype=self.dtype_policy)
         self.conv_1 = Conv2D(planes, 1, name="conv_1", **policy)
         self.norm_1 = norm(name="norm_1", **policy)
-        self.conv_2 = Conv2D(
-            planes, 3, strides=strides, dilation=dilation, name="conv_2", **policy
-        )
+        self.conv_2 = Conv2D(planes, 3, strides=strides, dilation=dilation, name="conv_2", **policy)
         self.norm_2 = norm(name="norm_2", **policy)
         self.conv_3 = Conv2D(EXPANSION * planes, 1, name="conv_3", **policy)
         self.norm_3 = norm(name="norm_3", **policy)
