@@ -299,22 +299,25 @@ def _squared_length(x):
     return tf.einsum("bnd,bnd->bn", x, x)[..., None]  # [B, N, 1]
 
 
-def _update_vq(x, state, *, temperature):
-    (bases,) = state
+def _soft_means(x, bases, *, temperature):
+    """Means of the rows of x, weighted by a softmax of their cosines with bases of length 1."""
     # The length of a row of x scales its logits: a normalised copy of x would be one more tensor of
     # its size.
     inverse_length = tf.math.rsqrt(tf.maximum(_squared_length(x), EPSILON**2))
-    coef = tf.nn.softmax(
-        tf.matmul(x, normalize_bases(bases)) * (inverse_length / temperature), axis=-1
-    )  # [B, N, R]
+    coef = tf.nn.softmax(tf.matmul(x, bases) * (inverse_length / temperature), axis=-1)  # [B, N, R]
     total = tf.reduce_sum(coef, axis=1, keepdims=True)  # [B, 1, R]
     # Dividing the small product, [B, D, R], is dividing coef.
-    return (tf.matmul(x, coef, transpose_a=True) / (EPSILON + total),)
+    return tf.matmul(x, coef, transpose_a=True) / (EPSILON + total)
+
+
+def _update_vq(x, state, *, temperature):
+    (bases,) = state
+    return (_soft_means(x, normalize_bases(bases), temperature=temperature),)
 
 
 def _update_cd(x, state, *, temperature):
-    (bases,) = _update_vq(x, state, temperature=temperature)
-    return (normalize_bases(bases),)
+    (bases,) = state
+    return (normalize_bases(_soft_means(x, bases, temperature=temperature)),)
 
 
 def vq(x, bases, *, num_steps, solve=one_step, temperature=0.01):

@@ -12,7 +12,6 @@ from hamgan.context.bases import RandomBases
 from hamgan.normalization import BatchNorm
 from hamgan.spectral import SpectralConv2D
 
-
 # The parts of a Hamburger that its hams' bases are from.
 _BASES = {"space": "bases", "channels": "channel_bases"}
 

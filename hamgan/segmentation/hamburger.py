@@ -5,10 +5,10 @@ HamNet has V1, V2 and V2+ with batch norm and the one-step gradient; MMSegmentat
 group norm, and differentiates through all updates (`decomposition.unrolled`). NMF takes what the
 lower bread gives without its negative entries, CD and VQ take it as it is.
 
-    |     | lower bread              | behind the hams                       | output                |
-    | V1  | 1x1, bias                | 1x1, norm                             | relu(x + .)           |
-    | V2  | same                     | cheese: 1x1, norm, ReLU; 1x1          | relu(x + .)           |
-    | V2+ | same, for several hams   | same, cheese of C / f channels        | relu(a x + b .)       |
+    |     | lower bread            | behind the hams                | output          |
+    | V1  | 1x1, bias              | 1x1, norm                      | relu(x + .)     |
+    | V2  | same                   | cheese: 1x1, norm, ReLU; 1x1   | relu(x + .)     |
+    | V2+ | same, for several hams | same, cheese of C / f channels | relu(a x + b .) |
 """
 
 import functools
@@ -26,15 +26,15 @@ HAMS = ("space", "channels")
 class Hamburger(context.Hamburger):
     """Hamburger V1 for segmentation, [B, H, W, C] -> [B, H, W, C].
 
-    Initial bases are drawn with columns of length 1, whatever the decomposition. Height and width may change from call to call; only bases with weights of a ham over channels
-    are of one size.
+    Initial bases are drawn with columns of length 1, whatever the decomposition. Height and width
+    may change from call to call; only bases with weights of a ham over channels are of one size.
 
     Args:
       norm: constructor of the norm behind the upper bread.
       hams: what rows of the decomposed matrices are numbered by: pixels ('space'), channels
         ('channels'), or one half of the lower bread's channels each (both: a dual ham).
-      decomposition: function of `hamgan.decomposition`; `cd` with normalize=False, since it is given
-        bases of length 1.
+      decomposition: function of `hamgan.decomposition`; `cd` with normalize=False, since bases
+        have length 1.
       **kwargs: dim (channels of each section of each ham), rank, num_steps, eval_steps, sections,
         solve, bases: as in `context.Hamburger`.
 

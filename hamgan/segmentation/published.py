@@ -1,5 +1,5 @@
-"""Published PyTorch weights of HamNet, Light-Ham and their ImageNet backbones: what they are of, and
-where they go.
+"""Published PyTorch weights of HamNet, Light-Ham and their ImageNet backbones: what they are of,
+and where they go.
 
 Names and shapes tell the backbone with its widths and depth, the version of the Hamburger and its
 widths, classes, and NMF from the other decompositions. They don't tell output stride, rank, number

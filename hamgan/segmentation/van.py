@@ -25,7 +25,7 @@ def _gelu(x):
 
 
 class LargeKernelAttention(keras.layers.Layer):
-    """A depthwise 5x5, a depthwise 7x7 of dilation 3, and a 1x1 convolution: 21x21 pixels."""
+    """x times what two depthwise convolutions, 5x5 and 7x7 of dilation 3, and a 1x1 make of it."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -41,11 +41,11 @@ class LargeKernelAttention(keras.layers.Layer):
         self.mix.build(input_shape)
 
     def call(self, x):
-        return self.mix(self.wide(self.local(x)))
+        return x * self.mix(self.wide(self.local(x)))
 
 
 class Attention(keras.layers.Layer):
-    """y -> y + proj_2(u * LKA(u)) with u = gelu(proj_1(y)), [B, H, W, C] both."""
+    """y -> y + proj_2(LKA(u)) with u = gelu(proj_1(y)), [B, H, W, C] both."""
 
     def build(self, input_shape):
         channels, options = input_shape[-1], dict(use_bias=True, dtype=self.dtype_policy)
@@ -57,7 +57,7 @@ class Attention(keras.layers.Layer):
 
     def call(self, x):
         u = _gelu(self.proj_1(x))
-        return x + self.proj_2(u * self.gate(u))
+        return x + self.proj_2(self.gate(u))
 
 
 class Mlp(keras.layers.Layer):
