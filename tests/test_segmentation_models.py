@@ -21,20 +21,28 @@ from hamgan.segmentation import (
     heads,
     layers,
     losses,
+    optimizers,
     published,
     recordings,
     resnet,
     segmenter,
+    testing,
     van,
 )
+from hamgan.segmentation.schedules import Poly, WarmUp
 
 # Of the largest value. What the recordings' README gives: float32 1e-5, weight gradients 1e-4.
 TOLERANCE = {"float32": 1e-4, "float64": 1e-6}
 
 
-def recorded(pattern):
-    """Names of the recordings in the folder, for parametrization."""
-    return sorted(path.stem for path in segmentation_golden.FOLDER.glob(pattern))
+def recorded(pattern, key="x"):
+    """Names of the recordings in the folder that have an array, for parametrization."""
+    found = []
+    for path in sorted(segmentation_golden.FOLDER.glob(pattern)):
+        with np.load(path) as file:
+            if key in file or "hamburger" in pattern:
+                found.append(path.stem)
+    return found
 
 
 WHOLE = [*recorded("hamnet_*.npz"), *recorded("light_ham.npz"), *recorded("hamhead_*.npz")]
@@ -310,8 +318,7 @@ def test_network_in_training(name, dtype):
         assert_values(variables, under("train/after/", arrays), tolerance)
     finally:
         # The network is shared, and its running moments have changed.
-        inner = {v.path: v.value for v in built.variables}
-        published.assign(weights, published.plan(weights, inner), inner)
+        restore(built, weights)
 
 
 @pytest.mark.parametrize("name", recorded("light_ham.npz"))
@@ -338,6 +345,122 @@ def test_size_may_change_from_call_to_call(name):
     for images in (x, x[:1, :-16], tf.pad(x, [[0, 0], [0, 32], [0, 0], [0, 0]])):
         expected = built(images, keys=keys[: len(images)]).logits
         assert_close(dynamic(images, keys[: len(images)]), expected, 1e-4)
+
+
+# Steps and whole images
+
+
+def restore(built, weights):
+    """Gives a shared network its recorded weights back."""
+    inner = {variable.path: variable.value for variable in built.variables}
+    published.assign(weights, published.plan(weights, inner), inner)
+
+
+def take_steps(name, kind, optimizer, check):
+    """Trains on the recorded batch as `kind`/* was; checks losses by the way, then weights."""
+    built, variables, weights = network(name, "float64")
+    arrays = segmentation_golden.load(name)
+    loss = losses.SegmentationLoss(align_corners=built.align_corners)
+    x, trained = tensor(arrays["x"], "float64"), built.trainable_variables
+    optimizer.build(trained)
+    try:
+        for bases, expected in zip(arrays[f"{kind}/bases"], arrays[f"{kind}/loss"], strict=True):
+            step = {"x": arrays["x"], "train/bases": bases}
+            given = recordings.initial(step, built.head.hamburger.hams, "train", "float64")
+            with tf.GradientTape() as tape:
+                found = built(x, training=True, initial=given)
+                (value,) = loss(found.logits, arrays["label"], found.auxiliary).values()
+                total = tf.reduce_mean(value)
+            assert_close(total, expected, 1e-6)
+            gradients = tape.gradient(total, [variable.value for variable in trained])
+            optimizer.apply(gradients, trained)
+        check(variables, under(f"{kind}/after/", arrays))
+    finally:
+        restore(built, weights)
+
+
+@pytest.mark.parametrize("name", recorded("hamnet_*.npz", "sgd/meta"))
+def test_steps_of_sgd(name):
+    arrays = segmentation_golden.load(name)
+    rate, momentum, decay, power, every, steps = (float(value) for value in arrays["sgd/meta"])
+    optimizer = optimizers.SGD(
+        schedules_of(Poly(initial=rate, steps=int(steps), power=power, every=int(every))),
+        momentum=momentum,
+        groups=optimizers.hamnet_groups(weight_decay=decay),
+    )
+    take_steps(name, "sgd", optimizer, lambda *both: assert_values(*both, 1e-6))
+
+
+@pytest.mark.parametrize("name", recorded("light_ham.npz"))
+def test_steps_of_adamw(name):
+    arrays = segmentation_golden.load(name)
+    rate, beta_1, beta_2, epsilon, decay, steps, warm, ratio = arrays["adamw/meta"].tolist()
+    weights = published.load_weights(str(segmentation_golden.FOLDER / f"{name}.npz"))
+    described = published.describe(weights)
+    poly = Poly(initial=rate, steps=int(steps), power=1.0)
+    optimizer = optimizers.AdamW(
+        schedules_of(WarmUp(schedule=poly, steps=int(warm), ratio=ratio)),
+        beta_1=beta_1,
+        beta_2=beta_2,
+        epsilon=epsilon,
+        groups=optimizers.mmsegmentation_groups(
+            weight_decay=decay,
+            name=lambda variable: published.published_name(variable.path, described),
+        ),
+    )
+    # Where a gradient is nearly 0, Adam makes a step of its rounding.
+    take_steps(name, "adamw", optimizer, lambda *both: assert_values(*both, 1e-5))
+
+
+def schedules_of(schedule):
+    """A schedule of ours as Keras takes it."""
+
+    class Schedule(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            return schedule(tf.cast(step, tf.int64))
+
+    return Schedule()
+
+
+def passes(built, bases):
+    """The network as the tests of whole images call it, from bases [pass, B, D, R] in order."""
+    bases = iter(bases)
+
+    def call(x):
+        given = {"space": tf.constant(next(bases))[None]}
+        return built(x, initial=lambda keys: given).logits
+
+    return call
+
+
+def test_multi_scale_and_flip_of_hamnet():
+    recording = segmentation_golden.load("msflip")
+    built, _, _ = network("hamnet_os8_v2_nmf", "float32")
+    found = testing.hamnet_logits(
+        passes(built, recording["bases"]),
+        recording["image"],
+        scales=recording["scales"].tolist(),
+        flip=True,
+        stride=int(recording["meta"][2]),
+    )
+    assert_close(found, channels_last(recording["sum_logits"])[0], 1e-4)
+    np.testing.assert_array_equal(found.argmax(axis=-1), recording["png"])
+
+
+def test_multi_scale_and_flip_of_light_ham():
+    recording = segmentation_golden.load("light_ham_aug")
+    built, _, _ = network("light_ham", "float32")
+    bases = [recording[f"bases{index}"] for index in range(len(recording["flips"]))]
+    found = testing.mmsegmentation_probabilities(
+        passes(built, bases),
+        recording["image_rgb"],
+        base_size=(256, 64),
+        ratios=(0.5, 1.0, 1.75),
+        flip=True,
+        divisor=32,
+    )
+    assert_close(found, channels_last(recording["prob"])[0], 1e-4)
+    np.testing.assert_array_equal(found.argmax(axis=-1), np.squeeze(recording["pred"]))
 
 
 # Names
