@@ -42,6 +42,8 @@ def main():
         sys.exit(f"\nERROR: The command must be one of {', '.join(COMMANDS)}, got {name!r}.")
     command = COMMANDS[name]
     del sys.argv[1]
+    # What --help shows.
+    sys.modules["__main__"].__doc__ = sys.modules[command.main.__module__].__doc__
     cli.define_flags()
     command.define_flags()
     flags.adopt_module_key_flags(cli)

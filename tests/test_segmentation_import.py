@@ -97,15 +97,8 @@ def made_network(head, backbone=None, classes=3, **settings):
     return built
 
 
-def state_dict(built, described):
-    """{published name: array} of a network of ours."""
-    arrays = {}
-    for name, variable in published.named_variables(built).items():
-        there = published.published_name(name, described)
-        value = published.theirs(there, variable.numpy())
-        # Running bases have three axes in both.
-        arrays[there] = variable.numpy() if there.endswith(".bases") else value
-    return arrays
+def state_dict(built, described, **options):
+    return published.state_dict(published.named_variables(built), described, **options)
 
 
 def made_recording(built, meta, size, batch=2):
@@ -228,11 +221,12 @@ def test_imagenet_resnet(stem):
         functools.partial(heads.HamNetHead, channels=2, align_channels=2), backbone=part
     )
     described = published.Description(family=published.IMAGENET, backbone=published.RESNET)
-    arrays = {}
-    for name, variable in published.named_variables(built).items():
-        if name.startswith("backbone/"):
-            there = published.published_name(name, described, has_stem_names=stem == "stem")
-            arrays[there] = published.theirs(there, variable.numpy())
+    variables = {
+        name: variable
+        for name, variable in published.named_variables(built).items()
+        if name.startswith("backbone/")
+    }
+    arrays = published.state_dict(variables, described, has_stem_names=stem == "stem")
     assert f"{stem}.0.weight" in arrays and "layer3.22.bn3.running_var" in arrays
     assert ("bn1.weight" in arrays) == (stem == "conv1")
     arrays |= {"fc.weight": np.zeros([10, 32]), "fc.bias": np.zeros(10)}

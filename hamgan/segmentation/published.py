@@ -716,6 +716,21 @@ def _is_depthwise(published):
     return bool(re.search(r"(?:conv0|conv_spatial|dwconv)\.weight$", published))
 
 
+def state_dict(variables, described, *, has_stem_names=None):
+    """{published name: array} of a network of ours, the inverse of an import.
+
+    Args:
+      variables: {name: tf.Variable} as `named_variables` gives.
+      described: `Description` of what is to be written.
+      has_stem_names: as in `published_name`.
+    """
+    found = {}
+    for name, variable in variables.items():
+        there = published_name(name, described, has_stem_names=has_stem_names)
+        found[there] = theirs(there, variable.numpy())
+    return found
+
+
 # Import
 
 
