@@ -252,6 +252,46 @@ def test_imagenet_resnet(stem):
             np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.parametrize("concat", [True, False])
+def test_hamnet_of_mmsegmentation(concat):
+    norm = functools.partial(layers.GroupNorm, groups=2)
+    burger = functools.partial(
+        hamburger.Hamburger, norm=norm, dim=6, rank=2, solve=decomposition.unrolled
+    )
+    part = functools.partial(
+        resnet.ResNet, depth=101, multi_grid=(1, 1, 1), width=1, stem=(1, 1, 2)
+    )
+    built = made_network(
+        functools.partial(
+            heads.HamHead,
+            channels=4,
+            align_channels=2,
+            concat_input=concat,
+            norm=norm,
+            hamburger=burger,
+        ),
+        part,
+        auxiliary=functools.partial(heads.FCNHead, channels=2, norm=norm),
+        align_corners=False,
+    )
+    described = published.Description(
+        family=published.MMSEGMENTATION, backbone=published.RESNET, version="ham"
+    )
+    arrays = state_dict(built, described)
+    names = "backbone.stem.7.running_mean backbone.layer3.22.conv3.weight decode_head.ham_in.conv"
+    assert {*names.split()[:2], names.split()[2] + ".bias"} <= arrays.keys()
+    assert ("decode_head.conv_cat.gn.weight" in arrays) == concat
+    weights = published.Weights("made", arrays)
+    again = published.network_part(weights, published.Options(groups=2, rank=2)).constructor()()
+    variables = published.named_variables(again)
+    published.assign(weights, published.plan(weights, variables), variables)
+    x = tf.constant(np.random.default_rng(0).normal(size=[2, 48, 32, 3]), tf.float32)
+    keys = tf.constant([[1, 2], [3, 4]])
+    np.testing.assert_allclose(again(x, keys=keys).logits, built(x, keys=keys).logits, atol=1e-4)
+    assert again.auxiliary is not None and not again.align_corners
+    assert again.head.hamburger.solve is decomposition.unrolled
+
+
 def test_published_sizes_of_van():
     for size, settings in van.SIZES.items():
         with keras.StatelessScope(initialize_variables=False):

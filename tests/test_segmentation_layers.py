@@ -7,7 +7,15 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import array, assert_close, assert_modes_agree, joined, per_replica, two_replicas
+from helpers import (
+    array,
+    assert_close,
+    assert_config_round_trips,
+    assert_modes_agree,
+    joined,
+    per_replica,
+    two_replicas,
+)
 
 from hamgan import context
 from hamgan.segmentation import hamburger, heads, layers, resnet, segmenter, van
@@ -282,6 +290,22 @@ def test_published_start_of_v2_plus_is_the_shortcut():
     np.testing.assert_array_equal(layer(x, keys=KEYS[:2]), tf.nn.relu(x))
     other = hamburger.HamburgerV2Plus(rank=2, zero_ham=False)
     assert np.abs(other(x, keys=KEYS[:2]) - tf.nn.relu(x)).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.Conv2D(3, 3, strides=2, use_bias=True),
+        layers.BatchNorm(momentum=0.5),
+        hamburger.Hamburger(dim=4, rank=2, hams=hamburger.HAMS),
+        hamburger.HamburgerV2(dim=4, rank=2, cheese_factor=2),
+        hamburger.HamburgerV2Plus(dim=4, rank=2, zero_ham=False),
+    ],
+    ids=lambda layer: layer.name,
+)
+def test_configurations_round_trip(layer):
+    layer.build((None, 4, 5, 6))
+    assert_config_round_trips(layer, None, 4, 5, 6)
 
 
 # Errors

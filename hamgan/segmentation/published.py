@@ -400,7 +400,16 @@ def _van_part(weights, described, options):
     )
 
 
-def _decomposition_part(is_nmf, options):
+def decomposition_part(is_nmf, options):
+    """The `Part` of the decomposition.
+
+    Args:
+      is_nmf: whether the names are those of NMF.
+      options: `Options`, filled.
+
+    Raises:
+      ValueError: `options.ham` is another than the names tell.
+    """
     if is_nmf:
         if options.ham not in (None, "nmf"):
             raise ValueError(
@@ -437,7 +446,7 @@ def _hamnet_head_part(weights, described, options):
         rank=_rank(described, options, 512 if described.version == "V2+" else 64),
         num_steps=options.steps,
         eval_steps=options.eval_steps,
-        decomposition=_decomposition_part(described.is_nmf, options),
+        decomposition=decomposition_part(described.is_nmf, options),
     )
     if described.online_bases is not None:
         settings["bases"] = context.WarmStartBases
@@ -500,7 +509,7 @@ def _mm_head_part(weights, described, options):
                     rank=rank,
                     num_steps=options.steps,
                     eval_steps=options.eval_steps,
-                    decomposition=_decomposition_part(True, options),
+                    decomposition=decomposition_part(True, options),
                     solve=decompositions.unrolled,
                 ),
             ),

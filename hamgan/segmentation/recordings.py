@@ -185,11 +185,13 @@ def fit(weights, arrays, options):
     tried = options_of(weights, arrays, options)
     if len(tried) == 1:
         return tried[0], {}
+    network = published.network_part(weights, tried[0]).constructor()()
+    variables = published.named_variables(network)
+    published.assign(weights, published.plan(weights, variables), variables)
     errors = {}
     for each in tried:
-        network = published.network_part(weights, each).constructor()()
-        variables = published.named_variables(network)
-        published.assign(weights, published.plan(weights, variables), variables)
+        part = published.decomposition_part(False, each.filled())
+        network.head.hamburger.decomposition = part.constructor()
         errors[f"{each.ham}, t = {each.inverse_temperature:g}"] = replay(network, arrays)["logits"]
     best = min(range(len(tried)), key=lambda index: list(errors.values())[index])
     return tried[best], errors
