@@ -11,7 +11,8 @@ does not. Names and shapes tell backbone, widths, version and classes. What they
 flag, or what is published. Of an ImageNet backbone the checkpoint holds network/backbone/... alone.
 
 --verify replays a recorded pass through the network of the checkpoint that was written, and takes
-it away again if logits, features or the image's gradient differ by more than the tolerances. What
+it away again if logits, features or the image's gradient differ by more than the tolerances, in
+float32 and in float64 (where no ReLU falls to the other side by rounding). What
 the recording tells of the network needs no flag; where nothing tells CD from VQ or their
 temperature, it is what reproduces the recording.
 """
@@ -98,11 +99,11 @@ def load_network(text):
     return gin.get_configurable(segmenter.Segmenter)
 
 
-def build(network, weights):
-    """{name in checkpoints: tf.Variable} of a new network, of an ImageNet backbone of this alone;
-    and the network.
+def build(network, weights, dtype="float32"):
+    """A new network, and {name in checkpoints: tf.Variable} of it, of an ImageNet backbone of this
+    alone.
     """
-    built = network()
+    built = network(dtype=dtype)
     prefix = "network/"
     if published.describe(weights).family == published.IMAGENET:
         prefix = "network/backbone/"
@@ -138,26 +139,30 @@ def verify(network, path, weights, arrays):
     Raises:
       ValueError: an error is above its tolerance; all are listed.
     """
-    built, variables = build(network, weights)
-    checkpoints.restore(path, variables, partial=True)
-    errors = recordings.replay(built, arrays)
-    limits = {
-        name: FLAGS.gradient_tolerance if name.endswith("_gradient") else FLAGS.tolerance
-        for name in errors
-    }
-    # An error that isn't a number isn't below anything.
-    bad = [name for name, error in errors.items() if not error <= limits[name]]
-    print(f"Replayed {FLAGS.verify}; largest difference over the largest recorded value:")
-    for name, error in errors.items():
-        verdict = "ABOVE" if name in bad else "within"
-        print(f"  {name:<14} {error:.2e}  {verdict} {limits[name]:g}", flush=True)
-    if bad:
-        raise ValueError(
-            f"The network doesn't reproduce {FLAGS.verify}: "
-            + ", ".join(f"{name} {errors[name]:.2e} (tolerance {limits[name]:g})" for name in bad)
-            + f". Nothing was left in {FLAGS.model_dir}. Are --ham, --inverse_temperature and "
-            "--beta those of the recording?"
-        )
+    for dtype in ("float32", "float64"):
+        built, variables = build(network, weights, dtype)
+        held = checkpoints.load(path)
+        for name, variable in variables.items():
+            variable.assign(tf.cast(held[name], variable.dtype))
+        errors = recordings.replay(built, arrays)
+        # An error that isn't a number isn't below anything.
+        bad = [name for name, error in errors.items() if not error <= _limit(name)]
+        print(f"Replayed {FLAGS.verify} in {dtype}; largest difference over the largest value:")
+        for name, error in errors.items():
+            verdict = "ABOVE" if name in bad else "within"
+            print(f"  {name:<14} {error:.2e}  {verdict} {_limit(name):g}", flush=True)
+        if not bad:
+            return
+    raise ValueError(
+        f"The network doesn't reproduce {FLAGS.verify}: "
+        + ", ".join(f"{name} {errors[name]:.2e} (tolerance {_limit(name):g})" for name in bad)
+        + f". Nothing was left in {FLAGS.model_dir}. Are --ham, --inverse_temperature and "
+        "--beta those of the recording?"
+    )
+
+
+def _limit(name):
+    return FLAGS.gradient_tolerance if name.endswith("_gradient") else FLAGS.tolerance
 
 
 def report(weights, assignments, part, variables):
