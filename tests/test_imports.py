@@ -28,6 +28,7 @@ LAYERS = [
     {"trainer", "sampling"},
     {"evaluation"},
     {"loop", "preview"},
+    {"segmentation"},
     {"experiment", "benchmarks", "checks"},
 ]
 
