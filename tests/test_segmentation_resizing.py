@@ -120,6 +120,14 @@ def test_opencv_bilinear(size):
     assert abs(y.numpy() - exact).max() <= 1
 
 
+def test_opencv_bilinear_of_a_window():
+    image = np.random.default_rng(1).integers(0, 256, (45, 70, 3), dtype=np.uint8)
+    whole = opencv(image, (60, 100))
+    for y, x in ((0, 0), (31, 17), (50, 80)):
+        window = resizing.opencv_bilinear(image, (60, 100), window=(tf.constant([y, x]), 20))
+        np.testing.assert_array_equal(window, whole[y : y + 20, x : x + 20])
+
+
 def test_opencv_nearest():
     # Places in float64, not exact division: of the last pair some samples differ.
     for before, after in ((15, 10), (10, 15), (7, 3), (500, 375), (49, 1), (3, 147)):

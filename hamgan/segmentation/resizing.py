@@ -71,7 +71,7 @@ def nearest(label, size, *, scale=None):
     return label
 
 
-def opencv_bilinear(image, size):
+def opencv_bilinear(image, size, *, window=None):
     """Bilinear as `cv2.resize` does it with INTER_LINEAR: in integers, without antialiasing.
 
     Equal to OpenCV 5.0's in every bit. Weights are multiples of 1 / 2048; between columns and rows
@@ -82,16 +82,22 @@ def opencv_bilinear(image, size):
     Args:
       image: uint8 [h, w, C].
       size: (H, W), integers or an integer tensor [2].
+      window: (offset [2], side): only that part of the result is computed, [offset : offset + side]
+        each way; None: all of it.
 
     Returns:
-      uint8 [H, W, C].
+      uint8 [H, W, C], or as much of it as the window shows.
     """
     height, width = tf.unstack(tf.convert_to_tensor(size, tf.int32))
+    offset, side = window or ((0, 0), None)
+    rows, columns = (slice(start, side and start + side) for start in (offset[0], offset[1]))
+    columns = [x[columns] for x in _opencv_weights(tf.shape(image)[1], width, clamp=True)]
+    rows = [x[rows] for x in _opencv_weights(tf.shape(image)[0], height, clamp=False)]
     x = tf.cast(image, tf.int32)
-    low, high, of_low, of_high = _opencv_weights(tf.shape(image)[1], width, clamp=True)
+    low, high, of_low, of_high = columns
     x = tf.gather(x, low, axis=1) * of_low[:, None] + tf.gather(x, high, axis=1) * of_high[:, None]
     x = tf.bitwise.right_shift(x, 4)
-    low, high, of_low, of_high = _opencv_weights(tf.shape(image)[0], height, clamp=False)
+    low, high, of_low, of_high = rows
     upper = tf.bitwise.right_shift(tf.gather(x, low) * of_low[:, None, None], 16)
     lower = tf.bitwise.right_shift(tf.gather(x, high) * of_high[:, None, None], 16)
     return tf.cast(tf.bitwise.right_shift(upper + lower + 2, 2), tf.uint8)
