@@ -2,6 +2,7 @@
 
 import io
 import os
+import tarfile
 
 import numpy as np
 import pytest
@@ -231,6 +232,29 @@ def test_errors(call, message):
         call(np.zeros([4, 5, 3], np.uint8))
 
 
+def test_counts_over_a_split():
+    rng = np.random.default_rng(2)
+    labels = [rng.integers(0, 4, (5, 6 + i), dtype=np.uint8) for i in range(3)]
+    labels[1][0] = 255
+    wrong = [np.where(rng.random(x.shape) < 0.3, 0, x) * (x != 255) for x in labels]
+    examples = [
+        {"image": np.repeat(w[..., None], 3, axis=-1), "label": tf.constant(label)}
+        for w, label in zip(wrong, labels, strict=True)
+    ]
+    seen = []
+
+    def progress(iterable):
+        seen.append(True)
+        return iterable
+
+    table = testing.count(
+        lambda image: np.eye(4)[image[..., 0]], examples, num_classes=4, progress=progress
+    )
+    expected = sum(metrics.confusion(*pair, 4) for pair in zip(labels, wrong, strict=True))
+    np.testing.assert_array_equal(table, expected)
+    assert table.sum() == sum((label != 255).sum() for label in labels) and seen
+
+
 # Palettes.
 
 
@@ -241,6 +265,21 @@ def test_voc_palette():
     np.testing.assert_array_equal(
         palette.voc_palette()[[1, 15, 255]], [[128, 0, 0], [192, 128, 128], [224, 224, 192]]
     )
+
+
+def test_submission(tmp_path):
+    path = str(tmp_path / "results.tar")
+    predictions = {f"2008_{i:06}": np.full([3, 4 + i], i, np.uint8) for i in range(3)}
+    assert palette.write_voc_submission(path, predictions.items()) == 3
+    with tarfile.open(path) as archive:
+        members = {m.name: archive.extractfile(m).read() for m in archive.getmembers()}
+    assert list(members) == [
+        f"results/VOC2012/Segmentation/comp6_test_cls/{name}.png" for name in predictions
+    ]
+    for content, indices in zip(members.values(), predictions.values(), strict=True):
+        np.testing.assert_array_equal(palette.read_indices(content), indices)
+    with pytest.raises(ValueError, match="got a twice"):
+        palette.write_voc_submission(path, [("a", np.zeros([1, 1], np.uint8))] * 2)
 
 
 def encoded(image, **options):

@@ -6,12 +6,12 @@ float32 [1, H, W, 3], normalised -> logits [1, h, w, C] of any size, called once
 published order.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from hamgan.segmentation import augmentation, resizing
+from hamgan.segmentation import augmentation, metrics, resizing
 
 HAMNET_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 MMSEGMENTATION_RATIOS = HAMNET_SCALES
@@ -166,3 +166,30 @@ def mmsegmentation_probabilities(
             total += (_mirrored(probabilities) if mirrored else probabilities)[0].numpy()
             passes += 1
     return total / passes
+
+
+def count(
+    predict: Callable[[np.ndarray], np.ndarray],
+    examples: Iterable[Mapping[str, np.ndarray]],
+    *,
+    num_classes: int,
+    progress: Callable[[Iterable], Iterable] | None = None,
+) -> np.ndarray:
+    """The table of true and predicted classes over a split, for `metrics.scores`.
+
+    Args:
+      predict: image uint8 [h, w, 3] -> scores [h, w, C], whose argmax is the prediction:
+        `hamnet_logits` or `mmsegmentation_probabilities` of a network.
+      examples: {'image', 'label' uint8 [h, w]} each, as
+        `data.SegmentationDataset.test_examples` gives them; of several hosts, the tables are added.
+      num_classes: C.
+      progress: draws a bar around the loop.
+
+    Returns:
+      int64 [C, C].
+    """
+    table = np.zeros([num_classes, num_classes], np.int64)
+    for example in progress(examples) if progress else examples:
+        predicted = np.argmax(predict(np.asarray(example["image"])), axis=-1)
+        table += metrics.confusion(np.asarray(example["label"]), predicted, num_classes)
+    return table
