@@ -114,7 +114,7 @@ def scale(image, label, factor):
     """
     size = tf.cast(tf.shape(label), tf.float64) * tf.cast(factor, tf.float64)
     size = tf.maximum(tf.cast(tf.floor(size), tf.int32), 1)
-    image = resizing.bilinear(image[None], size, align_corners=True)[0]
+    image = resizing.bilinear_on_host(image[None], size, align_corners=True)[0]
     return image, resizing.nearest(label, size)
 
 

@@ -63,7 +63,7 @@ def hamnet_inputs(
             size = max(int(scale * height), 1), max(int(scale * width), 1)
             resized = whole
             if size != (height, width):
-                resized = resizing.bilinear(whole, size, align_corners=True)
+                resized = resizing.bilinear_on_host(whole, size, align_corners=True)
             missing = [resizing.padded_size(side, stride) - side for side in size]
             yield (
                 tf.pad(resized, [[0, 0], [0, missing[0]], [0, missing[1]], [0, 0]]),
@@ -99,7 +99,7 @@ def hamnet_logits(
 def _resized(logits, size, *, align_corners):
     if tuple(logits.shape[1:3]) == tuple(size):
         return logits
-    return resizing.bilinear(logits, size, align_corners=align_corners)
+    return resizing.bilinear_on_host(logits, size, align_corners=align_corners)
 
 
 def mmsegmentation_images(
