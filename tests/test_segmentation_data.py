@@ -79,7 +79,10 @@ def test_a_function_of_seed_and_position(folder):
     again = read(dataset(folder), 12)
     np.testing.assert_array_equal(again[0], labels)
     np.testing.assert_array_equal(again[1], pixels)
-    assert (read(dataset(folder), 12, seed=4)[0] != labels).any()
+    for seed in (4, 3 + 2**31, 3 + 2**62):
+        other = read(dataset(folder), 12, seed=seed)
+        assert (other[0] != labels).any()
+        assert not np.isin(other[1] % 1, pixels % 1).any()
     # The same examples in another epoch are cut by other numbers.
     noise = pixels - labels[..., None] * 5
     assert len(np.unique(noise.reshape(-1, 3), axis=0)) == labels.size
@@ -226,7 +229,7 @@ def test_errors_of_datasets(folder, options, message):
         ({"start_batch": -1}, "start_batch must be at least 0, got -1"),
         ({"num_shards": 0}, "num_shards must be at least 1, got 0"),
         ({"num_shards": 2, "shard_index": 2}, r"shard_index must be in .* = \[0, 2\), got 2"),
-        ({"seed": 2**31}, "seed must be in"),
+        ({"seed": 2**63}, "seed must be in"),
     ],
 )
 def test_errors_of_streams(folder, options, message):

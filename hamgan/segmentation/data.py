@@ -137,18 +137,20 @@ class SegmentationDataset:
             raise ValueError(
                 f"shard_index must be in [0, num_shards) = [0, {num_shards}), got {shard_index}."
             )
-        if not 0 <= seed < 2**31:
-            raise ValueError(f"seed must be in [0, 2**31), got {seed}.")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed must be in [0, 2**63), got {seed}.")
         if self.augmentation is None:
             raise ValueError("augmentation must be given for training, got None.")
         start = start_batch * batch_size * num_shards
+        # Keys take 31 bits at a time; a seed after a rollback has more.
+        parts = [seed >> shift & (2**31 - 1) for shift in (0, 31, 62)]
         stream = _shuffled(self.num_examples(self.train_split), seed, start).enumerate(start)
         # Batch k * num_shards + i is this shard's part of global batch k.
         places = stream.batch(batch_size).shard(num_shards, shard_index).unbatch()
 
         def load(position, number):
             example = self._load(self.train_split, number)
-            key = stateless.key(seed, _PIXELS, position)
+            key = stateless.key(*parts, _PIXELS, position)
             image, label = self.augmentation(example["image"], example["label"], key)
             return {"image": image, "label": label}
 
