@@ -196,7 +196,7 @@ class _RecordFinder:
     """Finds single records of local TFRecord files; reads nothing but the lengths of records.
 
     Args:
-      files: columns as `ImageDataset._list_files` gives them.
+      files: columns as `_list_files` gives them.
     """
 
     def __init__(self, files: dict[str, np.ndarray]):
@@ -386,7 +386,9 @@ class ImageDataset:
         self.version = str(self._info.version)
         self.class_names = self._class_names()
         self._packed_side = self._find_packed_side()
-        self._files = {split: self._list_files(split) for split in (train_split, reference_split)}
+        self._files = {
+            split: _list_files(self._info, split) for split in (train_split, reference_split)
+        }
         self.reads_anywhere(train_split)
         self._memory: dict[str, dict[str, tf.Tensor]] = {}
         self._finders: dict[str, _RecordFinder] = {}
@@ -512,33 +514,8 @@ class ImageDataset:
 
     def _files_of(self, split: str) -> dict[str, np.ndarray]:
         if split not in self._files:
-            self._files[split] = self._list_files(split)
+            self._files[split] = _list_files(self._info, split)
         return self._files[split]
-
-    def _list_files(self, split: str) -> dict[str, np.ndarray]:
-        """Columns over a split's files: path, records to skip and to take, number of the first."""
-        splits = self._info.splits
-        try:
-            parts = splits[split].file_instructions
-        except (KeyError, ValueError, AssertionError) as error:
-            raise ValueError(
-                f"split ({split!r}) must be one of {self._info.name}'s splits {sorted(splits)}, or "
-                "a part of one, "
-                "written like 'train[:90%]': set data.ImageDataset.train_split and "
-                ".reference_split."
-            ) from error
-        parts = [part for part in parts if part.take]
-        if not parts:
-            raise ValueError(
-                f"split ({split!r}) of {self._info.name} must have examples; it has none."
-            )
-        take = np.array([part.take for part in parts], np.int64)
-        return {
-            "path": np.array([os.fspath(part.filename) for part in parts]),
-            "skip": np.array([part.skip for part in parts], np.int64),
-            "take": take,
-            "first": np.cumsum(take) - take,
-        }
 
     def _class_names(self) -> list[str]:
         label = self._features[self._label_key]
@@ -821,6 +798,27 @@ class ImageDataset:
                 examples = self._in_stored_order(split, self.num_examples(split))
                 self._memory[split] = _with_options(examples).get_single_element()
         return self._memory[split]
+
+
+def _list_files(info: tfds.core.DatasetInfo, split: str) -> dict[str, np.ndarray]:
+    """Columns over a split's files: path, records to skip and to take, number of the first."""
+    try:
+        parts = info.splits[split].file_instructions
+    except (KeyError, ValueError, AssertionError) as error:
+        raise ValueError(
+            f"split ({split!r}) must be one of {info.name}'s splits {sorted(info.splits)}, or a "
+            "part of one, written like 'train[:90%]': set the dataset's splits."
+        ) from error
+    parts = [part for part in parts if part.take]
+    if not parts:
+        raise ValueError(f"split ({split!r}) of {info.name} must have examples; it has none.")
+    take = np.array([part.take for part in parts], np.int64)
+    return {
+        "path": np.array([os.fspath(part.filename) for part in parts]),
+        "skip": np.array([part.skip for part in parts], np.int64),
+        "take": take,
+        "first": np.cumsum(take) - take,
+    }
 
 
 def _range(file: dict[str, tf.Tensor]) -> tf.data.Dataset:

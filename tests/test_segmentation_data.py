@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from test_data import encode, make
 
+from hamgan import data as hamgan_data
 from hamgan import stateless
 from hamgan.segmentation import augmentation, data, palette
 
@@ -79,7 +80,10 @@ def test_a_function_of_seed_and_position(folder):
     again = read(dataset(folder), 12)
     np.testing.assert_array_equal(again[0], labels)
     np.testing.assert_array_equal(again[1], pixels)
-    assert (read(dataset(folder), 12, seed=4)[0] != labels).any()
+    for seed in (4, 3 + 2**31, 3 + 2**62):
+        other = read(dataset(folder), 12, seed=seed)
+        assert (other[0] != labels).any()
+        assert not np.isin(other[1] % 1, pixels % 1).any()
     # The same examples in another epoch are cut by other numbers.
     noise = pixels - labels[..., None] * 5
     assert len(np.unique(noise.reshape(-1, 3), axis=0)) == labels.size
@@ -210,8 +214,11 @@ def test_damaged_files(folder, tmp_path):
             "num_classes must be the number of classes that made has, which is 40",
         ),
         ({"num_classes": 0}, r"num_classes must be in \[1, 255\), got 0"),
-        ({"train_split": "tain"}, "split must be one of made's splits .* got 'tain'"),
-        ({"test_split": "validation[:0]"}, "split must have examples"),
+        ({"train_split": "tain"}, r"split \('tain'\) must be one of made's splits"),
+        (
+            {"test_split": "validation[:0]"},
+            r"split \('validation\[:0\]'\) of made must have examples",
+        ),
     ],
 )
 def test_errors_of_datasets(folder, options, message):
@@ -226,7 +233,7 @@ def test_errors_of_datasets(folder, options, message):
         ({"start_batch": -1}, "start_batch must be at least 0, got -1"),
         ({"num_shards": 0}, "num_shards must be at least 1, got 0"),
         ({"num_shards": 2, "shard_index": 2}, r"shard_index must be in .* = \[0, 2\), got 2"),
-        ({"seed": 2**31}, "seed must be in"),
+        ({"seed": 2**63}, "seed must be in"),
     ],
 )
 def test_errors_of_streams(folder, options, message):
@@ -247,6 +254,14 @@ def test_features_that_are_missing(tmp_path):
     folder = make(tmp_path, made, train=[{"image": example(1)["image"]}])
     with pytest.raises(ValueError, match="must have an 8-bit label image of one channel"):
         dataset(folder, train_split="train", test_split="train")
+
+
+def test_remote_files(folder, monkeypatch):
+    files = hamgan_data._list_files(dataset(folder).info, "train")
+    remote = {**files, "path": np.char.add("gs://bucket", files["path"])}
+    monkeypatch.setattr(hamgan_data, "_list_files", lambda *_: remote)
+    with pytest.raises(ValueError, match="must be local TFRecord files, got gs://bucket"):
+        dataset(folder)
 
 
 def test_missing_dataset(tmp_path):

@@ -25,13 +25,31 @@ def resampled(x, size, align_corners):
 
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("size", [(13, 5), (7, 9), (1, 1), (20, 31)])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
 def test_bilinear(size, align_corners, dtype):
     x = np.random.default_rng(0).normal(size=(2, 7, 9, 3))
     y = resizing.bilinear(tf.constant(x, dtype), size, align_corners=align_corners)
     assert y.dtype == dtype
-    tolerance = {"float32": 1e-5, "float64": 1e-12}[dtype]
-    np.testing.assert_allclose(y, resampled(x, size, align_corners), atol=tolerance)
+    expected = resampled(x, size, align_corners)
+    tolerance = {"bfloat16": 0.02, "float32": 1e-5, "float64": 1e-12}[dtype]
+    np.testing.assert_allclose(tf.cast(y, tf.float64), expected, atol=tolerance)
+    y = resizing.bilinear_on_host(tf.constant(x, dtype), size, align_corners=align_corners)
+    assert y.dtype == tf.float32
+    np.testing.assert_allclose(y, expected, atol=max(tolerance, 1e-5))
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_bilinear_of_sizes_that_are_known_late(align_corners):
+    x = np.random.default_rng(0).normal(size=(2, 7, 9, 3))
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, None, None, 3], tf.float64)]
+        + [tf.TensorSpec([2], tf.int32)]
+    )
+    def resize(x, size):
+        return resizing.bilinear(x, size, align_corners=align_corners)
+
+    np.testing.assert_allclose(resize(x, (20, 4)), resampled(x, (20, 4), align_corners), atol=1e-12)
 
 
 def scales(recording):
@@ -120,6 +138,14 @@ def test_opencv_bilinear(size):
     assert abs(y.numpy() - exact).max() <= 1
 
 
+def test_opencv_bilinear_of_a_window():
+    image = np.random.default_rng(1).integers(0, 256, (45, 70, 3), dtype=np.uint8)
+    whole = opencv(image, (60, 100))
+    for y, x in ((0, 0), (31, 17), (50, 80)):
+        window = resizing.opencv_bilinear(image, (60, 100), window=(tf.constant([y, x]), 20))
+        np.testing.assert_array_equal(window, whole[y : y + 20, x : x + 20])
+
+
 def test_opencv_nearest():
     # Places in float64, not exact division: of the last pair some samples differ.
     for before, after in ((15, 10), (10, 15), (7, 3), (500, 375), (49, 1), (3, 147)):
@@ -139,3 +165,27 @@ def test_opencv_nearest():
 )
 def test_size_within(size, box, expected):
     np.testing.assert_array_equal(resizing.size_within(size, *box), expected)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("size", [(13, 25), (33, 20), (49, 65)])
+def test_compiled_and_differentiated(align_corners, size):
+    """Eager and by XLA, values and gradients in float32 agree with those in float64."""
+    rng = np.random.default_rng(2)
+    x, upstream = rng.normal(size=(2, 7, 9, 3)), rng.normal(size=(2, *size, 3))
+
+    def gradient(dtype, **options):
+        @tf.function(**options)
+        def compute(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = resizing.bilinear(x, size, align_corners=align_corners)
+                loss = tf.reduce_sum(y * tf.constant(upstream, dtype))
+            return y, tape.gradient(loss, x)
+
+        return compute(tf.constant(x, dtype))
+
+    expected = gradient("float64")
+    for options in ({}, {"jit_compile": True}):
+        for got, exact in zip(gradient("float32", **options), expected, strict=True):
+            np.testing.assert_allclose(got, exact, atol=2e-5)

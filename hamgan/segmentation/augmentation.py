@@ -114,7 +114,7 @@ def scale(image, label, factor):
     """
     size = tf.cast(tf.shape(label), tf.float64) * tf.cast(factor, tf.float64)
     size = tf.maximum(tf.cast(tf.floor(size), tf.int32), 1)
-    image = resizing.bilinear(image[None], size, align_corners=True)[0]
+    image = resizing.bilinear_on_host(image[None], size, align_corners=True)[0]
     return image, resizing.nearest(label, size)
 
 
@@ -162,10 +162,12 @@ class MMSegmentationAugmentation:
         ratio = tf.cast(_uniform(stateless.fold(key, _SCALE), *self.ratios), tf.float64)
         box = tf.cast(tf.constant(self.base_size, tf.float64) * ratio, tf.int32)
         size = resizing.size_within(tf.shape(label), tf.reduce_max(box), tf.reduce_min(box))
-        image = resizing.opencv_bilinear(image, tf.maximum(size, 1))
-        label = resizing.opencv_nearest(label, tf.maximum(size, 1))
+        size = tf.maximum(size, 1)
+        label = resizing.opencv_nearest(label, size)
         offset = self._crop_offset(label, stateless.fold(key, _CROP))
-        image, label = (_cut(x, offset, self.crop_size) for x in (image, label))
+        label = _cut(label, offset, self.crop_size)
+        # Of the image, only the crop is resized: it is most of the work.
+        image = resizing.opencv_bilinear(image, size, window=(offset, self.crop_size))
         if self.flip:
             image, label = flip(image, label, _coin(stateless.fold(key, _FLIP)))
         if self.distort:

@@ -6,7 +6,6 @@ are small, local files, of which each record is read from its place when it is d
 is cut, mirrored and coloured by is keyed by (seed, position) too.
 """
 
-import os
 from collections.abc import Callable
 
 import numpy as np
@@ -137,18 +136,20 @@ class SegmentationDataset:
             raise ValueError(
                 f"shard_index must be in [0, num_shards) = [0, {num_shards}), got {shard_index}."
             )
-        if not 0 <= seed < 2**31:
-            raise ValueError(f"seed must be in [0, 2**31), got {seed}.")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed must be in [0, 2**63), got {seed}.")
         if self.augmentation is None:
             raise ValueError("augmentation must be given for training, got None.")
         start = start_batch * batch_size * num_shards
+        # Keys take 31 bits at a time; a seed after a rollback has more.
+        parts = [seed >> shift & (2**31 - 1) for shift in (0, 31, 62)]
         stream = _shuffled(self.num_examples(self.train_split), seed, start).enumerate(start)
         # Batch k * num_shards + i is this shard's part of global batch k.
         places = stream.batch(batch_size).shard(num_shards, shard_index).unbatch()
 
         def load(position, number):
             example = self._load(self.train_split, number)
-            key = stateless.key(seed, _PIXELS, position)
+            key = stateless.key(*parts, _PIXELS, position)
             image, label = self.augmentation(example["image"], example["label"], key)
             return {"image": image, "label": label}
 
@@ -196,7 +197,14 @@ class SegmentationDataset:
     def _prepare(self, split: str) -> None:
         if split in self._finders:
             return
-        files = _list_files(self._info, split)
+        files = data._list_files(self._info, split)
+        paths = files["path"]
+        is_tfrecord = self._info.file_format == file_adapters.FileFormat.TFRECORD
+        if not is_tfrecord or any("://" in path for path in paths):
+            raise ValueError(
+                f"{self._info.name} must be local TFRecord files, got {paths[0]}: copy it to this "
+                "machine."
+            )
         self._finders[split] = data._RecordFinder(files)
         self._counts[split] = int(files["take"].sum())
 
@@ -278,31 +286,6 @@ def _parse(image_key, label_key, finder, number) -> tuple[bytes, bytes, bytes]:
         )
     names = features["id"].bytes_list.value if "id" in features else []
     return image, label, names[0] if names else b""
-
-
-def _list_files(info: tfds.core.DatasetInfo, split: str) -> dict[str, np.ndarray]:
-    """Columns over a split's files, as `data._RecordFinder` takes them."""
-    try:
-        parts = [part for part in info.splits[split].file_instructions if part.take]
-    except (KeyError, ValueError, AssertionError) as error:
-        raise ValueError(
-            f"split must be one of {info.name}'s splits {sorted(info.splits)}, or a part or sum of "
-            f"them, got {split!r}."
-        ) from error
-    if not parts:
-        raise ValueError(f"split must have examples, got {split!r} of {info.name}, which has none.")
-    paths = [os.fspath(part.filename) for part in parts]
-    if info.file_format != file_adapters.FileFormat.TFRECORD or any("://" in p for p in paths):
-        raise ValueError(
-            f"{info.name} must be local TFRecord files, got {paths[0]}: copy it to this machine."
-        )
-    take = np.array([part.take for part in parts], np.int64)
-    return {
-        "path": np.array(paths),
-        "skip": np.array([part.skip for part in parts], np.int64),
-        "take": take,
-        "first": np.cumsum(take) - take,
-    }
 
 
 def _find_features(info: tfds.core.DatasetInfo) -> tuple[str, str]:

@@ -72,7 +72,8 @@ class SegmentationLoss:
         return losses
 
     def _of(self, logits, labels):
-        size = tf.shape(labels)[1:]
+        labels = tf.convert_to_tensor(labels)
+        size = labels.shape[1:] if labels.shape[1:].is_fully_defined() else tf.shape(labels)[1:]
         if logits.dtype in (tf.float16, tf.bfloat16):
             logits = tf.cast(logits, tf.float32)
         return cross_entropy(

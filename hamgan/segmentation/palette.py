@@ -1,6 +1,8 @@
 """Label images as files: PNGs whose pixels are indices of classes, with VOC's palette or any."""
 
 import io
+import tarfile
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -44,7 +46,6 @@ def encode_png(indices: np.ndarray, palette: np.ndarray | None = None) -> bytes:
             raise ValueError(
                 f"palette must have the shape [256, 3], got {list(np.shape(palette))}."
             )
-        image = Image.fromarray(indices)
         image.putpalette(np.asarray(palette, np.uint8).tobytes())
     buffer = io.BytesIO()
     # With a bit depth given, Pillow doesn't choose a smaller one for few colours.
@@ -55,6 +56,33 @@ def encode_png(indices: np.ndarray, palette: np.ndarray | None = None) -> bytes:
 def write_png(path: str, indices: np.ndarray, palette: np.ndarray | None = None) -> None:
     """Writes `encode_png`'s bytes to a file, local or remote; it appears when it is complete."""
     records.write_whole(path, encode_png(indices, palette))
+
+
+def write_voc_submission(path: str, predictions: Iterable[tuple[str, np.ndarray]]) -> int:
+    """Writes what VOC's test server takes: a tar of PNGs with VOC's palette.
+
+    Args:
+      path: the file, local or remote; it appears when it is complete.
+      predictions: (image's name, uint8 [h, w]), of all 1,456 test images.
+
+    Returns:
+      How many there were.
+
+    Raises:
+      ValueError: a name twice, or what `encode_png` refuses.
+    """
+    buffer, names = io.BytesIO(), set()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, indices in predictions:
+            if name in names:
+                raise ValueError(f"predictions must have every image once, got {name} twice.")
+            names.add(name)
+            content = encode_png(indices, voc_palette())
+            member = tarfile.TarInfo(f"results/VOC2012/Segmentation/comp6_test_cls/{name}.png")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    records.write_whole(path, buffer.getvalue())
+    return len(names)
 
 
 def read_indices(encoded: bytes) -> np.ndarray:

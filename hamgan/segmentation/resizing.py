@@ -13,40 +13,56 @@ _WEIGHT_BITS = 11
 
 
 def bilinear(x, size, *, align_corners):
-    """Bilinear, as `torch.nn.functional.interpolate` does it without antialiasing.
+    """Bilinear, as `torch.nn.functional.interpolate` does it without antialiasing; in a network.
+
+    Two products with matrices of weights. TensorFlow's own kernel isn't taken: XLA's version of it
+    (TensorFlow 2.20) is wrong by whole pixels where a sample falls on one, as for 9 -> 25.
 
     Args:
-      x: [B, h, w, C], floating point. Float32 is computed by TensorFlow's kernel; other types, for
-        which it computes in float32 too, by sums in their own precision.
-      size: (H, W), integers or an integer tensor [2].
+      x: [B, h, w, C], floating point; computed in float32 at least.
+      size: (H, W), integers or an integer tensor [2]. XLA needs integers, and a static h and w.
       align_corners: the first and last samples of each axis are the border pixels' centres (True),
         or the image's edges are what is mapped to edges (False).
 
     Returns:
       [B, H, W, C] in x's type.
     """
-    if x.dtype == tf.float32:
-        return tf.raw_ops.ResizeBilinear(
-            images=x, size=size, align_corners=align_corners, half_pixel_centers=not align_corners
-        )
-    height, width = tf.unstack(tf.convert_to_tensor(size, tf.int32))
-    x = _interpolate(x, height, axis=1, align_corners=align_corners)
-    return _interpolate(x, width, axis=2, align_corners=align_corners)
+    known = tf.get_static_value(size)
+    height, width = tf.unstack(size) if known is None else known
+    y = tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
+    # Smaller first: the second product is the larger one.
+    y = tf.einsum("oh,bhwc->bowc", _weights_of(y, height, 1, align_corners), y)
+    y = tf.einsum("ow,bhwc->bhoc", _weights_of(y, width, 2, align_corners), y)
+    return tf.cast(y, x.dtype)
 
 
-def _interpolate(x, size, *, axis, align_corners):
-    before = tf.cast(tf.shape(x)[axis], x.dtype)
-    after = tf.cast(size, x.dtype)
-    place = tf.range(after, dtype=x.dtype)  # [size]
+def _weights_of(x, after, axis, align_corners):
+    before = x.shape[axis]
+    if before is not None and not tf.is_tensor(after):
+        return tf.constant(_weights(before, int(after), align_corners), x.dtype)
+    arguments = [tf.shape(x)[axis], after, align_corners]
+    weights = tf.ensure_shape(tf.numpy_function(_weights, arguments, tf.float64), [None, before])
+    return tf.cast(weights, x.dtype)
+
+
+def _weights(before, after, align_corners):
+    """What each of `before` samples counts in each of `after`, float64 [after, before]."""
     if align_corners:
-        place *= tf.math.divide_no_nan(before - 1, after - 1)
+        place = np.arange(after) * ((before - 1) / max(after - 1, 1))
     else:
-        place = tf.maximum((place + 0.5) * (before / after) - 0.5, 0)
-    low = tf.floor(place)
-    first = tf.minimum(tf.cast(low, tf.int32), tf.shape(x)[axis] - 1)
-    second = tf.minimum(first + 1, tf.shape(x)[axis] - 1)
-    share = tf.reshape(place - low, [-1] + [1] * (3 - axis))
-    return tf.gather(x, first, axis=axis) * (1 - share) + tf.gather(x, second, axis=axis) * share
+        place = (np.arange(after) + 0.5) * (before / after) - 0.5
+    place = np.clip(place, 0, before - 1)[:, None]
+    return np.maximum(0, 1 - np.abs(place - np.arange(before)))
+
+
+def bilinear_on_host(x, size, *, align_corners):
+    """`bilinear` by TensorFlow's kernel: for images and logits that aren't in a compiled network.
+
+    Args and returns as `bilinear`; the result is float32, whatever x is.
+    """
+    return tf.raw_ops.ResizeBilinear(
+        images=x, size=size, align_corners=align_corners, half_pixel_centers=not align_corners
+    )
 
 
 def nearest(label, size, *, scale=None):
@@ -71,7 +87,7 @@ def nearest(label, size, *, scale=None):
     return label
 
 
-def opencv_bilinear(image, size):
+def opencv_bilinear(image, size, *, window=None):
     """Bilinear as `cv2.resize` does it with INTER_LINEAR: in integers, without antialiasing.
 
     Equal to OpenCV 5.0's in every bit. Weights are multiples of 1 / 2048; between columns and rows
@@ -82,16 +98,22 @@ def opencv_bilinear(image, size):
     Args:
       image: uint8 [h, w, C].
       size: (H, W), integers or an integer tensor [2].
+      window: (offset [2], side): only that part of the result is computed, [offset : offset + side]
+        each way; None: all of it.
 
     Returns:
-      uint8 [H, W, C].
+      uint8 [H, W, C], or as much of it as the window shows.
     """
     height, width = tf.unstack(tf.convert_to_tensor(size, tf.int32))
+    offset, side = window or ((0, 0), None)
+    rows, columns = (slice(start, side and start + side) for start in (offset[0], offset[1]))
+    columns = [x[columns] for x in _opencv_weights(tf.shape(image)[1], width, clamp=True)]
+    rows = [x[rows] for x in _opencv_weights(tf.shape(image)[0], height, clamp=False)]
     x = tf.cast(image, tf.int32)
-    low, high, of_low, of_high = _opencv_weights(tf.shape(image)[1], width, clamp=True)
+    low, high, of_low, of_high = columns
     x = tf.gather(x, low, axis=1) * of_low[:, None] + tf.gather(x, high, axis=1) * of_high[:, None]
     x = tf.bitwise.right_shift(x, 4)
-    low, high, of_low, of_high = _opencv_weights(tf.shape(image)[0], height, clamp=False)
+    low, high, of_low, of_high = rows
     upper = tf.bitwise.right_shift(tf.gather(x, low) * of_low[:, None, None], 16)
     lower = tf.bitwise.right_shift(tf.gather(x, high) * of_high[:, None, None], 16)
     return tf.cast(tf.bitwise.right_shift(upper + lower + 2, 2), tf.uint8)

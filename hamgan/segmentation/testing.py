@@ -6,12 +6,12 @@ float32 [1, H, W, 3], normalised -> logits [1, h, w, C] of any size, called once
 published order.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from hamgan.segmentation import augmentation, resizing
+from hamgan.segmentation import augmentation, metrics, resizing
 
 HAMNET_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 MMSEGMENTATION_RATIOS = HAMNET_SCALES
@@ -63,7 +63,7 @@ def hamnet_inputs(
             size = max(int(scale * height), 1), max(int(scale * width), 1)
             resized = whole
             if size != (height, width):
-                resized = resizing.bilinear(whole, size, align_corners=True)
+                resized = resizing.bilinear_on_host(whole, size, align_corners=True)
             missing = [resizing.padded_size(side, stride) - side for side in size]
             yield (
                 tf.pad(resized, [[0, 0], [0, missing[0]], [0, missing[1]], [0, 0]]),
@@ -99,7 +99,7 @@ def hamnet_logits(
 def _resized(logits, size, *, align_corners):
     if tuple(logits.shape[1:3]) == tuple(size):
         return logits
-    return resizing.bilinear(logits, size, align_corners=align_corners)
+    return resizing.bilinear_on_host(logits, size, align_corners=align_corners)
 
 
 def mmsegmentation_images(
@@ -166,3 +166,30 @@ def mmsegmentation_probabilities(
             total += (_mirrored(probabilities) if mirrored else probabilities)[0].numpy()
             passes += 1
     return total / passes
+
+
+def count(
+    predict: Callable[[np.ndarray], np.ndarray],
+    examples: Iterable[Mapping[str, np.ndarray]],
+    *,
+    num_classes: int,
+    progress: Callable[[Iterable], Iterable] | None = None,
+) -> np.ndarray:
+    """The table of true and predicted classes over a split, for `metrics.scores`.
+
+    Args:
+      predict: image uint8 [h, w, 3] -> scores [h, w, C], whose argmax is the prediction:
+        `hamnet_logits` or `mmsegmentation_probabilities` of a network.
+      examples: {'image', 'label' uint8 [h, w]} each, as
+        `data.SegmentationDataset.test_examples` gives them; of several hosts, the tables are added.
+      num_classes: C.
+      progress: draws a bar around the loop.
+
+    Returns:
+      int64 [C, C].
+    """
+    table = np.zeros([num_classes, num_classes], np.int64)
+    for example in progress(examples) if progress else examples:
+        predicted = np.argmax(predict(np.asarray(example["image"])), axis=-1)
+        table += metrics.confusion(np.asarray(example["label"]), predicted, num_classes)
+    return table
