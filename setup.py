@@ -43,6 +43,8 @@ setup(
         "setuptools<81",
     ],
     extras_require={
+        # Reads published segmentation weights (scripts/segment.py import); .npz needs none.
+        "torch": ["torch"],
         "test": [
             "packaging",
             "pot",

@@ -303,7 +303,12 @@ def decode_as_stored(encoded: bytes, size: int) -> np.ndarray:
 
 
 def decode_photo(encoded: bytes, size: int) -> np.ndarray:
-    """Any image as a viewer shows it, uint8 [size, size, 3]: what Pillow reads, turned as its EXIF
+    """`photo_pixels` as a square, uint8 [size, size, 3]."""
+    return _square_function(size)(photo_pixels(encoded)).numpy()
+
+
+def photo_pixels(encoded: bytes) -> np.ndarray:
+    """Any image as a viewer shows it, uint8 [h, w, 1 or 3]: what Pillow reads, turned as its EXIF
     data says.
 
     Transparent pixels are put on white. 16 bits are scaled to 8. CMYK is converted without its
@@ -317,14 +322,12 @@ def decode_photo(encoded: bytes, size: int) -> np.ndarray:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion cuts off above 255
             grey = np.asarray(image).astype(np.float64)
-            pixels = np.clip(np.rint(grey / 257), 0, 255).astype(np.uint8)[..., np.newaxis]
-        elif "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+            return np.clip(np.rint(grey / 257), 0, 255).astype(np.uint8)[..., np.newaxis]
+        if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, "white")
-            pixels = np.asarray(Image.alpha_composite(white, image).convert("RGB"))
-        else:
-            pixels = np.asarray(image.convert("RGB"))
-    return _square_function(size)(pixels).numpy()
+            image = Image.alpha_composite(white, image)
+        return np.asarray(image.convert("RGB"))
 
 
 def _to_square(pixels: tf.Tensor, size: int) -> tf.Tensor:

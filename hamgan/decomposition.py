@@ -299,22 +299,25 @@ def _squared_length(x):
     return tf.einsum("bnd,bnd->bn", x, x)[..., None]  # [B, N, 1]
 
 
-def _update_vq(x, state, *, temperature):
-    (bases,) = state
+def _soft_means(x, bases, *, temperature):
+    """Means of the rows of x, weighted by a softmax of their cosines with bases of length 1."""
     # The length of a row of x scales its logits: a normalised copy of x would be one more tensor of
     # its size.
     inverse_length = tf.math.rsqrt(tf.maximum(_squared_length(x), EPSILON**2))
-    coef = tf.nn.softmax(
-        tf.matmul(x, normalize_bases(bases)) * (inverse_length / temperature), axis=-1
-    )  # [B, N, R]
+    coef = tf.nn.softmax(tf.matmul(x, bases) * (inverse_length / temperature), axis=-1)  # [B, N, R]
     total = tf.reduce_sum(coef, axis=1, keepdims=True)  # [B, 1, R]
     # Dividing the small product, [B, D, R], is dividing coef.
-    return (tf.matmul(x, coef, transpose_a=True) / (EPSILON + total),)
+    return tf.matmul(x, coef, transpose_a=True) / (EPSILON + total)
+
+
+def _update_vq(x, state, *, temperature):
+    (bases,) = state
+    return (_soft_means(x, normalize_bases(bases), temperature=temperature),)
 
 
 def _update_cd(x, state, *, temperature):
-    (bases,) = _update_vq(x, state, temperature=temperature)
-    return (normalize_bases(bases),)
+    (bases,) = state
+    return (normalize_bases(_soft_means(x, bases, temperature=temperature)),)
 
 
 def vq(x, bases, *, num_steps, solve=one_step, temperature=0.01):
@@ -347,7 +350,7 @@ def vq(x, bases, *, num_steps, solve=one_step, temperature=0.01):
 vq.draw_bases = stateless.normal
 
 
-def cd(x, bases, *, num_steps, solve=one_step, temperature=0.01, beta=0.01):
+def cd(x, bases, *, num_steps, solve=one_step, temperature=0.01, beta=0.01, normalize=True):
     """Concept decomposition: spherical k-means, then ridge regression on the concepts (Dhillon and
     Modha 2001).
 
@@ -360,6 +363,7 @@ def cd(x, bases, *, num_steps, solve=one_step, temperature=0.01, beta=0.01):
       temperature: of the softmax over concepts.
       beta: weight of the ridge, added to the diagonal of bases^T bases. The published segmentation
         code has 0.1.
+      normalize: scale the initial concepts to length 1; False: they are of this length already.
 
     Returns:
       `Factors` with coef = x bases (bases^T bases + beta I)^-1.
@@ -369,7 +373,8 @@ def cd(x, bases, *, num_steps, solve=one_step, temperature=0.01, beta=0.01):
     """
     _check_positive("cd", temperature=temperature, beta=beta)
     update = functools.partial(_update_cd, temperature=temperature)
-    (bases,) = solve(update, x, (normalize_bases(bases),), num_steps)
+    bases = normalize_bases(bases) if normalize else bases
+    (bases,) = solve(update, x, (bases,), num_steps)
     ridge = _gram(bases) + beta * tf.eye(
         bases.shape[-1], dtype=bases.dtype
     )  # [B, R, R], positive definite

@@ -8,6 +8,12 @@ import keras
 import tensorflow as tf
 
 
+def _moments(x):
+    # In float32 at least: bfloat16's 8 bits are too few for a variance.
+    x = x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
+    return tf.nn.moments(x, axes=[0, 1, 2])
+
+
 def global_moments(x):
     """Mean and variance of each channel over the batches of all replicas.
 
@@ -18,7 +24,7 @@ def global_moments(x):
       (mean, variance), each [C] float32, biased (divided by the count). The gradient passes through
       both.
     """
-    mean, variance = tf.nn.moments(tf.cast(x, tf.float32), axes=[0, 1, 2])
+    mean, variance = _moments(x)
     replicas = tf.distribute.get_replica_context()
     if replicas is None or replicas.num_replicas_in_sync == 1:
         return mean, variance
@@ -108,10 +114,16 @@ class BatchNorm(keras.layers.Layer):
         if self.cross_replica:
             mean, variance = global_moments(x)
         else:
-            mean, variance = tf.nn.moments(tf.cast(x, tf.float32), axes=[0, 1, 2])
-        for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            mean, variance = _moments(x)
+        kept = self.kept_variance(x, variance)
+        for moving, value in ((self.moving_mean, mean), (self.moving_variance, kept)):
             moving.assign(self.momentum * moving + (1 - self.momentum) * tf.stop_gradient(value))
         return mean, variance
+
+    def kept_variance(self, x, variance):
+        """What the moving average takes in of a batch x [B, H, W, C] with this variance [C]."""
+        del x
+        return variance
 
     def inference_moments(self, x):
         """(mean, variance), each [C] float32, for x [B, H, W, C]."""

@@ -42,6 +42,7 @@ LAYERS = [
     {"grids"},
     {"evaluation"},
     {"loop", "preview"},
+    {"segmentation"},
     {"experiment", "benchmarks", "checks", "training", "importing"},
     {"cli"},
 ]

@@ -9,6 +9,7 @@ import difflib
 import glob
 import inspect
 import os
+import tempfile
 
 import gin
 import tensorflow as tf
@@ -88,6 +89,24 @@ def load_experiment(*, gin_files=(), gin_params=(), model_dir=None, protocol=Non
     _check_names(gin_params)
     _check_protocol_name(gin_params)
     return gin.get_configurable(experiment.Experiment)()
+
+
+def load_constructor(constructor, text, *, gin_params=()):
+    """A constructor with the settings of a gin file's text, instead of all that was read before.
+
+    Raises:
+      ValueError: the text or a parameter can't be read.
+    """
+    gin.clear_config()
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "import.gin")
+        with open(path, "w") as file:
+            file.write(text)
+        try:
+            gin.parse_config_files_and_bindings([path], gin_params, finalize_config=True)
+        except (ValueError, SyntaxError, ImportError, AttributeError, NameError) as error:
+            raise ValueError(f"The configuration can't be read: {error}") from error
+    return gin.get_configurable(constructor)
 
 
 def _shipped():

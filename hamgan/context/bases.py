@@ -116,6 +116,7 @@ class WarmStartBases(FixedBases):
         if replicas is not None and replicas.num_replicas_in_sync > 1:
             mean = replicas.all_reduce("mean", mean)
         bases = tf.convert_to_tensor(self.bases)
+        mean = tf.cast(mean, bases.dtype)
         self.bases.assign(decompositions.normalize_bases(bases + self.rate * (mean - bases)))
 
     def get_config(self):

@@ -1,5 +1,8 @@
 """Hamburgers (Geng et al. 2021): a matrix decomposition between two 1x1 convolutions."""
 
+import functools
+import operator
+
 import keras
 import tensorflow as tf
 
@@ -8,6 +11,22 @@ from hamgan import stateless
 from hamgan.context.bases import RandomBases
 from hamgan.normalization import BatchNorm
 from hamgan.spectral import SpectralConv2D
+
+# The parts of a Hamburger that its hams' bases are from.
+_BASES = {"space": "bases", "channels": "channel_bases"}
+
+
+def _sizes(x):
+    """The shape of x, integers where they are known and scalars where not."""
+    dynamic = tf.shape(x)
+    return [dynamic[axis] if size is None else size for axis, size in enumerate(x.shape)]
+
+
+def _island(x):
+    """x in float32 at least: a decomposition's divisions lose all meaning with bfloat16's 8
+    bits.
+    """
+    return x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
 
 
 class Hamburger(keras.layers.Layer):
@@ -99,9 +118,7 @@ class Hamburger(keras.layers.Layer):
 
     def _part(self, dim, name):
         shape = (self.sections, dim, self._rank)
-        bases = self.bases_constructor(
-            shape, draw=decompositions.draw_bases_of(self.decomposition), name=name
-        )
+        bases = self.bases_constructor(shape, draw=self._draw(), name=name)
         bases.build()
         if bases.trainable_weights and not decompositions.reaches_initial_state(
             self.solve, self.num_steps
@@ -114,6 +131,10 @@ class Hamburger(keras.layers.Layer):
                 "Use decomposition.unrolled (or last_steps with count >= num_steps), or FixedBases."
             )
         return bases
+
+    def _draw(self):
+        """The function of `hamgan.stateless` that initial bases are drawn by."""
+        return decompositions.draw_bases_of(self.decomposition)
 
     def _build_ham(self, input_shape):
         del input_shape
@@ -150,10 +171,10 @@ class Hamburger(keras.layers.Layer):
         if keys is None:
             keys = stateless.fresh_keys(tf.shape(x)[0])
         initial = (initial or self.initial)(keys)
-        kernel = tf.cast(self._next_kernel(training), tf.float32)
+        kernel = _island(self._next_kernel(training))
         hams = self.decompose(x, initial, training=training)
         y = self._product(hams, kernel)
-        y = tf.reshape(y, [tf.shape(x)[0], *x.shape[1:3], y.shape[-1]])
+        y = tf.reshape(y, [*_sizes(x)[:3], y.shape[-1]])
         y = self._upper(tf.cast(y, x.dtype), labels, training)
         y = self._shortcut(x) + y
         return (y, hams) if return_hams else y
@@ -170,33 +191,43 @@ class Hamburger(keras.layers.Layer):
         if num_steps is None:
             is_own = training or self.eval_steps is None
             num_steps = self.num_steps if is_own else self.eval_steps
-        # The decomposition is a float32 island: its divisions lose all meaning with bfloat16's 8
-        # bits.
-        y = tf.cast(self.lower_bread(x, training=training), tf.float32)
+        y = _island(self.lower_bread(x, training=training))
         return {
             ham: self._solve(rows, initial[ham], part, num_steps, training)
             for ham, (rows, part) in self._matrices(y).items()
         }
 
     def _matrices(self, y):
-        """{ham: (rows [B*S, N, D], the part that its initial bases are from)} of y [B, H, W,
-        S*D].
+        """{ham: (rows [B*S, N, D], the part that its initial bases are from)} of y [B, H, W, C],
+        whose channels are shared out evenly.
         """
-        return {"space": (self._pixels_as_rows(y), self.bases)}
+        rows = {"space": self._pixels_as_rows, "channels": self._channels_as_rows}
+        parts = tf.split(y, len(self.hams), axis=-1)
+        return {
+            ham: (rows[ham](part), getattr(self, _BASES[ham]))
+            for ham, part in zip(self.hams, parts, strict=True)
+        }
 
     def _pixels_as_rows(self, x):
         """[B, H, W, S*D] -> [B*S, H*W, D]."""
-        batch, height, width, sections = tf.shape(x)[0], *x.shape[1:3], self.sections
-        dim = x.shape[-1] // sections
+        batch, height, width, channels = _sizes(x)
+        sections, dim = self.sections, channels // self.sections
         x = tf.reshape(x, [batch, height * width, sections, dim])
         x = tf.transpose(x, [0, 2, 1, 3]) if sections > 1 else x
         return tf.reshape(x, [batch * sections, height * width, dim])
+
+    def _channels_as_rows(self, x):
+        """[B, H, W, S*D] -> [B*S, D, H*W]."""
+        batch, height, width, channels = _sizes(x)
+        x = tf.reshape(x, [batch, height * width, channels])
+        x = tf.transpose(x, [0, 2, 1])  # [B, S*D, N]
+        return tf.reshape(x, [batch * self.sections, channels // self.sections, height * width])
 
     def _solve(self, x, initial, part, num_steps, training):
         """x [B*S, N, D] from the bases initial [B, S, D, R], which `part` learns from where it
         learns online: `Factors` or `Approximation`.
         """
-        _, sections, dim, rank = initial.shape
+        _, sections, dim, rank = _sizes(initial)
         states = []
 
         def solve(update, x, state, num_steps):
@@ -204,7 +235,7 @@ class Hamburger(keras.layers.Layer):
             states.append((x, state[0]))
             return state
 
-        initial = tf.reshape(initial, [-1, dim, rank])  # [B*S, D, R]
+        initial = tf.cast(tf.reshape(initial, [-1, dim, rank]), x.dtype)  # [B*S, D, R]
         found = self.decomposition(x, initial, num_steps=num_steps, solve=solve)
         if not isinstance(found, decompositions.Factors):
             # What the solver is given is what is decomposed, where it is run at all.
@@ -222,15 +253,28 @@ class Hamburger(keras.layers.Layer):
 
     def _product(self, hams, kernel):
         """The bread with `kernel` [S*D, C] on what the hams stand for: [B, H*W, C] float32."""
-        return self._space_product(hams["space"], kernel)
+        products = {"space": self._space_product, "channels": self._channel_product}
+        kernels = tf.split(kernel, len(self.hams))
+        parts = [
+            products[ham](hams[ham], part) for ham, part in zip(self.hams, kernels, strict=True)
+        ]
+        return functools.reduce(operator.add, parts)
 
     def _space_product(self, found, kernel):
         """As `_product`, of the ham whose rows are pixels."""
         kernel = self._of_sections(kernel)
         if isinstance(found, decompositions.Factors):
             return self._small_product(found.coef, found.bases, kernel)
-        y = tf.reshape(found.y, [-1, self.sections, *found.x.shape[1:]])
+        y = tf.reshape(found.y, [-1, self.sections, *_sizes(found.x)[1:]])
         return tf.einsum("bsnd,sdc->bnc", y, kernel)
+
+    def _channel_product(self, found, kernel):
+        """As `_space_product`, of the ham whose rows are channels."""
+        kernel = self._of_sections(kernel)
+        if isinstance(found, decompositions.Factors):
+            return self._small_product(found.bases, found.coef, kernel)
+        y = tf.reshape(found.y, [-1, self.sections, *_sizes(found.x)[1:]])
+        return tf.einsum("bsdn,sdc->bnc", y, kernel)
 
     def _of_sections(self, kernel):
         """[S*D, C] -> [S, D, C]."""
@@ -243,7 +287,7 @@ class Hamburger(keras.layers.Layer):
         sections of pixels channels^T kernel.
         """
         sections, dim, filters = kernel.shape
-        size, rank = pixels.shape[1:]
+        size, rank = _sizes(pixels)[1:]
         channels = tf.reshape(channels, [-1, sections, dim, rank])
         small = tf.einsum("bsdr,sdc->bsrc", channels, kernel)
         small = tf.reshape(small, [-1, sections * rank, filters])
@@ -363,34 +407,6 @@ class HamburgerV2Plus(HamburgerV2):
 
     def initial(self, keys):
         return {**super().initial(keys), "channels": self.initial_channel_bases(keys)}
-
-    def _matrices(self, y):
-        over_space, over_channels = tf.split(y, 2, axis=-1)
-        return {
-            "space": (self._pixels_as_rows(over_space), self.bases),
-            "channels": (self._channels_as_rows(over_channels), self.channel_bases),
-        }
-
-    def _channels_as_rows(self, x):
-        """[B, H, W, S*D] -> [B*S, D, H*W]."""
-        batch, height, width, channels = tf.shape(x)[0], *x.shape[1:]
-        x = tf.reshape(x, [batch, height * width, channels])
-        x = tf.transpose(x, [0, 2, 1])  # [B, S*D, N]
-        return tf.reshape(x, [batch * self.sections, channels // self.sections, height * width])
-
-    def _product(self, hams, kernel):
-        space_kernel, channel_kernel = tf.split(kernel, 2)
-        return self._space_product(hams["space"], space_kernel) + self._channel_product(
-            hams["channels"], channel_kernel
-        )
-
-    def _channel_product(self, found, kernel):
-        """As `_space_product`, of the ham whose rows are channels."""
-        kernel = self._of_sections(kernel)
-        if isinstance(found, decompositions.Factors):
-            return self._small_product(found.bases, found.coef, kernel)
-        y = tf.reshape(found.y, [-1, self.sections, *found.x.shape[1:]])
-        return tf.einsum("bsdn,sdc->bnc", y, kernel)
 
     def _shortcut(self, x):
         return tf.cast(self.shortcut_gate, x.dtype) * x

@@ -12,7 +12,6 @@ resumed run goes on with the data it would have seen.
 """
 
 import functools
-import os
 from collections.abc import Callable
 
 import numpy as np
@@ -110,7 +109,10 @@ class ImageDataset:
         self.version = str(self._info.version)
         self.class_names = self._class_names()
         self._packed_side = self._find_packed_side()
-        self._files = {split: self._list_files(split) for split in (train_split, reference_split)}
+        self._files = {
+            split: prepared.list_files(self._info, split)
+            for split in (train_split, reference_split)
+        }
         self.reads_anywhere(train_split)
         self._memory: dict[str, dict[str, tf.Tensor]] = {}
         self._finders: dict[str, RecordFinder] = {}
@@ -201,8 +203,8 @@ class ImageDataset:
         batches = stream.batch(batch_size, drop_remainder=True).shard(num_shards, shard_index)
         if in_memory:
             pick = functools.partial(_pick, self._in_memory(split))
-            return _with_options(batches.map(pick, num_parallel_calls=tf.data.AUTOTUNE))
-        return _with_options(self._load(split, batches, batch_size, drop_remainder=True))
+            return with_options(batches.map(pick, num_parallel_calls=tf.data.AUTOTUNE))
+        return with_options(self._load(split, batches, batch_size, drop_remainder=True))
 
     def reference_batches(self, *, batch_size: int, split: str | None = None) -> tf.data.Dataset:
         """Every example of a split once, in stored order, the last batch as long as what is left.
@@ -222,10 +224,10 @@ class ImageDataset:
         _check_at_least("batch_size", batch_size, 1)
         split = self.reference_split if split is None else split
         if self._fits_memory(split):
-            return _with_options(
+            return with_options(
                 tf.data.Dataset.from_tensor_slices(self._in_memory(split)).batch(batch_size)
             )
-        return _with_options(self._in_stored_order(split, batch_size))
+        return with_options(self._in_stored_order(split, batch_size))
 
     def label_batches(self, *, batch_size: int, split: str) -> tf.data.Dataset:
         """Every label of a split once, in stored order, integer [<= batch_size]; no image is
@@ -237,37 +239,12 @@ class ImageDataset:
         _check_at_least("batch_size", batch_size, 1)
 
         batches = self._stored_files(split).flat_map(self._read_file).batch(batch_size)
-        return _with_options(batches.map(lambda batch: self.parse_labels(batch["record"])))
+        return with_options(batches.map(lambda batch: self.parse_labels(batch["record"])))
 
     def _files_of(self, split: str) -> dict[str, np.ndarray]:
         if split not in self._files:
-            self._files[split] = self._list_files(split)
+            self._files[split] = prepared.list_files(self._info, split)
         return self._files[split]
-
-    def _list_files(self, split: str) -> dict[str, np.ndarray]:
-        """Columns over a split's files: path, records to skip and to take, number of the first."""
-        splits = self._info.splits
-        try:
-            parts = splits[split].file_instructions
-        except (KeyError, ValueError, AssertionError) as error:
-            raise ValueError(
-                f"split ({split!r}) must be one of {self._info.name}'s splits {sorted(splits)}, or "
-                "a part of one, "
-                "written like 'train[:90%]': set data.ImageDataset.train_split and "
-                ".reference_split."
-            ) from error
-        parts = [part for part in parts if part.take]
-        if not parts:
-            raise ValueError(
-                f"split ({split!r}) of {self._info.name} must have examples; it has none."
-            )
-        take = np.array([part.take for part in parts], np.int64)
-        return {
-            "path": np.array([os.fspath(part.filename) for part in parts]),
-            "skip": np.array([part.skip for part in parts], np.int64),
-            "take": take,
-            "first": np.cumsum(take) - take,
-        }
 
     def _class_names(self) -> list[str]:
         label = self._features[self._label_key]
@@ -417,7 +394,7 @@ class ImageDataset:
         if split not in self._memory:
             with tf.device("CPU:0"):  # where tf.data reads it; a GPU's memory is for the networks
                 examples = self._in_stored_order(split, self.num_examples(split))
-                self._memory[split] = _with_options(examples).get_single_element()
+                self._memory[split] = with_options(examples).get_single_element()
         return self._memory[split]
 
 
@@ -428,7 +405,7 @@ def _pick(memory: dict[str, tf.Tensor], elements: dict[str, tf.Tensor]) -> dict[
     return examples
 
 
-def _with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
+def with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
     options.deterministic = True
     # tf.distribute would otherwise shard again what already is.

@@ -79,7 +79,7 @@ class RecordFinder:
     """Finds single records of local TFRecord files; reads nothing but the lengths of records.
 
     Args:
-      files: columns as `ImageDataset._list_files` gives them.
+      files: columns as `prepared.list_files` gives them.
     """
 
     def __init__(self, files: dict[str, np.ndarray]):

@@ -119,3 +119,24 @@ def find_features(info: tfds.core.DatasetInfo) -> tuple[str, str]:
     image = pick("image", "an 8-bit image", is_image, is_image)
     label = pick("label", "a class label", is_class, is_integer)
     return image, label
+
+
+def list_files(info: tfds.core.DatasetInfo, split: str) -> dict[str, np.ndarray]:
+    """Columns over a split's files: path, records to skip and to take, number of the first."""
+    try:
+        parts = info.splits[split].file_instructions
+    except (KeyError, ValueError, AssertionError) as error:
+        raise ValueError(
+            f"split ({split!r}) must be one of {info.name}'s splits {sorted(info.splits)}, or a "
+            "part of one, written like 'train[:90%]': set the dataset's splits."
+        ) from error
+    parts = [part for part in parts if part.take]
+    if not parts:
+        raise ValueError(f"split ({split!r}) of {info.name} must have examples; it has none.")
+    take = np.array([part.take for part in parts], np.int64)
+    return {
+        "path": np.array([os.fspath(part.filename) for part in parts]),
+        "skip": np.array([part.skip for part in parts], np.int64),
+        "take": take,
+        "first": np.cumsum(take) - take,
+    }

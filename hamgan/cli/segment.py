@@ -1,0 +1,46 @@
+"""Segmentation: HamNet and Light-Ham.
+
+    python scripts/segment.py import --weights=final.pth --model_dir=runs/hamnet
+
+Commands:
+    import      published weights (HamNet, Light-Ham, ImageNet backbones) as a run's folder
+
+`python scripts/segment.py COMMAND --help` shows a command's flags.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+from hamgan.cli import common, segment_import
+
+
+class Command(NamedTuple):
+    """A command of this script.
+
+    Attributes:
+      define_flags: defines its flags, beside those of a run.
+      main: runs it.
+    """
+
+    define_flags: Callable
+    main: Callable
+
+
+COMMANDS = {"import": Command(segment_import.define_flags, segment_import.main)}
+
+
+def run():
+    """Takes the command's name from the command line, and runs it with the flags that follow."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("--help", "-h", "help"):
+        print(__doc__.strip())
+        return
+    if name not in COMMANDS:
+        sys.exit(f"\nERROR: The command must be one of {', '.join(COMMANDS)}, got {name!r}.")
+    command = COMMANDS[name]
+    del sys.argv[1]
+    common.define_flags()
+    command.define_flags()
+    common.show_in_help(sys.modules[command.main.__module__], common)
+    common.run(command.main)

@@ -1,0 +1,1 @@
+"""Segmentation: HamNet and Light-Ham, on the decompositions and context modules of the GANs."""

@@ -1,0 +1,236 @@
+"""SGD and AdamW as PyTorch computes them, with rates and weight decay per group of variables.
+
+Keras's own optimizers differ where the published recipes show it: its SGD folds the learning rate
+into the momentum, which matters while the rate changes, and its Adam adds epsilon to a root that
+isn't corrected yet.
+
+A group rule is a function variable -> `Group`; rules of the published systems are `hamnet_groups`
+and `mmsegmentation_groups`.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+WEIGHT, SCALE, BIAS = "weight", "scale", "bias"
+
+# What Keras's layers, and those of `hamgan`, call their variables.
+_ROLES = {
+    "kernel": WEIGHT,
+    "depthwise_kernel": WEIGHT,
+    "gamma": SCALE,
+    "scale": SCALE,
+    "coef_ham": SCALE,
+    "coef_shortcut": SCALE,
+    "bias": BIAS,
+    "beta": BIAS,
+}
+
+
+class Group(NamedTuple):
+    """How a variable is trained.
+
+    Attributes:
+      rate: factor of the learning rate.
+      weight_decay: of the variable; not scaled by `rate` in itself.
+    """
+
+    rate: float = 1.0
+    weight_decay: float = 0.0
+
+
+GroupRule = Callable[[keras.Variable], Group]
+
+
+def role_by_name(variable: keras.Variable) -> str:
+    """WEIGHT (kernels), SCALE (gammas, HamNet's coefficients) or BIAS (biases, betas), by name.
+
+    Raises:
+      ValueError: another name.
+    """
+    name = variable.path.split("/")[-1]
+    if name not in _ROLES:
+        raise ValueError(
+            f"Variables must be named {', '.join(sorted(_ROLES))} to have a role, got "
+            f"{variable.path}: give a role of your own."
+        )
+    return _ROLES[name]
+
+
+def hamnet_groups(
+    *,
+    weight_decay: float = 1e-4,
+    bias_rate: float = 2.0,
+    role: Callable[[keras.Variable], str] = role_by_name,
+) -> GroupRule:
+    """HamNet's three groups: only convolutions' weights decay, biases learn at twice the rate.
+
+    Args:
+      weight_decay: of convolutions' weights.
+      bias_rate: factor of all biases' rate, batch norm's betas among them.
+      role: variable -> WEIGHT, SCALE or BIAS.
+
+    Raises:
+      ValueError: from the rule, when `role` gives something else.
+    """
+    groups = {WEIGHT: Group(1.0, weight_decay), SCALE: Group(), BIAS: Group(bias_rate, 0.0)}
+
+    def rule(variable):
+        of = role(variable)
+        if of not in groups:
+            raise ValueError(f"role must give {', '.join(groups)}, got {of!r} for {variable.path}.")
+        return groups[of]
+
+    return rule
+
+
+def mmsegmentation_groups(
+    *,
+    weight_decay: float = 0.01,
+    multipliers: Mapping[str, tuple[float, float]] | None = None,
+    name: Callable[[keras.Variable], str] = lambda variable: variable.path,
+) -> GroupRule:
+    """MMCV's rule: factors for variables whose published name contains a word.
+
+    Args:
+      weight_decay: of variables without a factor: Light-Ham 0.01, HamNet+ 5e-4.
+      multipliers: {word: (factor of the rate, factor of the decay)}; of several words in a name
+        the longest counts, of equal length the first in the alphabet. None: Light-Ham's, no decay
+        for names with `norm`, which are the backbone's norms; group norms of the head are called
+        `gn` and decay. SegNeXt's adds {'head': (10, 1)}. HamNet+ has none: {}.
+      name: variable -> its name in the published state dict.
+    """
+    multipliers = {"norm": (1.0, 0.0)} if multipliers is None else dict(multipliers)
+    words = sorted(sorted(multipliers), key=len, reverse=True)
+
+    def rule(variable):
+        published = name(variable)
+        word = next((word for word in words if word in published), None)
+        rate, decay = multipliers.get(word, (1.0, 1.0))
+        return Group(rate, decay * weight_decay)
+
+    return rule
+
+
+class _Grouped(keras.optimizers.Optimizer):
+    """What both have: groups, found when the optimizer is built.
+
+    Gradients have been summed over the replicas: the guard wants to see them first.
+    """
+
+    def __init__(self, learning_rate, *, groups, name=None):
+        super().__init__(learning_rate=learning_rate, name=name)
+        self._groups = groups
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        self._group_of = [self._groups(variable) for variable in variables]
+
+    def group(self, variable: keras.Variable) -> Group:
+        """The group of one of the variables that the optimizer was built for."""
+        return self._group_of[self._get_variable_index(variable)]
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        return grads_and_vars
+
+    def get_config(self):
+        raise NotImplementedError(
+            "A rule of groups is a function, which a configuration can't hold."
+        )
+
+
+class SGD(_Grouped):
+    """v = momentum * v + g + weight_decay * p; p -= rate * v.
+
+    Args:
+      learning_rate: number, or what Keras's optimizers take.
+      momentum: in [0, 1).
+      groups: variable -> `Group`; None: HamNet's.
+
+    Raises:
+      ValueError: momentum out of range.
+    """
+
+    def __init__(
+        self, learning_rate=9e-3, *, momentum=0.9, groups: GroupRule | None = None, name="sgd"
+    ):
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum}.")
+        super().__init__(learning_rate, groups=groups or hamnet_groups(), name=name)
+        self.momentum = momentum
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        self.velocities = self.add_optimizer_variables(variables, "velocity")
+
+    def update_step(self, gradient, variable, learning_rate):
+        group = self.group(variable)
+        velocity = self.velocities[self._get_variable_index(variable)]
+        gradient = ops.cast(gradient, variable.dtype) + group.weight_decay * variable
+        self.assign(velocity, self.momentum * velocity + gradient)
+        self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * group.rate * velocity)
+
+
+class AdamW(_Grouped):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), as in PyTorch.
+
+    p *= 1 - rate * weight_decay; p -= rate * m' / (sqrt(v') + epsilon), m' and v' corrected for
+    their start at 0.
+
+    Args:
+      learning_rate: number, or what Keras's optimizers take.
+      beta_1, beta_2: in [0, 1).
+      epsilon: above 0.
+      groups: variable -> `Group`; None: Light-Ham's.
+
+    Raises:
+      ValueError: a number out of range.
+    """
+
+    def __init__(
+        self,
+        learning_rate=6e-5,
+        *,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-8,
+        groups: GroupRule | None = None,
+        name="adamw",
+    ):
+        for argument, value in (("beta_1", beta_1), ("beta_2", beta_2)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{argument} must be in [0, 1), got {value}.")
+        if epsilon <= 0:
+            raise ValueError(f"epsilon must be above 0, got {epsilon}.")
+        super().__init__(learning_rate, groups=groups or mmsegmentation_groups(), name=name)
+        self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        self.means, self.squares = self.add_optimizer_variables(variables, ["mean", "square"])
+
+    def update_step(self, gradient, variable, learning_rate):
+        group, index = self.group(variable), self._get_variable_index(variable)
+        mean, square = self.means[index], self.squares[index]
+        gradient = ops.cast(gradient, variable.dtype)
+        rate = ops.cast(learning_rate, variable.dtype) * group.rate
+        step = ops.cast(self.iterations + 1, variable.dtype)
+        self.assign(mean, self.beta_1 * mean + (1 - self.beta_1) * gradient)
+        self.assign(square, self.beta_2 * square + (1 - self.beta_2) * ops.square(gradient))
+        root = ops.sqrt(square / _corrected(self.beta_2, step)) + self.epsilon
+        change = mean / _corrected(self.beta_1, step) / root
+        self.assign(variable, variable * (1 - rate * group.weight_decay) - rate * change)
+
+
+def _corrected(beta, step):
+    """1 - beta^step, without float32's loss where it is small."""
+    return -ops.expm1(step * math.log(beta)) if beta else ops.ones_like(step)
