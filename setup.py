@@ -44,6 +44,8 @@ setup(
     ],
     extras_require={
         "test": [
+            # One version, so that it finds the same everywhere.
+            "mypy==2.4.*",
             "packaging",
             "pot",
             "prdc",
