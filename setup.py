@@ -10,7 +10,7 @@ setup(
         "context, on TensorFlow and Cloud TPUs"
     ),
     license="Apache-2.0",
-    packages=find_packages(include=["hamgan", "hamgan.*"]),
+    packages=find_packages(include=["hamgan", "hamgan.*", "data_prep"]),
     python_requires=">=3.10,<3.13",
     install_requires=[
         # One minor for both: tf-keras, which tensorflow-hub and tensorflow-probability need, is
@@ -25,10 +25,12 @@ setup(
         "tensorflow-probability>=0.25",
         "tensorflow-datasets>=4.9.7",
         # Networks are Keras 3 layers; 3.10 is the first with all that they use on TensorFlow 2.20.
-        "keras>=3.10",
+        # 3.15 is the newest that was measured; optimizers and dtype policies change between minors.
+        "keras>=3.10,<3.16",
         "absl-py",
         # Dynamic registration works with Keras 3 from 0.5.0 on.
-        "gin-config>=0.5.0",
+        # hamgan/cli/configuration.py reads what gin has parsed, by names that aren't public.
+        "gin-config>=0.5.0,<0.6",
         # tensorflow-datasets imports it without asking for it.
         "importlib_resources",
         "matplotlib",
@@ -46,6 +48,8 @@ setup(
         # Reads published segmentation weights (scripts/segment.py import); .npz needs none.
         "torch": ["torch"],
         "test": [
+            # One version, so that it finds the same everywhere.
+            "mypy==2.4.*",
             "packaging",
             "pot",
             "prdc",

@@ -1,1 +1,1 @@
-"""Jobs that turn images into TFDS datasets, which `hamgan.data.ImageDataset` reads."""
+"""Jobs that turn images into TFDS data sets, which `hamgan.data.ImageDataset` reads."""

@@ -69,7 +69,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 def load_digits() -> tuple[np.ndarray, np.ndarray]:
     """scikit-learn's digits: images uint8 [1797, 8, 8, 1] in 0..255, labels int64 [1797]."""
-    # Imported late: a run that finds the dataset already made does not pay for it.
+    # Imported late: a run that finds the data set already made does not pay for it.
     from sklearn import datasets
 
     digits = datasets.load_digits()
@@ -103,14 +103,14 @@ def choose_test(labels: np.ndarray, num_test: int = NUM_TEST) -> np.ndarray:
 
 
 def prepare(data_dir: str | None = None) -> tuple[Digits, bool]:
-    """Writes the dataset below `data_dir` unless it is there.
+    """Writes the data set below `data_dir` unless it is there.
 
     Args:
       data_dir: a folder, local or gs://; None: TFDS's own (`TFDS_DATA_DIR`, else
         ~/tensorflow_datasets).
 
     Returns:
-      The builder, and whether this call wrote the dataset.
+      The builder, and whether this call wrote the data set.
     """
     builder = Digits(data_dir=data_dir)
     if (builder.data_path / "dataset_info.json").exists():
@@ -118,7 +118,7 @@ def prepare(data_dir: str | None = None) -> tuple[Digits, bool]:
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(
             # A folder without dataset_info.json is what an interrupted rename on gs:// leaves:
-            # it is written anew, where the default mode would take it for the dataset.
+            # it is written anew, where the default mode would take it for the data set.
             download_mode=tfds.GenerateMode.REUSE_CACHE_IF_EXISTS,
             try_download_gcs=False,
         )
@@ -141,6 +141,6 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     # Not on import: a process that imports this module may have a flag of this name itself.
     flags.DEFINE_string(
-        "data_dir", None, "Folder of TFDS datasets, local or gs://. Default: TFDS's own."
+        "data_dir", None, "Folder of TFDS data sets, local or gs://. Default: TFDS's own."
     )
     app.run(main)

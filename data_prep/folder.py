@@ -1,4 +1,4 @@
-"""Your own images as a TFDS dataset of squares, ready for training.
+"""Your own images as a TFDS data set of squares, ready for training.
 
     python data_prep/folder.py --image_dir=photos --data_dir=data --size=128
 
@@ -19,9 +19,9 @@ A killed job goes on where it was when it is run again, and does nothing when al
 changing the images, choose another --name.
 """
 
-import packing
-import sources
 from absl import flags
+
+from data_prep import packing, sources
 
 
 def main():
@@ -34,7 +34,7 @@ def main():
 if __name__ == "__main__":
     flags.DEFINE_string("image_dir", None, "Folder of the images, local or gs://.", required=True)
     flags.DEFINE_string(
-        "data_dir", "data", "Folder of TFDS datasets to write into, local or gs://."
+        "data_dir", "data", "Folder of TFDS data sets to write into, local or gs://."
     )
     packing.define_flags()
     flags.adopt_module_key_flags(packing)

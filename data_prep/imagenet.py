@@ -22,13 +22,13 @@ import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 
-import packing
-import sources
 import tensorflow as tf
 import tensorflow_datasets as tfds
 import tqdm
 from absl import flags
 from tensorflow_datasets.core.utils import shard_utils
+
+from data_prep import packing, sources
 
 NUM_IMAGES = {"train": 1_281_167, "validation": 50_000}
 
@@ -46,10 +46,10 @@ def prepare(
     num_images: Mapping[str, int] = NUM_IMAGES,
     shard_config: shard_utils.ShardConfig | None = None,
 ) -> tuple[str, bool]:
-    """Writes the dataset.
+    """Writes the data set.
 
     Args:
-      data_dir: folder of TFDS datasets to put it into, local or gs://.
+      data_dir: folder of TFDS data sets to put it into, local or gs://.
       manual_dir: folder of the two original archives.
       image_dir: instead of it, folder of the extracted folders `train` and `val`.
       num_workers: processes; None: one per core.
@@ -57,7 +57,7 @@ def prepare(
       shard_config: how TFDS chooses the number of files.
 
     Returns:
-      The dataset's folder, and whether this call wrote it.
+      The data set's folder, and whether this call wrote it.
 
     Raises:
       ValueError: not just one source; a source that isn't ImageNet, complete and under its original
@@ -291,7 +291,7 @@ if __name__ == "__main__":
         "image_dir", None, "Instead of it: folder that holds the extracted folders train and val."
     )
     flags.DEFINE_string(
-        "data_dir", "data", "Folder of TFDS datasets to write into, local or gs://."
+        "data_dir", "data", "Folder of TFDS data sets to write into, local or gs://."
     )
     flags.DEFINE_integer(
         "num_workers", None, "Processes that work at a time. Default: one per core.", lower_bound=1

@@ -1,4 +1,4 @@
-"""Packs a dataset into squares of one size: training then decodes nothing and reads a fraction of
+"""Packs a data set into squares of one size: training then decodes nothing and reads a fraction of
 the bytes.
 
     python data_prep/pack.py --dataset=imagenet2012 --data_dir=data --size=128
@@ -6,7 +6,7 @@ the bytes.
 writes data/imagenet2012_128 from data/imagenet2012: of each image the central square, bilinear, to
 S x S as training
 does it, rounded to uint8: `image` uint8 [S, S, 3] and `label`. All splits, and the names of the
-labels, are kept. ImageNet at 128 takes about 66 GB. Any prepared TFDS dataset with an image and a
+labels, are kept. ImageNet at 128 takes about 66 GB. Any prepared TFDS data set with an image and a
 label will do, and so will a tree:
 
     python data_prep/pack.py --image_dir=imagenet --data_dir=data
@@ -18,9 +18,9 @@ data_prep/folder.py.
 A killed job goes on where it was when it is run again, and does nothing when all is done.
 """
 
-import packing
-import sources
 from absl import flags
+
+from data_prep import packing, sources
 
 
 def main():
@@ -42,14 +42,14 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "dataset",
         None,
-        "TFDS name of the dataset to pack, e.g. imagenet2012; or a dataset's folder.",
+        "TFDS name of the data set to pack, e.g. imagenet2012; or a data set's folder.",
     )
     flags.DEFINE_string(
         "image_dir", None, "Instead of --dataset: folder tree of images, local or gs://."
     )
-    flags.DEFINE_string("data_dir", "data", "Folder of TFDS datasets, local or gs://.")
+    flags.DEFINE_string("data_dir", "data", "Folder of TFDS data sets, local or gs://.")
     flags.DEFINE_string(
-        "output_dir", None, "Folder of TFDS datasets to write into. Default: --data_dir."
+        "output_dir", None, "Folder of TFDS data sets to write into. Default: --data_dir."
     )
     flags.DEFINE_list(
         "splits", [], "With --dataset: splits to pack, with commas between. Default: all."

@@ -1,14 +1,15 @@
-"""What the jobs of data_prep/ share: a TFDS dataset written in parts that survive a kill, over all
+"""What the jobs of data_prep/ share: a TFDS data set written in parts that survive a kill, over all
 cores.
 
-A dataset is cut into parts, each of which becomes one TFRecord file and is a function of its
+A data set is cut into parts, each of which becomes one TFRecord file and is a function of its
 examples alone: whichever process writes it, and however often the job was killed, the bytes are the
 same. A finished part is kept, with a note of what it was made from. dataset_info.json, without
-which no reader sees the dataset, is put there last.
+which no reader sees the data set, is put there last.
 
-    DATA_DIR/<name>/<version>/               files of finished parts, at last features.json and
-    dataset_info.json DATA_DIR/<name>/<version>/unfinished/    parts being written, notes on
-    finished ones; goes when all is done
+    DATA_DIR/<name>/<version>/               files of finished parts, at last features.json
+                                             and dataset_info.json
+    DATA_DIR/<name>/<version>/unfinished/    parts being written, notes on finished ones; goes
+                                             when all is done
 """
 
 import concurrent.futures
@@ -32,13 +33,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import sources
 import tensorflow as tf
 import tensorflow_datasets as tfds
 import tqdm
 from absl import app, flags, logging
 from tensorflow_datasets.core import file_adapters
 
+from data_prep import sources
 from hamgan.run import records
 
 VERSION = "1.0.0"  # of packed datasets
@@ -52,7 +53,7 @@ _NUM_NAMED = 20  # bad files named in a message; the list has all of them
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One file of a dataset.
+    """One file of a data set.
 
     Attributes:
       split: the split it belongs to.
@@ -77,7 +78,7 @@ def cut(num_examples: int, num_parts: int) -> Iterator[tuple[int, int]]:
 
 
 def is_done(folder: str, settings: Mapping[str, Any]) -> bool:
-    """Whether `folder` holds the whole dataset of these settings.
+    """Whether `folder` holds the whole data set of these settings.
 
     Raises:
       ValueError: when what it holds, finished or not, was made with others.
@@ -88,13 +89,13 @@ def is_done(folder: str, settings: Mapping[str, Any]) -> bool:
         there = json.loads(_read(path))
         if there != dict(settings):
             raise ValueError(
-                f"{folder} belongs to a dataset prepared from {there}, which isn't "
+                f"{folder} belongs to a data set prepared from {there}, which isn't "
                 f"{dict(settings)}: "
                 "choose another --name, or remove that folder."
             )
     elif done:
         raise ValueError(
-            f"{folder} holds a dataset that wasn't prepared by this job: choose another --name."
+            f"{folder} holds a data set that wasn't prepared by this job: choose another --name."
         )
     return done
 
@@ -109,18 +110,18 @@ def write(
     num_workers: int,
     skip_bad: bool | None = None,
 ) -> None:
-    """Writes the parts that aren't written yet, then the dataset's description.
+    """Writes the parts that aren't written yet, then the data set's description.
 
     Args:
-      parts: all parts of the dataset, those of a split in the order of their files.
-      folder: where the dataset goes, <data_dir>/<name>/<version>.
-      info: name and features of the dataset; is given the splits.
+      parts: all parts of the data set, those of a split in the order of their files.
+      folder: where the data set goes, <data_dir>/<name>/<version>.
+      info: name and features of the data set; is given the splits.
       encode: an example -> its record. What it raises makes the example a bad one. It must be
         possible to pickle it.
       settings: what the records depend on beside the examples; JSON.
       num_workers: processes; with 1, or a single part to write, all is done in this one.
       skip_bad: leave bad examples out, instead of stopping when all parts have been gone through;
-        None: as False, where the dataset allows nothing else.
+        None: as False, where the data set allows nothing else.
 
     Raises:
       ValueError: bad examples, listed; no examples; not enough space.
@@ -163,18 +164,18 @@ def pack(
     num_workers: int | None = None,
     skip_bad: bool = False,
 ) -> tuple[str, bool]:
-    """Writes the images of a source as a dataset of size x size squares.
+    """Writes the images of a source as a data set of size x size squares.
 
     Its features are `image`, uint8 [size, size, 3], raw bytes, and `label`, with the source's class
     names; its splits are the source's.
 
     Args:
       source: where images and labels come from.
-      data_dir: folder of TFDS datasets to put it into, local or gs://.
+      data_dir: folder of TFDS data sets to put it into, local or gs://.
       decode: (encoded image, size) -> uint8 [size, size, 3]: `sources.decode_as_stored` or
         `sources.decode_photo`.
       size: S.
-      name: the new dataset's: small letters, digits, underscores; None: <name of the
+      name: the new data set's: small letters, digits, underscores; None: <name of the
         source>_<size>.
       shard_bytes: the most that a file holds; files of a split hold between half of it and all, or
         there is one.
@@ -182,7 +183,7 @@ def pack(
       skip_bad: leave out what can't be decoded.
 
     Returns:
-      The dataset's folder, and whether this call wrote it.
+      The data set's folder, and whether this call wrote it.
 
     Raises:
       ValueError: an argument out of range, a source that can't be used, bad images, not enough
@@ -274,7 +275,7 @@ def pack_by_flags(source: sources.Tree | sources.Prepared, **kwargs):
 def define_flags():
     """Defines the flags of a job that packs."""
     flags.DEFINE_string(
-        "name", None, "Name of the new dataset. Default: <name of the source>_<size>."
+        "name", None, "Name of the new data set. Default: <name of the source>_<size>."
     )
     flags.DEFINE_integer(
         "size", 128, "S: images are written as squares of S x S pixels.", lower_bound=1
@@ -318,7 +319,7 @@ def run(main: Callable[[], None]):
 
 
 def describe(folder: str, written: bool) -> str:
-    """One line on a finished dataset."""
+    """One line on a finished data set."""
     info = tfds.builder_from_directory(folder).info
     splits = ", ".join(f"{name} {split.num_examples:,}" for name, split in info.splits.items())
     classes = info.features["label"].num_classes
@@ -546,7 +547,7 @@ def _finish(
     jobs: Sequence[_Job],
     notes: Mapping[str, dict[str, Any]],
 ):
-    """Puts the description of a dataset beside its files, dataset_info.json last, and clears away
+    """Puts the description of a data set beside its files, dataset_info.json last, and clears away
     what isn't its.
     """
     splits = []

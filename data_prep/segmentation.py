@@ -6,8 +6,8 @@
     python data_prep/segmentation.py --dataset=ade20k --source_dir=ADEChallengeData2016
     python data_prep/segmentation.py --dataset=folder --source_dir=mine
 
-Each writes a dataset into --data_dir with the features `image` (the file as it is), `label` (a grey
-PNG of classes, 255 where a pixel doesn't count) and `id`.
+Each writes a data set into --data_dir with the features `image` (the file as it is), `label` (a
+grey PNG of classes, 255 where a pixel doesn't count) and `id`.
 
 voc2012: splits `train` (1,464), `extra` (9,118 of SBD: `train+extra` is trainaug), `validation`
 (1,449; `train+validation` is trainval) and, where there are the list test.txt and its images,
@@ -38,15 +38,14 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import packing
 import scipy.io
-import sources
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import flags
 from PIL import Image
 from tensorflow_datasets.core import file_adapters
 
+from data_prep import packing, sources
 from hamgan.segmentation import classes, metrics, palette
 
 SHARD_BYTES = 64_000_000  # of a part, which is also what a killed job loses of its work
@@ -76,7 +75,7 @@ class Source:
     """A data set's files and what its labels mean.
 
     Attributes:
-      name: of the dataset to write.
+      name: of the data set to write.
       identity: where it comes from.
       class_names: in the order of the written labels.
       splits: {split: its images}.
@@ -343,7 +342,7 @@ def _encode(pair: Pair, *, source_options, num_classes: int, features) -> bytes:
     return features.serialize_example({**files, "id": pair.name})
 
 
-# The dataset.
+# The data set.
 
 
 def prepare(
@@ -356,19 +355,19 @@ def prepare(
     num_workers: int | None = None,
     skip_bad: bool = False,
 ) -> tuple[str, bool]:
-    """Writes a source as a dataset.
+    """Writes a source as a data set.
 
     Args:
       source: of `voc2012`, `pascal_context`, `ade20k` or `own_folder`.
-      data_dir: folder of TFDS datasets to put it into, local or gs://.
-      name: the new dataset's; None: the source's.
+      data_dir: folder of TFDS data sets to put it into, local or gs://.
+      name: the new data set's; None: the source's.
       num_images: how many images each split must have, where it is there; None: any.
       shard_bytes: about the most that a file holds.
       num_workers: processes; None: one per core.
       skip_bad: leave out images that can't be used, instead of stopping after all were looked at.
 
     Returns:
-      The dataset's folder, and whether this call wrote it.
+      The data set's folder, and whether this call wrote it.
 
     Raises:
       ValueError: an argument out of range, another number of images, bad images, not enough space.
@@ -490,8 +489,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("test_dir", None, "voc2012: folder of test images. Default: JPEGImages.")
     flags.DEFINE_boolean("background", False, "pascal_context: background is a class, the first.")
     flags.DEFINE_integer("num_classes", None, "folder: where there is no classes.txt.")
-    flags.DEFINE_string("data_dir", "data", "Folder of TFDS datasets to write into.")
-    flags.DEFINE_string("name", None, "Name of the new dataset. Default: after its source.")
+    flags.DEFINE_string("data_dir", "data", "Folder of TFDS data sets to write into.")
+    flags.DEFINE_string("name", None, "Name of the new data set. Default: after its source.")
     flags.DEFINE_integer(
         "shard_mb", SHARD_BYTES // 10**6, "About the most that a file holds, in MB.", lower_bound=1
     )

@@ -1,4 +1,4 @@
-"""Where the images of a new dataset come from: a folder tree, or a dataset that TFDS has
+"""Where the images of a new data set come from: a folder tree, or a data set that TFDS has
 prepared.
 """
 
@@ -209,11 +209,11 @@ class Tree:
 
 
 class Prepared:
-    """A dataset that TFDS has prepared, with an image and a label feature.
+    """A data set that TFDS has prepared, with an image and a label feature.
 
     Args:
       name: as for `hamgan.data.ImageDataset`.
-      data_dir: folder of TFDS datasets, or the dataset's own; None: TFDS's default.
+      data_dir: folder of TFDS data sets, or the data set's own; None: TFDS's default.
       splits: which ones to take; none: all.
 
     Attributes:
@@ -221,10 +221,10 @@ class Prepared:
       name: name.
       class_names: one per label.
       num_examples: {split: number of images}.
-      ignored: none, as a dataset has nothing but images.
+      ignored: none, as a data set has nothing but images.
 
     Raises:
-      ValueError: no such dataset or split, or one without image or label.
+      ValueError: no such data set or split, or one without image or label.
     """
 
     def __init__(self, name: str, data_dir: str | None, splits: list[str] | tuple[str, ...] = ()):

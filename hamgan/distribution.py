@@ -13,7 +13,9 @@ _TF_CONFIG_EXAMPLE = (
 )
 
 
-def create_strategy(accelerator="auto", tpu="local", *, across_hosts=True):
+def create_strategy(
+    accelerator: str = "auto", tpu: str = "local", *, across_hosts: bool = True
+) -> tf.distribute.Strategy:
     """The strategy for an accelerator, on this host or on all hosts that the environment variable
     TF_CONFIG names.
 
@@ -59,7 +61,7 @@ def create_strategy(accelerator="auto", tpu="local", *, across_hosts=True):
     return tf.distribute.MirroredStrategy([device.name for device in devices])
 
 
-def _tpu_strategy(tpu):
+def _tpu_strategy(tpu: str) -> tf.distribute.Strategy:
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu)
         if tpu != "local":
@@ -76,13 +78,13 @@ def _tpu_strategy(tpu):
     return tf.distribute.TPUStrategy(resolver)
 
 
-def _hosts_of_cluster():
+def _hosts_of_cluster() -> int:
     """How many hosts TF_CONFIG names; 0 where it isn't set."""
     cluster, _ = _tf_config()
     return len(cluster)
 
 
-def task_of_cluster():
+def task_of_cluster() -> tuple[int, int] | None:
     """(number of this host, number of hosts) by TF_CONFIG; None where it isn't set.
 
     Raises:
@@ -98,7 +100,7 @@ def task_of_cluster():
     return hosts.index(task), len(hosts)
 
 
-def _tf_config():
+def _tf_config() -> tuple[list[tuple[str, int]], tuple[str, int] | None]:
     """([(job, index)] of the hosts that train, (job, index) of this one or None) by TF_CONFIG."""
     text = os.environ.get("TF_CONFIG", "{}")
     try:
@@ -114,7 +116,7 @@ def _tf_config():
         ) from error
 
 
-def _multi_host_strategy(accelerator):
+def _multi_host_strategy(accelerator: str) -> tf.distribute.Strategy:
     if accelerator == "cpu":
         tf.config.set_visible_devices([], "GPU")  # it would take them
     elif not tf.config.list_physical_devices("GPU"):
@@ -132,7 +134,7 @@ def _multi_host_strategy(accelerator):
         ) from error
 
 
-def per_replica_batch_size(batch_size, num_replicas):
+def per_replica_batch_size(batch_size: int, num_replicas: int) -> int:
     """The share of one replica in a global batch.
 
     Raises:
@@ -150,19 +152,19 @@ def per_replica_batch_size(batch_size, num_replicas):
     return batch_size // num_replicas
 
 
-def is_chief(strategy):
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this host is the one that writes checkpoints, metrics and pictures."""
     return strategy.extended.should_checkpoint
 
 
-def num_hosts(strategy):
+def num_hosts(strategy: tf.distribute.Strategy) -> int:
     """The number of processes that run this program together."""
     # A TPUStrategy drives all of its hosts from this process.
     several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
     return _hosts_of_cluster() if several else 1
 
 
-def of_hosts(strategy, value):
+def of_hosts(strategy: tf.distribute.Strategy, value: int) -> list[int]:
     """A number of each host, as a list; every host must ask."""
     if num_hosts(strategy) == 1:
         return [value]
@@ -170,7 +172,7 @@ def of_hosts(strategy, value):
     return replicas.numpy()[:: strategy.num_replicas_in_sync // num_hosts(strategy)].tolist()
 
 
-def gather(strategy, value):
+def gather(strategy: tf.distribute.Strategy, value: tf.Tensor) -> tf.Tensor:
     """The parts of all replicas joined along the first axis, as one tensor."""
     if num_hosts(strategy) > 1:
         return strategy.gather(value, axis=0)

@@ -62,7 +62,7 @@ def dry_run(trainer, dataset, schedule, *, configuration, model_dir):
     model_dir.
 
     Args:
-      trainer, dataset, schedule: as of `loop.train`.
+      trainer, data set, schedule: as of `loop.train`.
       configuration: the resolved configuration, as text.
       model_dir: the run's folder.
     """

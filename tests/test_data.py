@@ -27,7 +27,7 @@ NUM_NUMBERED = 30
 
 
 class Made(tfds.core.GeneratorBasedBuilder):
-    """A dataset of given features and examples: the code that is gone when the dataset is read."""
+    """A data set of given features and examples: the code that is gone when it is read."""
 
     VERSION = tfds.core.Version("1.0.0")
     url_infos = None  # as in data_prep/digits.py
@@ -50,7 +50,7 @@ class Made(tfds.core.GeneratorBasedBuilder):
 
 
 def make(folder, features, num_shards=1, **splits):
-    """Writes a dataset and returns its folder."""
+    """Writes a data set and returns its folder."""
     builder = Made(features=features, splits=splits, data_dir=str(folder))
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(num_shards=num_shards, try_download_gcs=False)
@@ -803,7 +803,7 @@ def test_parts_of_a_split(numbered_dir):
     assert sorted([*trained[0], *held_out[0]]) == list(range(NUM_NUMBERED))
 
 
-# What a dataset is.
+# What a data set is.
 
 
 def test_found_by_folder(numbered_dir):
@@ -948,7 +948,7 @@ CUT = [LOST[0], (FILES, tf.errors.DataLossError, "truncated record at")]
 
 
 def one_file(folder):
-    """A dataset of five records in one file; the file."""
+    """A data set of five records in one file; the file."""
     features = {
         "image": tfds.features.Image(shape=(4, 4, 1)),
         "label": tfds.features.Scalar(np.int64),

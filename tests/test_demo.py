@@ -1,12 +1,12 @@
-"""The demo at full length keeps what README promises of it."""
+"""The demo at full length keeps what README and docs promise of it."""
 
 import json
 import pathlib
 import re
-import shlex
 import subprocess
 import sys
 
+import documentation
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -45,27 +45,28 @@ def test_demo_learns_the_digits(demo):
     assert recognised >= 95
 
 
-def readme_commands():
-    """The commands of README that need no more than the demo's run, one per line."""
-    text = (ROOT / "README.md").read_text().replace("\\\n", "")
-    lines = re.findall(r"^    (python scripts/.*)$", text, flags=re.MULTILINE)
+def demo_commands():
+    """The commands of README and docs that need no more than the demo's run."""
     return [
-        " ".join(line.split())
-        for line in lines
-        if "--model_dir=runs/digits " in line + " " and "gin_file" not in line
+        words
+        for page in documentation.PAGES
+        for words in documentation.commands(page)
+        if words[0] == "python"
+        and "--model_dir=runs/digits" in words
+        and not any(word.startswith("--gin_file") for word in words)
     ]
 
 
 def test_readme_has_commands_to_evaluate_and_sample():
-    scripts = [command.split()[1] for command in readme_commands()]
+    scripts = [words[1] for words in demo_commands()]
     assert {"scripts/evaluate.py", "scripts/sample.py"} <= set(scripts)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", readme_commands())
+@pytest.mark.parametrize("command", demo_commands(), ids=" ".join)
 def test_readme_commands_run_as_they_stand(demo, command):
     folder, _ = demo
-    _, script, *arguments = shlex.split(command)
+    _, script, *arguments = command
     result = subprocess.run(
         [sys.executable, ROOT / script, *arguments],
         cwd=folder,
@@ -74,11 +75,3 @@ def test_readme_commands_run_as_they_stand(demo, command):
         timeout=900,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-
-
-def test_readme_names_only_files_that_exist():
-    text = (ROOT / "README.md").read_text()
-    names = set(re.findall(r"\b(?:configs|scripts|data_prep|hamgan|docs)/[\w/]*\.\w+", text))
-    assert len(names) > 10
-    missing = {name for name in names if not (ROOT / name).exists()}
-    assert not missing

@@ -1,51 +1,39 @@
-"""The order of the rooms: who may import whom (see README, map of the code)."""
+"""The order of the rooms, as docs/architecture.md has it: who may import whom."""
 
 import ast
+import collections
 import pathlib
+import re
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 MODULES = sorted((ROOT / "hamgan").rglob("*.py"))
 
-# From the bottom up: a module may import modules of earlier lines, and of its own line unless it is
-# alone there.
-LAYERS = [
-    {
-        "stateless",
-        "run",
-        "tfgan",
-        "distribution",
-        "schedules",
-        "spectral",
-        "normalization",
-        "layers",
-        "watching",
-    },
-    {
-        "decomposition",
-        "losses",
-        "augmentation",
-        "labels",
-        "guard",
-        "data",
-        "pictures",
-        "signals",
-        "profiling",
-        "collapse",
-    },
-    {"context", "regularization"},
-    {"networks", "microbatches"},
-    {"step"},
-    {"published", "inspection"},
-    {"trainer", "sampling"},
-    {"grids"},
-    {"evaluation"},
-    {"loop", "preview"},
-    {"segmentation"},
-    {"experiment", "benchmarks", "checks", "training", "importing"},
-    {"cli"},
-]
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+
+
+def floors(text):
+    """The floors of an architecture's text, from the ground up: [{'stateless', ...}, ...]."""
+    block = re.search(r"^```floors\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert block, "docs/architecture.md has no block ```floors."
+    return [set(line.split(":", 1)[1].split()) for line in block[1].splitlines() if line]
+
+
+def faults(floors, rooms):
+    """What is wrong with floors for these rooms: rooms without a floor or with two, floors' rooms
+    that aren't there.
+    """
+    named = collections.Counter(name for floor in floors for name in floor)
+    return {
+        "on no floor": sorted(rooms - set(named)),
+        "on two floors": sorted(name for name, count in named.items() if count > 1),
+        "not there": sorted(set(named) - rooms),
+    }
+
+
+# A module may import modules of earlier floors, and of its own.
+LAYERS = floors(ARCHITECTURE.read_text())
 
 
 def imported(path):
@@ -69,6 +57,22 @@ def rooms_of(names):
     return {name.split(".")[1] for name in names if name.startswith("hamgan.")}
 
 
+def test_each_room_is_on_one_floor():
+    rooms = {room(path) for path in MODULES} - {"__init__"}
+    assert len(rooms) > 20
+    assert not any(faults(LAYERS, rooms).values()), faults(LAYERS, rooms)
+
+
+def test_faults_of_floors_are_found():
+    text = "```floors\nground: a b\nroof: b gone\n```\n"
+    assert floors(text) == [{"a", "b"}, {"b", "gone"}]
+    assert faults(floors(text), {"a", "b", "new"}) == {
+        "on no floor": ["new"],
+        "on two floors": ["b"],
+        "not there": ["gone"],
+    }
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_one_way(path):
     if path.name == "__init__.py":
@@ -85,7 +89,7 @@ def test_library_knows_neither_gin_nor_flags(path):
     roots = {name.split(".")[0] for name in imported(path)}
     if room(path) != "cli":
         assert "absl" not in roots
-    if path.relative_to(ROOT) != pathlib.Path("hamgan/cli/configuration.py"):
+    if path != ROOT / "hamgan" / "cli" / "configuration.py":
         assert "gin" not in roots
     assert not roots & {"scripts", "data_prep", "cli"}
 

@@ -148,7 +148,7 @@ def test_progress_covers_every_block(monkeypatch):
 @pytest.mark.parametrize(
     "real, fake, neighbors, message",
     [
-        (np.ones((9, 3)), np.ones((8, 2)), {}, r"received \[9, 3\] and \[8, 2\]"),
+        (np.ones((9, 3)), np.ones((8, 2)), {}, r"got \[9, 3\] and \[8, 2\]"),
         (np.ones(9), np.ones((8, 2)), {}, "real must be a matrix"),
         (
             np.diag([1, np.nan, 1, np.inf]),
@@ -161,13 +161,13 @@ def test_progress_covers_every_block(monkeypatch):
             np.ones((9, 3)),
             np.ones((5, 3)),
             {},
-            "density_neighbors .* received 5 for 9 real and 5 fake",
+            "density_neighbors .* got 5 for 9 real and 5 fake",
         ),
         (
             np.ones((3, 3)),
             np.ones((9, 3)),
             {},
-            "precision_neighbors .* received 3 for 3 real and 9 fake",
+            "precision_neighbors .* got 3 for 3 real and 9 fake",
         ),
         (np.ones((0, 3)), np.ones((9, 3)), {}, "for 0 real and 9 fake"),
         (np.ones((1, 3)), np.ones((9, 3)), {"precision_neighbors": 1}, "for 1 real and 9 fake"),

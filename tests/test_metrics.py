@@ -120,11 +120,11 @@ def test_moments_round_trip_through_arrays_that_are_copied():
 @pytest.mark.parametrize(
     "arrays, message",
     [
-        ({"scatter": np.eye(4)}, r"scatter \[D, D\], received \[3\] and \[4, 4\]"),
-        ({"mean": np.zeros((3, 1))}, r"received \[3, 1\] and \[3, 3\]"),
-        ({"mean": np.zeros(0), "scatter": np.zeros((0, 0))}, r"received \[0\] and \[0, 0\]"),
-        ({"count": -1}, "count must be a number of vectors, received -1"),
-        ({"count": 2.5}, "received 2.5"),
+        ({"scatter": np.eye(4)}, r"scatter \[D, D\], got \[3\] and \[4, 4\]"),
+        ({"mean": np.zeros((3, 1))}, r"got \[3, 1\] and \[3, 3\]"),
+        ({"mean": np.zeros(0), "scatter": np.zeros((0, 0))}, r"got \[0\] and \[0, 0\]"),
+        ({"count": -1}, "count must be a number of vectors, got -1"),
+        ({"count": 2.5}, "got 2.5"),
         ({"mean": np.array([0, np.nan, 0])}, "must be finite"),
         ({"scatter": np.diag([1, np.inf, 1])}, "must be finite"),
         ({"scatter": np.eye(3) + np.eye(3, k=1)}, "must be symmetric, .* differ by 1 "),
@@ -140,8 +140,8 @@ def test_from_arrays_refuses_damaged_moments(arrays, message):
 @pytest.mark.parametrize(
     "features, message",
     [
-        (np.zeros((4, 2)), r"width of these moments \(3\), received \[4, 2\]"),
-        (np.zeros(3), r"matrix \[N, D\], received the shape \[3\]"),
+        (np.zeros((4, 2)), r"width of these moments \(3\), got \[4, 2\]"),
+        (np.zeros(3), r"matrix \[N, D\], got the shape \[3\]"),
         (np.diag([1, np.nan, 1]), "in 1 of 3 rows, the first in row 1"),
         (
             np.diag([np.nan, 1, -np.inf]),
@@ -158,12 +158,12 @@ def test_refused_update_adds_nothing(features, message):
 
 
 def test_moments_refuse_other_widths_and_too_few_vectors():
-    with pytest.raises(ValueError, match="one width can be merged, received 3 and 4"):
+    with pytest.raises(ValueError, match="one width can be merged, got 3 and 4"):
         Moments(3).merge(Moments(4))
-    with pytest.raises(ValueError, match="width must be .* at least 1, received 0"):
+    with pytest.raises(ValueError, match="width must be .* at least 1, got 0"):
         Moments(0)
     for count in (0, 1):
-        with pytest.raises(ValueError, match=f"at least 2 feature vectors, received {count}"):
+        with pytest.raises(ValueError, match=f"at least 2 feature vectors, got {count}"):
             _ = Moments.from_features(np.ones((count, 3))).covariance
 
 
@@ -397,13 +397,13 @@ def test_fid_refuses_what_is_not_finite():
 
 def test_fid_refuses_too_few_vectors_and_other_widths():
     factor = metrics.frechet_factor(Moments.from_features(_features(20, 4, seed=16)))
-    with pytest.raises(ValueError, match="at least 2 feature vectors, received 1"):
+    with pytest.raises(ValueError, match="at least 2 feature vectors, got 1"):
         metrics.frechet_factor(Moments.from_features(np.ones((1, 4))))
-    with pytest.raises(ValueError, match="at least 2 feature vectors, received 0"):
+    with pytest.raises(ValueError, match="at least 2 feature vectors, got 0"):
         metrics.frechet_distance(factor, Moments(4))
-    with pytest.raises(ValueError, match=r"reference's width \(4\), received 5"):
+    with pytest.raises(ValueError, match=r"reference's width \(4\), got 5"):
         metrics.frechet_distance(factor, Moments.from_features(_features(20, 5, seed=16)))
-    with pytest.raises(ValueError, match=r"received \[9, 4\] and \[9, 5\]"):
+    with pytest.raises(ValueError, match=r"got \[9, 4\] and \[9, 5\]"):
         metrics.frechet_distance_from_features(np.ones((9, 4)), np.ones((9, 5)))
     with pytest.raises(ValueError, match="fake must be finite"):
         metrics.frechet_distance_from_features(np.ones((9, 4)), np.full((9, 4), np.nan))
@@ -455,11 +455,11 @@ def test_inception_score_of_float32_logits_is_float64():
 @pytest.mark.parametrize(
     "logits, splits, message",
     [
-        (np.zeros((10, 3)), 0, "splits must be at least 1, received 0"),
-        (np.zeros((10, 3)), 6, "at least 2 rows in each of the 6 splits, received 10"),
-        (np.zeros((0, 3)), 1, "2 rows in each of the 1 splits, received 0"),
-        (np.zeros((1, 3)), 1, "2 rows in each of the 1 splits, received 1"),
-        (np.zeros(10), 1, r"matrix \[N, D\], received the shape \[10\]"),
+        (np.zeros((10, 3)), 0, "splits must be at least 1, got 0"),
+        (np.zeros((10, 3)), 6, "at least 2 rows in each of the 6 splits, got 10"),
+        (np.zeros((0, 3)), 1, "2 rows in each of the 1 splits, got 0"),
+        (np.zeros((1, 3)), 1, "2 rows in each of the 1 splits, got 1"),
+        (np.zeros(10), 1, r"matrix \[N, D\], got the shape \[10\]"),
         (np.diag([1, 1, np.nan]), 1, "logits must be finite, .* 1 of 3 rows, the first in row 2"),
     ],
 )
@@ -618,17 +618,17 @@ def test_kid_subsets_deviation_is_that_of_the_estimates():
             np.ones((9, 3)),
             np.ones((8, 3)),
             {},
-            "received 1000 for 9 real and 8 fake; use more samples",
+            "got 1000 for 9 real and 8 fake; use more samples",
         ),
-        (np.ones((9, 3)), np.ones((8, 3)), {"subset_size": 9}, "received 9 for 9 real and 8 fake"),
-        (np.ones((9, 3)), np.ones((8, 3)), {"subset_size": 1}, "between 2 and .* received 1 for"),
+        (np.ones((9, 3)), np.ones((8, 3)), {"subset_size": 9}, "got 9 for 9 real and 8 fake"),
+        (np.ones((9, 3)), np.ones((8, 3)), {"subset_size": 1}, "between 2 and .* got 1 for"),
         (
             np.ones((9, 3)),
             np.ones((8, 3)),
             {"num_subsets": 0},
-            "num_subsets must be at least 1, received 0",
+            "num_subsets must be at least 1, got 0",
         ),
-        (np.ones((9, 3)), np.ones((8, 2)), {}, r"received \[9, 3\] and \[8, 2\]"),
+        (np.ones((9, 3)), np.ones((8, 2)), {}, r"got \[9, 3\] and \[8, 2\]"),
         (
             np.ones((9, 3)),
             np.full((8, 3), np.nan),
@@ -660,22 +660,22 @@ def test_kid_of_one_distribution_is_unbiased():
 @pytest.mark.parametrize(
     "real, fake, block, message",
     [
-        (np.ones((4, 3)), np.ones((4, 2)), 1024, r"received \[4, 3\] and \[4, 2\]"),
+        (np.ones((4, 3)), np.ones((4, 2)), 1024, r"got \[4, 3\] and \[4, 2\]"),
         (
             np.ones((1, 3)),
             np.ones((4, 3)),
             1024,
-            "2 rows in each of the 1 blocks, received 1 and 4",
+            "2 rows in each of the 1 blocks, got 1 and 4",
         ),
-        (np.ones((4, 3)), np.ones((0, 3)), 1024, "received 4 and 0"),
+        (np.ones((4, 3)), np.ones((0, 3)), 1024, "got 4 and 0"),
         (
             np.ones((90, 3)),
             np.ones((5, 3)),
             30,
-            "2 rows in each of the 3 blocks, received 90 and 5",
+            "2 rows in each of the 3 blocks, got 90 and 5",
         ),
         (np.ones((3, 3)), np.ones((3, 3)), 2, "2 rows in each of the 2 blocks"),
-        (np.ones((4, 3)), np.ones((4, 3)), 1, "max_block_size must be at least 2, received 1"),
+        (np.ones((4, 3)), np.ones((4, 3)), 1, "max_block_size must be at least 2, got 1"),
         (np.full((4, 3), np.nan), np.ones((4, 3)), 1024, "real must be finite"),
         (np.ones((4, 3)), np.full((4, 3), np.inf), 1024, "fake must be finite"),
         (np.ones(4), np.ones((4, 3)), 1024, r"real must be a matrix"),

@@ -1,4 +1,4 @@
-"""data_prep: folders of images and TFDS datasets packed into squares, interrupted, damaged and
+"""data_prep: folders of images and TFDS data sets packed into squares, interrupted, damaged and
 repeated.
 """
 
@@ -11,16 +11,14 @@ import subprocess
 import sys
 import time
 
-import folder
 import numpy as np
-import packing
 import pytest
-import sources
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 from test_data import encode, make, oracle, picture
 
+from data_prep import folder, packing, sources
 from hamgan import data
 
 DATA_PREP = pathlib.Path(folder.__file__).parent
@@ -70,7 +68,7 @@ def read(dataset_folder, split="train"):
 
 
 def contents(dataset_folder):
-    """{file name: bytes} of all files of a dataset."""
+    """{file name: bytes} of all files of a data set."""
     return {path.name: path.read_bytes() for path in pathlib.Path(dataset_folder).glob("*.*")}
 
 
@@ -567,7 +565,7 @@ def test_remote_images(tmp_path):
     assert records_of(local) == records_of(remote)
 
 
-# A TFDS dataset.
+# A TFDS data set.
 
 
 @pytest.fixture(scope="module")
@@ -677,7 +675,7 @@ def test_help_teaches(script):
     result = run(script, "--help")
     text = " ".join(result.stdout.split())
     assert f"python data_prep/{script}" in text and "goes on where it was" in text
-    assert "--data_dir: Folder of TFDS datasets" in text
+    assert "--data_dir: Folder of TFDS data sets" in text
     assert "--num_workers: " in text and ("--skip_bad: " in text.replace("[no]", "")) == (
         script != "imagenet.py"
     )
@@ -701,7 +699,7 @@ def test_commands(tmp_path):
     assert "Found, nothing to do: my_pictures_16/1.0.0" in second.stdout
 
     wrong = run("pack.py", "--dataset=my_dogs", "--data_dir=data", cwd=tmp_path)
-    assert wrong.returncode == 1 and "ERROR: Dataset 'my_dogs' isn't prepared" in wrong.stderr
+    assert wrong.returncode == 1 and "ERROR: Data set 'my_dogs' isn't prepared" in wrong.stderr
     assert "Traceback" not in wrong.stderr
     neither = run("pack.py", "--data_dir=data", cwd=tmp_path)
     assert "ERROR: One of dataset (None) and image_dir (None) must be given" in neither.stderr
@@ -711,7 +709,8 @@ def test_commands(tmp_path):
 
 
 JOB = """
-import packing, sources, sys, time
+import sys, time
+from data_prep import packing, sources
 def main():
     tree = sources.Tree(sys.argv[1])
     packing.pack(tree, name="made_64", data_dir=sys.argv[2], decode=sources.decode_photo, size=64,
@@ -757,7 +756,8 @@ def test_killed_job_goes_on_and_gives_the_same_bytes(tmp_path):
 
 
 DYING_JOB = """
-import os, packing, sources, sys
+import os, sys
+from data_prep import packing, sources
 def decode(encoded, size):
     os._exit(9)
 def main():

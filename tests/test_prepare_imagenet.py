@@ -13,17 +13,16 @@ import subprocess
 import sys
 import tarfile
 
-import imagenet
 import numpy as np
-import packing
 import pytest
-import sources
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.utils import shard_utils
 from test_data import encode, picture
 from test_prepare import DATA_PREP, contents, read, records_of, saved, write_tree
+
+from data_prep import imagenet, packing, sources
 
 # One image of the CMYK list of TFDS's builder, and the one PNG; both under the name of a JPEG.
 CMYK, PNG = "n01739381_1309.JPEG", "n02105855_2933.JPEG"
@@ -114,7 +113,7 @@ def archives(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(archives, tmp_path_factory):
-    """The dataset's folder, from the archives, in four files a split."""
+    """The data set's folder, from the archives, in four files a split."""
     folder, written = prepare(
         tmp_path_factory.mktemp("data"), manual_dir=archives, shard_config=FOUR
     )
@@ -390,7 +389,7 @@ def test_unreadable_images_are_named(tmp_path):
 
 MEMORY = """
 import re, sys
-import imagenet
+from data_prep import imagenet
 imagenet.prepare(data_dir=sys.argv[1], manual_dir=sys.argv[2], num_workers=1,
                  num_images={"train": int(sys.argv[3]), "validation": 5})
 # Not getrusage, whose maximum begins with the memory of the process that started this one.

@@ -8,12 +8,12 @@ import sys
 import numpy as np
 import pytest
 import scipy.io
-import segmentation
 import tensorflow_datasets as tfds
 from PIL import Image
 from test_data import encode, picture
 from test_prepare import contents, write_tree
 
+from data_prep import segmentation
 from hamgan.segmentation import augmentation, classes, data, palette
 
 SCRIPT = pathlib.Path(segmentation.__file__)
@@ -350,7 +350,7 @@ def test_errors_of_arguments(tmp_path, options, message):
 
 def test_another_source_under_the_same_name(tmp_path):
     write(segmentation.ade20k(ade_tree(tmp_path)), tmp_path / "data")
-    with pytest.raises(ValueError, match="belongs to a dataset prepared from"):
+    with pytest.raises(ValueError, match="belongs to a data set prepared from"):
         write(segmentation.pascal_context(context_tree(tmp_path)), tmp_path / "data", name="ade20k")
 
 

@@ -328,18 +328,18 @@ def test_infinity_repeats_with_its_seed():
 @pytest.mark.parametrize(
     "features, arguments, message",
     [
-        (np.ones((1, 4)), {}, "at least 2 feature vectors, received 1"),
-        (np.ones((0, 4)), {}, "at least 2 feature vectors, received 0"),
-        (np.ones((9, 5)), {}, r"reference's width \(4\), received 5"),
+        (np.ones((1, 4)), {}, "at least 2 feature vectors, got 1"),
+        (np.ones((0, 4)), {}, "at least 2 feature vectors, got 0"),
+        (np.ones((9, 5)), {}, r"reference's width \(4\), got 5"),
         (
             np.diag([1, np.nan, 1, 1]),
             {},
             "features must be finite, .* 1 of 4 rows, the first in row 1",
         ),
         (np.ones(4), {}, "features must be a matrix"),
-        (np.ones((9, 4)), {"level": 1.0}, "level must be between 0 and 1, received 1.0"),
-        (np.ones((9, 4)), {"level": 0}, "level must be between 0 and 1, received 0"),
-        (np.ones((9, 4)), {"num_resamples": 1}, "num_resamples must be at least 2, received 1"),
+        (np.ones((9, 4)), {"level": 1.0}, "level must be between 0 and 1, got 1.0"),
+        (np.ones((9, 4)), {"level": 0}, "level must be between 0 and 1, got 0"),
+        (np.ones((9, 4)), {"num_resamples": 1}, "num_resamples must be at least 2, got 1"),
     ],
 )
 def test_fid_interval_refuses(features, arguments, message):
@@ -350,10 +350,10 @@ def test_fid_interval_refuses(features, arguments, message):
 @pytest.mark.parametrize(
     "logits, arguments, message",
     [
-        (np.ones((1, 4)), {}, "at least 2 rows .* received 1"),
+        (np.ones((1, 4)), {}, "at least 2 rows .* got 1"),
         (np.diag([1, np.inf]), {}, "logits must be finite, .* 1 of 2 rows, the first in row 1"),
-        (np.ones((9, 4)), {"level": 95}, "level must be between 0 and 1, received 95"),
-        (np.ones((9, 4)), {"num_resamples": 0}, "num_resamples must be at least 2, received 0"),
+        (np.ones((9, 4)), {"level": 95}, "level must be between 0 and 1, got 95"),
+        (np.ones((9, 4)), {"num_resamples": 0}, "num_resamples must be at least 2, got 0"),
     ],
 )
 def test_score_interval_refuses(logits, arguments, message):
@@ -364,12 +364,12 @@ def test_score_interval_refuses(logits, arguments, message):
 @pytest.mark.parametrize(
     "features, arguments, message",
     [
-        (np.ones((15, 4)), {}, "15 sizes from 2 .* received 15; use more samples or fewer sizes"),
-        (np.ones((0, 4)), {}, "15 sizes from 2 .* received 0"),
+        (np.ones((15, 4)), {}, "15 sizes from 2 .* got 15; use more samples or fewer sizes"),
+        (np.ones((0, 4)), {}, "15 sizes from 2 .* got 0"),
         (np.ones((100, 4)), {"smallest": 1}, "sizes from 1 .at least 2. upwards"),
-        (np.ones((100, 4)), {"smallest": 90}, "15 sizes from 90 .* received 100"),
-        (np.ones((100, 4)), {"num_sizes": 2}, "num_sizes must be at least 3, .* received 2"),
-        (np.ones((100, 5)), {}, r"reference's width \(4\), received 5"),
+        (np.ones((100, 4)), {"smallest": 90}, "15 sizes from 90 .* got 100"),
+        (np.ones((100, 4)), {"num_sizes": 2}, "num_sizes must be at least 3, .* got 2"),
+        (np.ones((100, 5)), {}, r"reference's width \(4\), got 5"),
         (np.full((100, 4), np.nan), {}, "features must be finite, .* 100 of 100 rows"),
     ],
 )

@@ -69,7 +69,7 @@ def photographs(count, seed=0):
 
 
 def make_photographs(folder, *, count, progress=True):
-    """Writes a TFDS dataset of made photographs, and one of the squares packed from them.
+    """Writes a TFDS data set of made photographs, and one of the squares packed from them.
 
     Args:
       folder: local.
@@ -77,7 +77,7 @@ def make_photographs(folder, *, count, progress=True):
       progress: draw a bar.
 
     Returns:
-      {'jpeg': folder of one dataset, 'packed': of the other, 'bytes': mean of a JPEG}.
+      {'jpeg': folder of one data set, 'packed': of the other, 'bytes': mean of a JPEG}.
     """
     tfds.disable_progress_bar()  # one is enough
     bar = tqdm(
@@ -140,8 +140,8 @@ class Arrangement:
 
     Attributes:
       title: for people.
-      source: 'jpeg' or 'packed', the dataset it reads.
-      batches: function of the dataset's folder and of a batch size, an endless dataset of batches.
+      source: 'jpeg' or 'packed', the data set it reads.
+      batches: function of the data set's folder and of a batch size, endless batches.
       rate_goal: at least this many times the plain arrangement's images per second; None: no goal.
       memory_goal: at most this part of its memory; None: no goal.
     """

@@ -5,7 +5,8 @@
 --mode=train                  trains
 --mode=train_and_evaluate     trains, and scores the generator every Schedule.evaluate_every steps
 --mode=evaluate_continuously  scores every checkpoint that another process writes, until its
-training is over --mode=evaluate               scores the newest checkpoint
+                              training is over
+--mode=evaluate               scores the newest checkpoint
 
 A run goes on from the newest checkpoint in model_dir. Without --gin_file the configuration is the
 one kept there. SIGTERM or Ctrl-C ends it early: it saves, and the same command goes on. With

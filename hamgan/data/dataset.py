@@ -1,4 +1,4 @@
-"""Batches of images and labels from a prepared TFDS dataset, for training and for reference.
+"""Batches of images and labels from a prepared TFDS data set, for training and for reference.
 
 What is shuffled are the numbers of the records; a record is read when it is due, and of a JPEG only
 the square that is used gets decoded. The published pipeline shuffles decoded images, which takes
@@ -26,10 +26,10 @@ from hamgan.data.stored import StoredExamples
 
 
 class ImageDataset:
-    """A prepared TFDS dataset with an image and a label feature, as batches of images in [-1, 1].
+    """A prepared TFDS data set with an image and a label feature, as batches of images in [-1, 1].
 
     The image feature is the one named `image`, or the only one; the label is the integer feature
-    named `label`, or the only class label. The code that built the dataset isn't needed.
+    named `label`, or the only class label. The code that built the data set isn't needed.
 
     An image feature is one of encoded files (`tfds.features.Image`), or of packed squares: raw
     bytes of uint8 [side, side, 3], `tfds.features.Tensor` with the encoding BYTES. Packed squares
@@ -37,13 +37,13 @@ class ImageDataset:
 
     Args:
       name: TFDS name (`digits`, `imagenet2012`, `name/config:version`), or the folder that holds a
-        prepared dataset's dataset_info.json.
+        prepared data set's dataset_info.json.
       image_size: S; images are [S, S, 3].
-      num_classes: must be the dataset's own number.
+      num_classes: must be the data set's own number.
       train_split: TFDS split for training, `train` or a part like `train[:90%]`.
       reference_split: TFDS split for reference statistics.
       shuffle_buffer: how many encoded records are shuffled at a time; the files are shuffled too.
-      data_dir: folder of TFDS datasets, or one dataset's own folder, local or gs://; None: TFDS's
+      data_dir: folder of TFDS data sets, or one data set's own folder, local or gs://; None: TFDS's
         default.
       cache_bytes: a split whose preprocessed images take no more than this is decoded once, on
         first use, and held in memory. It changes speed, not the stream.
@@ -58,13 +58,13 @@ class ImageDataset:
     Attributes:
       crop: what `preprocess` does with an image, in words: part of the fingerprint of reference
         statistics.
-      version: the dataset's version.
-      class_names: names of the classes, in the order of their labels; numbers where the dataset
+      version: the data set's version.
+      class_names: names of the classes, in the order of their labels; numbers where the data set
         names none.
 
     Raises:
-      ValueError: when there is no such dataset, split, image or label, when `num_classes` isn't
-        the dataset's, or when packed squares are smaller than `image_size`.
+      ValueError: when there is no such data set, split, image or label, when `num_classes` isn't
+        the data set's, or when packed squares are smaller than `image_size`.
     """
 
     crop = "central square, bilinear with aligned corners"
@@ -127,7 +127,7 @@ class ImageDataset:
         """How many examples a split holds.
 
         Raises:
-          ValueError: when the dataset has no such split.
+          ValueError: when the data set has no such split.
         """
         return int(self._files_of(split)["take"].sum())
 
@@ -137,7 +137,7 @@ class ImageDataset:
         return self._info
 
     def records(self, path: str) -> tf.data.Dataset:
-        """The serialised examples of one of the dataset's files, string [] each."""
+        """The serialised examples of one of the data set's files, string [] each."""
         return file_adapters.ADAPTER_FOR_FORMAT[self._info.file_format].make_tf_data(path)
 
     def parse_labels(self, records: tf.Tensor) -> tf.Tensor:
@@ -176,7 +176,7 @@ class ImageDataset:
           num_shards: how many shards share the stream.
 
         Returns:
-          A dataset of {'image': float32 [batch_size, S, S, 3] in [-1, 1],
+          A data set of {'image': float32 [batch_size, S, S, 3] in [-1, 1],
           'label': int32 [batch_size]}. A label outside [0, num_classes) raises
           `tf.errors.InvalidArgumentError` when it is read.
 
@@ -214,12 +214,12 @@ class ImageDataset:
           split: None: `reference_split`.
 
         Returns:
-          A finite dataset of {'image': float32 [<= batch_size, S, S, 3] in [-1, 1],
+          A finite data set of {'image': float32 [<= batch_size, S, S, 3] in [-1, 1],
           'label': int32 [<= batch_size]}. A label outside [0, num_classes) raises
           `tf.errors.InvalidArgumentError` when it is read.
 
         Raises:
-          ValueError: when the dataset has no such split, or batch_size is below 1.
+          ValueError: when the data set has no such split, or batch_size is below 1.
         """
         _check_at_least("batch_size", batch_size, 1)
         split = self.reference_split if split is None else split
@@ -234,7 +234,7 @@ class ImageDataset:
         decoded.
 
         Raises:
-          ValueError: when the dataset has no such split, or batch_size is below 1.
+          ValueError: when the data set has no such split, or batch_size is below 1.
         """
         _check_at_least("batch_size", batch_size, 1)
 

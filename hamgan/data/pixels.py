@@ -109,5 +109,5 @@ def check_decodable(encoded: bytes, name: str) -> None:
     except tf.errors.InvalidArgumentError as error:
         raise ValueError(
             f"The image in {name} can't be decoded ({len(encoded)} bytes): "
-            f"{error.message.splitlines()[0]}. Prepare the dataset again from whole images."
+            f"{error.message.splitlines()[0]}. Prepare the data set again from whole images."
         ) from None

@@ -67,7 +67,7 @@ class Place(typing.NamedTuple):
         return self._access(os.preadv, buffers)
 
     def _access(self, read, what):
-        # Opened anew each time: a dataset has more files than a process may hold open.
+        # Opened anew each time: a data set has more files than a process may hold open.
         handle = os.open(self.path, os.O_RDONLY)
         try:
             return read(handle, what, self.start)
@@ -129,7 +129,7 @@ class RecordFinder:
                         raise ValueError(
                             f"{path} must hold {count} records, but ends within record {index} "
                             "(from 0): it was cut "
-                            "off. Copy it again, or prepare the dataset again."
+                            "off. Copy it again, or prepare the data set again."
                         )
                     starts[index + 1] = end
             finally:
@@ -141,7 +141,7 @@ class RecordFinder:
 class SquareReader:
     """Reads packed squares from their records straight to where they are wanted.
 
-    Records that are the same before and behind their pixels parse the same. Those of one dataset
+    Records that are the same before and behind their pixels parse the same. Those of one data set
     come in few such kinds, two a class at most, so one of each kind is parsed, and of the others
     nothing but pixels is copied.
 

@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 
 
 def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    """The builder that reads the prepared dataset `name`."""
+    """The builder that reads the prepared data set `name`."""
     data_dir = data_dir and os.path.expanduser(data_dir)
     if "/" in name and _is_dataset(os.path.expanduser(name)):
         return tfds.builder_from_directory(os.path.expanduser(name))
@@ -16,20 +16,20 @@ def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         builder = tfds.builder_from_directory(data_dir)
         if builder.name != name.split("/")[0].split(":")[0]:
             raise ValueError(
-                f"name ({name!r}) must be the dataset's that data_dir holds: {data_dir} is "
+                f"name ({name!r}) must be the data set's that data_dir holds: {data_dir} is "
                 f"{builder.name!r}."
             )
         return builder
     try:
-        # Not tfds.builder: that one answers with an unprepared dataset where it knows the code.
+        # Not tfds.builder: that one answers with an unprepared data set where it knows the code.
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         folders = tfds.core.utils.file_utils.list_data_dirs(data_dir)
         looked_in = ", ".join(os.path.join(os.fspath(folder), name) for folder in folders)
         raise ValueError(
-            f"Dataset {name!r} isn't prepared: no <version>/dataset_info.json in {looked_in}. "
+            f"Data set {name!r} isn't prepared: no <version>/dataset_info.json in {looked_in}. "
             f"Prepare it with\n    {_preparing_command(name, data_dir)}\n"
-            "or set data_dir to the folder of TFDS datasets where it is."
+            "or set data_dir to the folder of TFDS data sets where it is."
         ) from error
 
 
@@ -47,9 +47,8 @@ def wrong_folder_level(class_names: list[str]) -> str | None:
         return None
     return (
         f"the classes are called {', '.join(class_names)}, as splits are, so the images were read "
-        "from one folder too "
-        "high up. Prepare the dataset again from the folder of one split, which holds a folder per "
-        "class."
+        "from one folder too high up. Prepare the data set again from the folder of one split, "
+        "which holds a folder per class."
     )
 
 
@@ -128,7 +127,7 @@ def list_files(info: tfds.core.DatasetInfo, split: str) -> dict[str, np.ndarray]
     except (KeyError, ValueError, AssertionError) as error:
         raise ValueError(
             f"split ({split!r}) must be one of {info.name}'s splits {sorted(info.splits)}, or a "
-            "part of one, written like 'train[:90%]': set the dataset's splits."
+            "part of one, written like 'train[:90%]': set the data set's splits."
         ) from error
     parts = [part for part in parts if part.take]
     if not parts:

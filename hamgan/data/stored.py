@@ -72,7 +72,7 @@ class StoredExamples:
             (label,) = features[self._label_key].int64_list.value
         except (message.DecodeError, ValueError):
             raise ValueError(
-                f"{finder.name(number)} is damaged. Copy the file again, or prepare the dataset "
+                f"{finder.name(number)} is damaged. Copy the file again, or prepare the data set "
                 "again."
             ) from None
         if not 0 <= label < self._num_classes:

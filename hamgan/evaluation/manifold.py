@@ -83,7 +83,7 @@ def manifold_scores(
     ):
         if not 1 <= k <= most:
             raise ValueError(
-                f"{name} must be at least 1 and less than the number of samples, received {k} for "
+                f"{name} must be at least 1 and less than the number of samples, got {k} for "
                 f"{len(real)} real "
                 f"and {len(fake)} fake."
             )

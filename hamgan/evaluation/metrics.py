@@ -48,7 +48,7 @@ class Moments:
 
     def __init__(self, width: int):
         if width < 1:
-            raise ValueError(f"width must be the number of features, at least 1, received {width}.")
+            raise ValueError(f"width must be the number of features, at least 1, got {width}.")
         self.count = 0
         self.mean = np.zeros(width)
         self.scatter = np.zeros((width, width))
@@ -72,17 +72,17 @@ class Moments:
         scatter = np.array(scatter, np.float64)
         if mean.ndim != 1 or mean.size < 1 or scatter.shape != 2 * mean.shape:
             raise ValueError(
-                f"mean must have shape [D] and scatter [D, D], received {list(mean.shape)} and "
+                f"mean must have shape [D] and scatter [D, D], got {list(mean.shape)} and "
                 f"{list(scatter.shape)}."
             )
         if count < 0 or int(count) != count:
-            raise ValueError(f"count must be a number of vectors, received {count}.")
+            raise ValueError(f"count must be a number of vectors, got {count}.")
         if not (np.isfinite(mean).all() and np.isfinite(scatter).all()):
             raise ValueError("mean and scatter must be finite; the stored moments are damaged.")
         asymmetry = np.abs(scatter - scatter.T).max()
         if asymmetry > _NEGATIVE_TOLERANCE * np.abs(scatter).max():
             raise ValueError(
-                f"scatter must be symmetric, received entries that differ by {asymmetry:.3g} from "
+                f"scatter must be symmetric, got entries that differ by {asymmetry:.3g} from "
                 "their transposed ones; the stored moments are damaged."
             )
         moments = cls(mean.size)
@@ -100,9 +100,7 @@ class Moments:
     def covariance(self) -> np.ndarray:
         """The unbiased covariance (ddof = 1), float64 [D, D]; ValueError below two vectors."""
         if self.count < 2:
-            raise ValueError(
-                f"A covariance needs at least 2 feature vectors, received {self.count}."
-            )
+            raise ValueError(f"A covariance needs at least 2 feature vectors, got {self.count}.")
         return self.scatter / (self.count - 1)
 
     def update(self, features: np.ndarray) -> None:
@@ -114,7 +112,7 @@ class Moments:
         features = as_matrix("features", features)
         if features.shape[1] != self.width:
             raise ValueError(
-                f"features must have the width of these moments ({self.width}), received "
+                f"features must have the width of these moments ({self.width}), got "
                 f"{list(features.shape)}."
             )
         for start in range(0, len(features), _CHUNK):
@@ -134,7 +132,7 @@ class Moments:
         """
         if other.width != self.width:
             raise ValueError(
-                f"Only moments of one width can be merged, received {self.width} and {other.width}."
+                f"Only moments of one width can be merged, got {self.width} and {other.width}."
             )
         if other.count == 0:
             return
@@ -244,7 +242,7 @@ def frechet_product(reference: ReferenceFactor, moments: Moments) -> np.ndarray:
     width = reference.mean.size
     if moments.width != width:
         raise ValueError(
-            f"moments must have the reference's width ({width}), received {moments.width}: both "
+            f"moments must have the reference's width ({width}), got {moments.width}: both "
             "must come from the same output of the same feature network."
         )
     product = reference.factor.T @ (_finite_covariance("moments", moments) @ reference.factor)
@@ -277,10 +275,10 @@ def inception_score(logits: np.ndarray, *, splits: int = 1) -> float:
     logits = as_matrix("logits", logits)
     num_samples = len(logits)
     if splits < 1:
-        raise ValueError(f"splits must be at least 1, received {splits}.")
+        raise ValueError(f"splits must be at least 1, got {splits}.")
     if num_samples < 2 * splits:
         raise ValueError(
-            f"logits must have at least 2 rows in each of the {splits} splits, received "
+            f"logits must have at least 2 rows in each of the {splits} splits, got "
             f"{num_samples}; "
             "use more samples or fewer splits."
         )
@@ -339,11 +337,11 @@ def kernel_distance(
     fake = as_matrix("fake", fake)
     check_widths(real, fake)
     if max_block_size < 2:
-        raise ValueError(f"max_block_size must be at least 2, received {max_block_size}.")
+        raise ValueError(f"max_block_size must be at least 2, got {max_block_size}.")
     num_blocks = max(1, -(-max(len(real), len(fake)) // max_block_size))
     if min(len(real), len(fake)) < 2 * num_blocks:
         raise ValueError(
-            f"real and fake must have at least 2 rows in each of the {num_blocks} blocks, received "
+            f"real and fake must have at least 2 rows in each of the {num_blocks} blocks, got "
             f"{len(real)} and {len(fake)}; use more samples or a larger max_block_size "
             f"({max_block_size})."
         )
@@ -395,10 +393,10 @@ def kernel_distance_of_subsets(
     fake = as_matrix("fake", fake)
     check_widths(real, fake)
     if num_subsets < 1:
-        raise ValueError(f"num_subsets must be at least 1, received {num_subsets}.")
+        raise ValueError(f"num_subsets must be at least 1, got {num_subsets}.")
     if not 2 <= subset_size <= min(len(real), len(fake)):
         raise ValueError(
-            f"subset_size must be between 2 and the number of samples, received {subset_size} for "
+            f"subset_size must be between 2 and the number of samples, got {subset_size} for "
             f"{len(real)} "
             f"real and {len(fake)} fake; use more samples or smaller subsets."
         )
@@ -451,7 +449,7 @@ def _refuse_negative(eigenvalues, *, scale, where):
     smallest = eigenvalues.min()
     if smallest < -_NEGATIVE_TOLERANCE * abs(scale):
         raise ValueError(
-            f"{where} must be positive semi-definite, received one with the eigenvalue "
+            f"{where} must be positive semi-definite, got one with the eigenvalue "
             f"{smallest:.6g} (scale {scale:.6g}): the moments are corrupt or were accumulated in "
             "less than float64. Recompute them from the features."
         )
@@ -461,7 +459,7 @@ def _finite_covariance(name, moments):
     covariance = moments.covariance
     if not (np.isfinite(moments.mean).all() and np.isfinite(covariance).all()):
         raise ValueError(
-            f"The mean and covariance of {name} must be finite, received NaN or infinite values; "
+            f"The mean and covariance of {name} must be finite, got NaN or infinite values; "
             "the features overflowed or the moments are damaged."
         )
     return covariance
@@ -471,7 +469,7 @@ def check_widths(real: np.ndarray, fake: np.ndarray) -> None:
     """ValueError when two arrays of features [N, D] differ in D."""
     if real.shape[1] != fake.shape[1]:
         raise ValueError(
-            f"real and fake must have the same number of features, received {list(real.shape)} and "
+            f"real and fake must have the same number of features, got {list(real.shape)} and "
             f"{list(fake.shape)}."
         )
 
@@ -482,12 +480,12 @@ def as_matrix(name: str, value: np.ndarray) -> np.ndarray:
     """
     value = np.asarray(value)
     if value.ndim != 2 or value.shape[1] < 1:
-        raise ValueError(f"{name} must be a matrix [N, D], received the shape {list(value.shape)}.")
+        raise ValueError(f"{name} must be a matrix [N, D], got the shape {list(value.shape)}.")
     finite = np.isfinite(value).all(axis=1)
     if not finite.all():
         bad = value[~finite]
         raise ValueError(
-            f"{name} must be finite, received {np.isnan(bad).sum()} NaN and {np.isinf(bad).sum()} "
+            f"{name} must be finite, got {np.isnan(bad).sum()} NaN and {np.isinf(bad).sum()} "
             "infinite values in "
             f"{len(bad)} of {len(value)} rows, the first in row {np.argmin(finite)}: what computed "
             "them overflowed."

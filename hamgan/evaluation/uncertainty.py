@@ -167,13 +167,13 @@ def frechet_infinity(
     count = len(features)
     if num_sizes < 3:
         raise ValueError(
-            f"num_sizes must be at least 3, which tell a line from noise, received {num_sizes}."
+            f"num_sizes must be at least 3, which tell a line from noise, got {num_sizes}."
         )
     smallest = max(2, count // 10) if smallest is None else smallest
     if smallest < 2 or count - smallest < num_sizes - 1:
         raise ValueError(
             f"features must have enough rows for {num_sizes} sizes from {smallest} (at least 2) "
-            "upwards, received "
+            "upwards, got "
             f"{count}; use more samples or fewer sizes."
         )
     # Rounded, so that the last is N.
@@ -272,6 +272,6 @@ def _interval(value, resampled, level):
 
 def _check_resampling(level, num_resamples):
     if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, received {level}.")
+        raise ValueError(f"level must be between 0 and 1, got {level}.")
     if num_resamples < 2:
-        raise ValueError(f"num_resamples must be at least 2, received {num_resamples}.")
+        raise ValueError(f"num_resamples must be at least 2, got {num_resamples}.")

@@ -1,7 +1,7 @@
-"""Batches of images and labels from a prepared TFDS segmentation dataset.
+"""Batches of images and labels from a prepared TFDS segmentation data set.
 
 As in `hamgan.data`, the order of the training stream is a function of (seed, position) alone, and a
-stream can be entered at any batch. An epoch is a permutation of all of its records: these datasets
+stream can be entered at any batch. An epoch is a permutation of all of its records: these data sets
 are small, local files, of which each record is read from its place when it is due. What an example
 is cut, mirrored and coloured by is keyed by (seed, position) too.
 """
@@ -35,30 +35,30 @@ Augmentation = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.T
 
 
 class SegmentationDataset:
-    """A prepared TFDS dataset with an image and a label of every pixel, as batches.
+    """A prepared TFDS data set with an image and a label of every pixel, as batches.
 
     The image feature is the one named `image`, or the only one with three channels; the label is
     one of one channel, named `label`, `segmentation_mask`, `segmentation_label` or `mask`, or the
     only one. Labels are classes in [0, num_classes), and 255 for pixels that don't count.
-    `data_prep/segmentation.py` writes such datasets; the code that built one isn't needed.
+    `data_prep/segmentation.py` writes such data sets; the code that built one isn't needed.
 
     Args:
-      name: TFDS name, or the folder that holds a prepared dataset's dataset_info.json.
-      num_classes: must be the dataset's own number, where it has one.
+      name: TFDS name, or the folder that holds a prepared data set's dataset_info.json.
+      num_classes: must be the data set's own number, where it has one.
       augmentation: (image, label, key) -> image, label: `augmentation.HamNetAugmentation` or
         `augmentation.MMSegmentationAugmentation`.
       train_split: TFDS split for training, `train`, or a sum like `train+extra`.
       test_split: TFDS split for evaluation.
-      data_dir: folder of TFDS datasets, or one dataset's own folder; None: TFDS's default.
+      data_dir: folder of TFDS data sets, or one data set's own folder; None: TFDS's default.
 
     Attributes:
-      version: the dataset's version.
-      class_names: names of the classes, in the order of their labels; numbers where the dataset
+      version: the data set's version.
+      class_names: names of the classes, in the order of their labels; numbers where the data set
         names none.
 
     Raises:
-      ValueError: when there is no such dataset, split, image or label, when `num_classes` isn't the
-        dataset's, or when its files aren't local TFRecords.
+      ValueError: when there is no such data set, split, image or label, when `num_classes` isn't
+        the data set's, or when its files aren't local TFRecords.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class SegmentationDataset:
         return self._info
 
     def num_examples(self, split: str) -> int:
-        """How many examples a split holds; ValueError: the dataset has no such split."""
+        """How many examples a split holds; ValueError: the data set has no such split."""
         self._prepare(split)
         return self._counts[split]
 
@@ -120,12 +120,12 @@ class SegmentationDataset:
           num_shards: how many shards share the stream.
 
         Returns:
-          A dataset of {'image': float32 [batch_size, S, S, 3], 'label': int32 [batch_size, S, S]},
+          A data set of {'image': float32 [batch_size, S, S, 3], 'label': int32 [batch_size, S, S]},
           as `augmentation` gives them. Damaged records and labels outside of the classes raise
           `tf.errors.InvalidArgumentError` or `tf.errors.UnknownError` when they are read.
 
         Raises:
-          ValueError: when an argument is out of range, or the dataset has no augmentation.
+          ValueError: when an argument is out of range, or the data set has no augmentation.
         """
         for argument, value, minimum in (
             ("batch_size", batch_size, 1),
@@ -168,11 +168,11 @@ class SegmentationDataset:
           shard_index, num_shards: examples shard_index, shard_index + num_shards, ... only.
 
         Returns:
-          A finite dataset of {'image': uint8 [h, w, 3], 'label': uint8 [h, w], 'id': string, empty
-          where the dataset has none}.
+          A finite data set of {'image': uint8 [h, w, 3], 'label': uint8 [h, w], 'id': string, empty
+          where the data set has none}.
 
         Raises:
-          ValueError: when the dataset has no such split, or a number is out of range.
+          ValueError: when the data set has no such split, or a number is out of range.
         """
         if not 0 <= shard_index < num_shards:
             raise ValueError(
@@ -278,12 +278,13 @@ def _parse(image_key, label_key, finder, number) -> tuple[bytes, bytes, bytes]:
         (label,) = features[label_key].bytes_list.value
     except (message.DecodeError, ValueError):
         raise ValueError(
-            f"{finder.name(number)} is damaged. Copy the file again, or prepare the dataset again."
+            f"{finder.name(number)} is damaged. Copy the file again, or prepare the data set again."
         ) from None
     if label[24:26] != _GREY_PNG:
         # TensorFlow would decode a palette's colours, and stretch 1, 2 and 4 bits.
         raise ValueError(
-            f"The label in {finder.name(number)} must be a grey PNG of 8 bits: prepare the dataset "
+            f"The label in {finder.name(number)} must be a grey PNG of 8 bits: prepare the data "
+            "set "
             "with data_prep/segmentation.py."
         )
     names = features["id"].bytes_list.value if "id" in features else []
