@@ -21,7 +21,8 @@ SMALL = [
     "trainer.Trainer.batch_size = 4",
 ]
 
-common.define_flags()
+if "model_dir" not in flags.FLAGS:
+    common.define_flags()
 
 
 @pytest.fixture
