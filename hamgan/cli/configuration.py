@@ -209,6 +209,21 @@ def resolved_configuration(model_dir):
     return "\n".join([*imports, "", *lines, ""])
 
 
+def settings_of_run():
+    """{name: value as text} of every binding and noted default that a run may not change."""
+    text = gin.operative_config_str(max_line_length=10_000), gin.config_str(max_line_length=10_000)
+    found = _bindings("\n".join(text))
+    return {name: v for name, v in found.items() if not name.startswith(_CHANGEABLE)}
+
+
+def setting_differs(name, before, now):
+    """Whether a setting of {name: value as text} is another one; see `settings_of_run`."""
+    try:
+        return _differs(name, before, now)
+    except KeyError:  # a parameter of another version
+        return True
+
+
 def settle_configuration(model_dir):
     """Writes `resolved_configuration` into model_dir, after comparing it with the one that is
     there.

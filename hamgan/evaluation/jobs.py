@@ -5,7 +5,7 @@ import dataclasses
 import tensorflow as tf
 
 from hamgan.evaluation import reference, report, runner, selftest, terminal, watch
-from hamgan.run import checkpoints, history, records
+from hamgan.run import checkpoints, records
 from hamgan.run.folder import Folder
 from hamgan.run.log import Log
 
@@ -58,17 +58,9 @@ def evaluate(
     )
     log = Log(model_dir)
     metrics = Folder(model_dir).metrics
-    written = (
-        {history.key_of(record) for record in records.read(metrics)}
-        if tf.io.gfile.exists(metrics)
-        else set()
-    )
 
     def publish(record):
-        key = history.key_of(record)
-        if key is None or key not in written:
-            log.write(record)
-            written.add(key)
+        log.write(record)
         print(terminal.line_of(record), flush=True)
 
     if watching:
@@ -89,7 +81,7 @@ def evaluate(
     if paths:
         # The generator has the weights of the last one.
         evaluator.compare_with_training(model_dir, step=checkpoints.step_of(paths[-1]))
-    print(terminal.table(records.read(metrics)))
+    print(terminal.table(records.read(metrics) if tf.io.gfile.exists(metrics) else []))
     print(f"Report: {report.write_report(model_dir)}")
 
 
