@@ -216,6 +216,26 @@ def settings_of_run():
     return {name: v for name, v in found.items() if not name.startswith(_CHANGEABLE)}
 
 
+def changed_settings(model_dir):
+    """In words, which bindings aren't those of the run in model_dir; None: none, or it kept none.
+
+    Where to find the data and how it is read, and what only training has, isn't among them.
+    """
+    path = Folder(model_dir).config
+    if not tf.io.gfile.exists(path):
+        return None
+    with tf.io.gfile.GFile(path, "r") as file:
+        before = _bindings(file.read())
+    now = _bindings(gin.config_str(max_line_length=10_000))
+    aside = (*_CHANGEABLE, "features.", "data.", "trainer.", "D/")
+    lines = [
+        f"{name} = {now[name]} ({before.get(name, 'not set')} in the run)"
+        for name in sorted(now)
+        if not name.startswith(aside) and setting_differs(name, before, now)
+    ]
+    return "; ".join(lines) or None
+
+
 def setting_differs(name, before, now):
     """Whether a setting of {name: value as text} is another one; see `settings_of_run`."""
     try:

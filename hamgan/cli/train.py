@@ -57,6 +57,7 @@ def main():
             strategy=strategy,
             paths=paths,
             watching=watching,
+            changed=configuration.changed_settings(model_dir),
         )
         return
     # The host that writes says at once that it can't; a dry run writes nothing.

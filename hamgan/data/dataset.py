@@ -141,6 +141,11 @@ class ImageDataset:
             self._contents[split] = content.digest(self._files_of(split)["path"])
         return self._contents[split]
 
+    def last_change(self, split: str) -> float:
+        """When a file of a split was changed last, Unix seconds."""
+        paths = set(self._files_of(split)["path"].tolist())
+        return max(tf.io.gfile.stat(path).mtime_nsec for path in paths) / 1e9
+
     def identity(self) -> dict[str, object]:
         """What tells these images from others of the same name."""
         splits = dict.fromkeys((self.train_split, self.reference_split))
