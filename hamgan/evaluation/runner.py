@@ -508,9 +508,10 @@ class Evaluator:
             if before is None:
                 raise Gone(f"{checkpoint} was deleted, or the run went back behind it.")
             try:
-                step = checkpoints.step_in(checkpoint)
                 self._check_data(checkpoint)
-                self.restore(checkpoint)
+                with checkpoints.being_read(checkpoint):
+                    step = checkpoints.step_in(checkpoint)
+                    self.restore(checkpoint)
             except checkpoints.Damaged:
                 if checkpoints.digest(checkpoint) == before:
                     raise

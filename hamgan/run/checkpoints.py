@@ -34,6 +34,9 @@ _ASIDE = "writing-"
 _PIN = ".pinned-"
 # A process that was killed can't take its pin away.
 _PIN_SECONDS = 24 * 3600
+# The same of one that is being read, which a writer waits for.
+_READING = ".reading-"
+_READING_SECONDS = 60
 
 
 class Damaged(ValueError):
@@ -133,6 +136,7 @@ class Checkpoints:
             ]
             if lacking:
                 raise ValueError(f"{lacking[0]} isn't in what was written")
+            _wait_for_readers(path)
             _delete(
                 path
             )  # a damaged one of this step, index first: at no moment do parts of two have one name
@@ -205,6 +209,7 @@ class Checkpoints:
         if self._writes:
             for name in _names(self.directory):
                 if step_of(name) > step_of(path):
+                    _wait_for_readers(os.path.join(self.directory, name))
                     index = os.path.join(self.directory, name + ".index")
                     tf.io.gfile.rename(index, index + ".left", overwrite=True)
 
@@ -229,6 +234,8 @@ class Checkpoints:
                 re.fullmatch(r"checkpoint\.\w+\.tmp", name)
                 or _PIN in name
                 and _pin_age(path) > _PIN_SECONDS
+                or _READING in name
+                and _pin_age(path) > _READING_SECONDS
             ):
                 tf.io.gfile.remove(path)
             elif match := re.fullmatch(r"(ckpt-\d+)\.data-\d+-of-\d+", name):
@@ -566,13 +573,34 @@ def pinned(path: str) -> Iterator[str]:
     Raises:
       ValueError: it isn't there, or was deleted just now.
     """
-    pin = f"{path}{_PIN}{uuid.uuid4().hex[:8]}"
-    with contextlib.suppress(OSError, tf.errors.OpError):
-        records.write_whole(pin, str(time.time()).encode())
-    try:
+    with _marked(path, _PIN):
         if not tf.io.gfile.exists(path + ".index"):
             raise ValueError(f"No checkpoint {path}: it isn't there, or was deleted just now.")
         yield path
+
+
+def being_read(path: str) -> contextlib.AbstractContextManager[None]:
+    """Keeps a checkpoint from being rewritten, for the context of reading it and a minute at most:
+    so long the run it belongs to waits.
+    """
+    return _marked(path, _READING)
+
+
+def _wait_for_readers(path):
+    end = time.monotonic() + _READING_SECONDS
+    while time.monotonic() < end and any(
+        _pin_age(pin) <= _READING_SECONDS for pin in tf.io.gfile.glob(path + _READING + "*")
+    ):
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _marked(path, kind):
+    pin = f"{path}{kind}{uuid.uuid4().hex[:8]}"
+    with contextlib.suppress(OSError, tf.errors.OpError):
+        records.write_whole(pin, str(time.time()).encode())
+    try:
+        yield
     finally:
         if tf.io.gfile.exists(pin):
             tf.io.gfile.remove(pin)

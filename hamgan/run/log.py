@@ -91,8 +91,10 @@ class Log:
             step=last + 1,
             session_log=tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START),
         )
-        # There is no public function for an event that isn't a summary.
-        tf.raw_ops.ImportEvent(writer=self._writer._resource, event=event.SerializeToString())
+        # Twice: the first of a folder is taken for its beginning. There is no public function for
+        # an event that isn't a summary.
+        for _ in range(2):
+            tf.raw_ops.ImportEvent(writer=self._writer._resource, event=event.SerializeToString())
 
     def _write_scalars(self, record):
         if (last := left_from(record)) is not None:

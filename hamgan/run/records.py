@@ -130,6 +130,9 @@ def scalars(record: Mapping[str, Any]) -> dict[str, float]:
     protocol = record.get("protocol")
     if isinstance(protocol, dict) and "name" in protocol:
         parts.append(protocol["name"])
+    generator = record.get("generator")
+    if isinstance(generator, dict) and "words" in generator:  # not the run's own settings
+        parts.append(f"generator {generator['digest']}")
     if record.get("seed"):
         parts.append(f"seed {record['seed']}")
     numbers = {name: value for name, value in record.items() if name != "time"}
