@@ -16,7 +16,7 @@ from hamgan import distribution, grids, watching
 from hamgan.collapse import Collapse, Signs, report, rollback, stop
 from hamgan.evaluation.scores import HEADLINE
 from hamgan.profiling import Profile
-from hamgan.run import checkpoints, class_names, records
+from hamgan.run import checkpoints, class_names, lock, records
 from hamgan.run.folder import Folder
 from hamgan.run.log import SCREEN, Log, surviving_failed_writes
 from hamgan.signals import Interruption
@@ -87,7 +87,16 @@ class Ended(NamedTuple):
 
 
 def train(
-    *, trainer, dataset, schedule, model_dir, evaluator=None, grid=None, progress=True, profile=None
+    *,
+    trainer,
+    dataset,
+    schedule,
+    model_dir,
+    evaluator=None,
+    grid=None,
+    progress=True,
+    profile=None,
+    identity=None,
 ):
     """Trains until `schedule.num_steps`, from the newest checkpoint in `model_dir` if there is one.
 
@@ -106,6 +115,8 @@ def train(
       progress: draw a progress bar.
       profile: (start, stop), steps between which a TensorFlow profile is written into model_dir;
         None: no profile.
+      identity: the `hamgan.run.identity.Identity` of the run, which its checkpoints keep and by
+        which another one is refused; None: neither.
 
     Returns:
       Ended(checkpoint: the path of the last one, whose name tells where training ended; stopped:
@@ -114,10 +125,16 @@ def train(
     Raises:
       FloatingPointError: something wasn't finite more than `schedule.max_rollbacks` times; the
         message names what and the step. The checkpoints stay as they were.
+      ValueError: the folder holds another run, or records of one whose checkpoints are gone.
+      lock.Held: another process trains in this folder.
+      lock.Lost: another process took it over.
       Collapse: training has collapsed, with `schedule.on_collapse = stop`.
       checkpoints.NotSaved: the first or the last checkpoint couldn't be written.
     """
-    with Interruption() as interruption:
+    model_dir = checkpoints.whole_path(model_dir)
+    writes = distribution.is_chief(trainer.strategy)
+    alone = lock.writing(model_dir) if writes else contextlib.nullcontext()
+    with alone as held, Interruption() as interruption:
         run = _Run(
             trainer=trainer,
             dataset=dataset,
@@ -128,6 +145,8 @@ def train(
             progress=progress,
             profile=profile,
             interruption=interruption,
+            identity=identity,
+            held=held,
         )
         with run.bar:
             try:
@@ -152,6 +171,8 @@ class _Run:
         progress,
         profile,
         interruption,
+        identity,
+        held,
     ):
         self.trainer = trainer
         self.dataset = dataset
@@ -160,6 +181,7 @@ class _Run:
         self.folder = Folder(model_dir)
         self.evaluator = evaluator
         self.interruption = interruption
+        self.held = held
         self.writes = distribution.is_chief(trainer.strategy)
         self.log = Log(model_dir, writes=self.writes)
         self.variables = trainer.variables()
@@ -171,6 +193,7 @@ class _Run:
                 HEADLINE.name, schedule.keep_best, better=HEADLINE.better
             ),
             seed=trainer.seed,
+            identity=identity,
             writes=self.writes,
             report=lambda message: self.announce("checkpoint trouble", message=message),
         )
@@ -187,6 +210,7 @@ class _Run:
         self.stopped = False
         self.step = 0
         self.set_damaged_records_aside()
+        checkpoints.check_run(model_dir, identity)
         self.follow_restored(self.saved.restore_latest())
         self.bar = tqdm(
             total=schedule.num_steps,
@@ -206,6 +230,7 @@ class _Run:
             self.save()
         else:
             self.announce("resumed", checkpoint=self.path, message=f"Going on from {self.path}")
+            self.mark_abandoned()
             # A run saves no such checkpoint; one may come from elsewhere.
             if name := checkpoints.first_not_finite(self.variables):
                 self.roll_back(f"{name} isn't finite in {self.path}.", first_bad=name)
@@ -228,6 +253,17 @@ class _Run:
             self.stopped = True
             return
         self.draw_grid(self.folder.samples)
+
+    def mark_abandoned(self):
+        """Says which steps an end between two checkpoints has left: they are trained again."""
+        last = self.log.history().last_step()
+        if last > self.step:
+            self.announce(
+                "abandoned",
+                message=f"the steps {self.step + 1:,} to {last:,} weren't saved, and are trained "
+                "again",
+                **{"from": self.step + 1, "to": last},
+            )
 
     def set_damaged_records_aside(self):
         damaged = []
@@ -280,6 +316,8 @@ class _Run:
         if name:
             self.roll_back(f"{name} isn't finite.", first_bad=name)
             return
+        if self.held is not None:
+            self.held.check()
         try:
             self.path = self.saved.save()
             self.saved_step = self.step
@@ -367,8 +405,12 @@ class _Run:
                 self.collapsed_by_fid(record["fid"])
 
     def is_to_be_evaluated(self):
-        evaluated = self.log.history().evaluated_steps()
-        return self.saved_step == self.step and self.step not in evaluated
+        description = getattr(self.evaluator, "description", {})
+        return self.saved_step == self.step and not self.log.history().is_evaluated(
+            step=self.step,
+            digest=checkpoints.digest(self.path),
+            fingerprint=description.get("fingerprint"),
+        )
 
     def draw_grid(self, path, *, title=None):
         images = self.grid.images()

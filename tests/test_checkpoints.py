@@ -1,11 +1,14 @@
 import contextlib
 import resource
+import threading
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from hamgan.run import checkpoints
+from hamgan.evaluation import jobs
+from hamgan.evaluation.scores import HEADLINE
+from hamgan.run import checkpoints, records
 from hamgan.run.checkpoints import Checkpoints
 
 
@@ -342,3 +345,63 @@ def test_remote_folder_does_as_well(tmp_path):
     assert sorted(n for n in tf.io.gfile.listdir(directory) if n.endswith("index")) == [
         f"ckpt-{step}.index" for step in (2, 5, 6)
     ]
+
+
+def test_short_name_means_this_runs_wherever_one_stands(tmp_path, monkeypatch):
+    for run in "ab":
+        save_steps(tmp_path / run / "checkpoints", 2, 4)
+    monkeypatch.chdir(tmp_path / "b" / "checkpoints")
+    for name, found in (("ckpt-2", "ckpt-2"), ("latest", "ckpt-4"), (None, "ckpt-4")):
+        expected = str(tmp_path / "a" / "checkpoints" / found)
+        assert checkpoints.find(str(tmp_path / "a"), name) == expected
+        assert checkpoints.find("../../a", name) == expected
+    # A path is what has a separator.
+    for path in ("./ckpt-2", "../../b/checkpoints/ckpt-2.index"):
+        found = checkpoints.find(str(tmp_path / "a"), path)
+        assert found == str(tmp_path / "b" / "checkpoints" / "ckpt-2")
+        assert not checkpoints.is_of_run(str(tmp_path / "a"), found)
+        assert checkpoints.is_of_run("../../b", found)
+    with pytest.raises(ValueError, match="named by its path, with a '/'"):
+        checkpoints.find(str(tmp_path / "a"), "ckpt-6")
+    with pytest.raises(ValueError, match="there is no .*/b/checkpoints/ckpt-6.index"):
+        checkpoints.find(str(tmp_path / "a"), "./ckpt-6")
+
+
+def test_checkpoint_of_another_run_is_not_evaluated_into_this_ones_records(tmp_path):
+    for run in "ab":
+        save_steps(tmp_path / run / "checkpoints", 2)
+    path = str(tmp_path / "b" / "checkpoints" / "ckpt-2")
+    with pytest.raises(ValueError, match="isn't a checkpoint of .*/a, and its numbers would"):
+        jobs.paths_of(str(tmp_path / "a"), [path])
+    assert jobs.paths_of(str(tmp_path / "b"), [path]) == [path]
+
+
+def test_best_is_that_of_the_records_unless_a_checkpoint_has_the_name(tmp_path):
+    save_steps(tmp_path / "checkpoints", 2, 4, 6)
+    with pytest.raises(ValueError, match=r"No checkpoint is the best .*\(ckpt-2, ckpt-4, ckpt-6\)"):
+        checkpoints.find(str(tmp_path), "best")
+    for step, fid in ((2, 5.0), (4, 3.0), (6, 7.0), (8, 1.0)):
+        record = {"kind": "evaluation", "step": step, HEADLINE.name: fid}
+        records.append(tmp_path / "metrics.jsonl", record)
+    # Step 8 isn't there.
+    assert checkpoints.find(str(tmp_path), "best").endswith("/ckpt-4")
+    assert (HEADLINE.name, HEADLINE.better) == ("fid", "lower")  # what find takes by itself
+    for end in (".index", ".data-00000-of-00001"):
+        folder = tmp_path / "checkpoints"
+        (folder / f"best{end}").write_bytes((folder / f"ckpt-2{end}").read_bytes())
+    best = checkpoints.find(str(tmp_path), "best")
+    assert best.endswith("/best") and checkpoints.step_in(best) == 2
+
+
+def test_checkpoint_is_not_rewritten_while_it_is_read(tmp_path):
+    saved, named = save_steps(tmp_path, 2)
+    path = str(tmp_path / "ckpt-2")
+    before = checkpoints.digest(path)
+    named["generator/block.1/kernel"].assign(tf.fill([2, 3], tf.constant(9, tf.float64)))
+    with checkpoints.being_read(path):
+        writer = threading.Thread(target=saved.save)
+        writer.start()
+        writer.join(1)
+        assert writer.is_alive() and checkpoints.digest(path) == before
+    writer.join(20)
+    assert not writer.is_alive() and checkpoints.digest(path) != before

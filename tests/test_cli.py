@@ -1,4 +1,5 @@
 import pathlib
+import shutil
 
 import gin
 import made
@@ -309,3 +310,39 @@ def test_unknown_protocol_says_which_there_are(load):
         ValueError, match="--protocol must be one of paper, train-full, val-50k, or a gin file"
     ):
         load(f"--gin_file={ROOT}/configs/digits.gin", protocol="papr")
+
+
+@pytest.mark.parametrize("name", ["paper", "val-50k", "train-full"])
+def test_name_of_a_published_protocol_cannot_be_worn_by_other_values(load, tmp_path, name):
+    bindings = f'protocol.Protocol.name = "{name}"'
+    with pytest.raises(ValueError, match=f"the name '{name}' means .*num_samples"):
+        load("--gin_file=configs/digits.gin", params=[bindings])
+    (tmp_path / "mine.gin").write_text(
+        "from __gin__ import dynamic_registration\n"
+        'include "configs/digits.gin"\n'
+        f"from hamgan.evaluation import protocol\n{bindings}\n"
+    )
+    with pytest.raises(ValueError, match=f"the name '{name}' means .*num_samples"):
+        load(f"--gin_file={tmp_path / 'mine.gin'}")
+    shutil.copy(tmp_path / "mine.gin", tmp_path / "config.gin")
+    with pytest.raises(ValueError, match=f"the name '{name}' means .*num_samples"):
+        load()
+    # As the shipped file has it, gin's wrappers of its parts too.
+    assert load("--gin_file=configs/digits.gin", protocol=name).protocol.name == name
+
+
+def test_settings_of_a_run_are_the_same_text_from_file_and_from_its_own_folder(load, tmp_path):
+    build(load("--gin_file=configs/digits.gin", params=SMALL))
+    before = configuration.settings_of_run()
+    configuration.settle_configuration(str(tmp_path))
+    build(load())
+    assert not [
+        name
+        for name in before.keys() | configuration.settings_of_run().keys()
+        if configuration.setting_differs(name, before, configuration.settings_of_run())
+    ]
+    assert configuration.changed_settings(str(tmp_path)) is None
+    assert not any(name.startswith(("loop.Schedule.", "protocol.")) for name in before)
+    load(params=["G/context.Hamburger.eval_steps = 1"])
+    changed = configuration.changed_settings(str(tmp_path))
+    assert changed == "G/context.Hamburger.eval_steps = 1 (None in the run)"

@@ -1,7 +1,10 @@
+import dataclasses
 import gc
 import os
 import resource
+import shutil
 import signal
+import subprocess
 import sys
 import time
 import weakref
@@ -11,13 +14,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from tensorboard.backend.event_processing import plugin_event_accumulator
 
 from hamgan import grids, loop, watching
 from hamgan.evaluation import report
 from hamgan.loop import Schedule
-from hamgan.run import checkpoints, class_names, records
+from hamgan.run import checkpoints, class_names, lock, records
 from hamgan.run.folder import Folder
 from hamgan.run.history import History
+from hamgan.run.identity import Identity
 from hamgan.run.log import Log
 
 
@@ -115,7 +120,15 @@ def schedule(**kwargs):
 
 
 def run(
-    model_dir, *, evaluator=None, trainer=None, dataset=None, profile=None, progress=False, **kwargs
+    model_dir,
+    *,
+    evaluator=None,
+    trainer=None,
+    dataset=None,
+    profile=None,
+    progress=False,
+    identity=None,
+    **kwargs,
 ):
     """The last checkpoint; that of a run that a signal ended has an event that says so."""
     ended = loop.train(
@@ -126,6 +139,7 @@ def run(
         evaluator=evaluator,
         progress=progress,
         profile=profile,
+        identity=identity,
     )
     assert ended.stopped == ("stopped" in [event["event"] for event in events(model_dir)][-1:])
     return ended.checkpoint
@@ -616,3 +630,135 @@ def test_what_was_logged_is_not_kept_in_memory(tmp_path):
     del number
     gc.collect()
     assert gone() is None
+
+
+def identity(**settings):
+    return Identity(settings={"rate": "1", **settings}, data={"content": "records:a"})
+
+
+def test_second_training_in_a_folder_is_refused(tmp_path):
+    # In a process of its own, since one process may go on with what it holds.
+    code = (
+        "import sys; from hamgan.run import lock\n"
+        "with lock.writing(sys.argv[1]): print('held', flush=True); sys.stdin.readline()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(lock.Held, match=f"process {other.pid} on "):
+            run(tmp_path, trainer=Pupil())
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["writer.lock"]
+    finally:
+        other.kill()
+        other.communicate()
+    assert run(tmp_path, trainer=Pupil()).endswith("ckpt-6")
+
+
+def test_training_that_was_taken_over_saves_no_more(tmp_path):
+    def take(pupil, metrics):
+        if pupil.step == 3:
+            (tmp_path / "writer.lock").rename(tmp_path / "writer.lock.taken")
+
+    with pytest.raises(lock.Lost, match="was taken over"):
+        run(tmp_path, trainer=Pupil(take))
+    assert checkpoints.available(str(tmp_path)) == ["ckpt-0"]
+
+
+def test_new_run_among_the_records_of_an_old_one_is_refused(tmp_path):
+    run(tmp_path, trainer=Pupil(), evaluator=CountingEvaluator())
+    shutil.rmtree(tmp_path / "checkpoints")
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"holds \d+ records of a run whose checkpoints aren't"):
+        run(tmp_path, trainer=Pupil())
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_another_run_is_refused_with_what_differs_and_the_same_goes_on(tmp_path):
+    run(tmp_path, trainer=Pupil(), num_steps=2, save_every=2, identity=identity())
+    other = dataclasses.replace(identity(rate="2"), data={"content": "records:b"})
+    told = r"(?s)ckpt-2 is of another run.*rate = 1 there, 2 asked for.*records:a there, records:b"
+    with pytest.raises(ValueError, match=told):
+        run(tmp_path, trainer=Pupil(), num_steps=4, identity=other)
+    assert checkpoints.available(str(tmp_path)) == ["ckpt-0", "ckpt-2"]
+    assert run(tmp_path, trainer=Pupil(), num_steps=4, identity=identity()).endswith("ckpt-4")
+    assert set(checkpoints.load(str(tmp_path / "checkpoints" / "ckpt-4"))) == set(
+        Pupil().variables()
+    )
+
+
+def test_checkpoints_without_an_identity_go_on_and_get_one(tmp_path):
+    run(tmp_path, trainer=Pupil(), num_steps=2, save_every=2)
+    path = run(tmp_path, trainer=Pupil(), num_steps=4, identity=identity())
+    assert checkpoints.read_identity(path).settings == {"rate": "1"}
+
+
+def curves(folder):
+    """{tag: steps} as TensorBoard shows them."""
+    events = plugin_event_accumulator.EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    events.Reload()
+    return {tag: [e.step for e in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
+
+
+def test_steps_that_a_kill_left_are_marked_and_in_no_curve_twice(tmp_path):
+    def kill(pupil, metrics):
+        if pupil.step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, trainer=Pupil(kill), num_steps=8, steps_per_loop=1, evaluate_every=100)
+    time.sleep(1.1)  # TensorBoard reads files in the order of the seconds in their names
+    run(tmp_path, trainer=Pupil(), num_steps=8, steps_per_loop=1, evaluate_every=100)
+    (left,) = [e for e in events(tmp_path) if e["event"] == "abandoned"]
+    assert (left["step"], left["from"], left["to"]) == (4, 5, 5)
+    steps = [r["step"] for r in records.read(tmp_path / "metrics.jsonl", kind="train")]
+    assert steps == [1, 2, 3, 4, 5, 5, 6, 7, 8]
+    kept = [r["step"] for r in History(str(tmp_path / "metrics.jsonl")).of_kind("train")]
+    assert kept == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert curves(tmp_path)["loss/discriminator"] == kept
+
+
+def test_steps_of_a_rollback_are_in_no_curve_twice(tmp_path):
+    def spoil(pupil, metrics):
+        if pupil.step == 6 and pupil.rollbacks == 0:
+            pupil.generator.weight.assign(np.nan)
+            metrics.update(first_bad_step=6, first_bad="generator/weight")
+
+    run(tmp_path, trainer=Pupil(spoil), num_steps=8, steps_per_loop=1, evaluate_every=100)
+    assert curves(tmp_path)["loss/discriminator"] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_evaluation_counts_for_the_weights_that_it_is_of(tmp_path):
+    class Knowing(CountingEvaluator):
+        def evaluate(self, *, checkpoint, step):
+            record = super().evaluate(checkpoint=checkpoint, step=step)
+            return {**record, "checkpoint_digest": checkpoints.digest(checkpoint)}
+
+    first, again = Knowing(), Knowing()
+    run(tmp_path, trainer=Pupil(), evaluator=first, num_steps=4)
+    run(tmp_path, trainer=Pupil(), evaluator=again, num_steps=4)
+    assert first.calls == [("ckpt-0", 0), ("ckpt-4", 4)] and not again.calls
+    # Other weights under the name.
+    trainer = Pupil()
+    saved = checkpoints.Checkpoints(
+        str(tmp_path / "checkpoints"), trainer.variables(), seed=trainer.seed, max_to_keep=None
+    )
+    saved.restore_latest()
+    trainer.generator.weight.assign(9.0)
+    saved.save()
+    run(tmp_path, trainer=Pupil(), evaluator=again, num_steps=4)
+    assert again.calls == [("ckpt-4", 4)]
+
+
+def test_scores_of_weights_that_were_replaced_count_for_no_best(tmp_path):
+    path = str(tmp_path / "metrics.jsonl")
+    for step, digest, fid in ((2, "a", 5.0), (4, "b", 1.0), (4, "c", 7.0)):
+        record = {"kind": "evaluation", "step": step, "fid": fid, "checkpoint_digest": digest}
+        records.append(path, record)
+    assert History(path).scores("fid") == {2: 5.0, 4: 7.0}
+    assert History(path).best_steps("fid", 1) == [2]

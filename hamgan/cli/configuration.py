@@ -228,6 +228,41 @@ def resolved_configuration(model_dir):
     return "\n".join([*imports, "", *lines, ""])
 
 
+def settings_of_run():
+    """{name: value as text} of every binding and noted default that a run may not change."""
+    text = gin.operative_config_str(max_line_length=10_000), gin.config_str(max_line_length=10_000)
+    found = _bindings("\n".join(text))
+    return {name: v for name, v in found.items() if not name.startswith(_CHANGEABLE)}
+
+
+def changed_settings(model_dir):
+    """In words, which bindings aren't those of the run in model_dir; None: none, or it kept none.
+
+    Where to find the data and how it is read, and what only training has, isn't among them.
+    """
+    path = Folder(model_dir).config
+    if not tf.io.gfile.exists(path):
+        return None
+    with tf.io.gfile.GFile(path, "r") as file:
+        before = _bindings(file.read())
+    now = _bindings(gin.config_str(max_line_length=10_000))
+    aside = (*_CHANGEABLE, "features.", "data.", "trainer.", "D/")
+    lines = [
+        f"{name} = {now[name]} ({before.get(name, 'not set')} in the run)"
+        for name in sorted(now)
+        if not name.startswith(aside) and setting_differs(name, before, now)
+    ]
+    return "; ".join(lines) or None
+
+
+def setting_differs(name, before, now):
+    """Whether a setting of {name: value as text} is another one; see `settings_of_run`."""
+    try:
+        return _differs(name, before, now)
+    except KeyError:  # a parameter of another version
+        return True
+
+
 def settle_configuration(model_dir):
     """Writes `resolved_configuration` into model_dir, after comparing it with the one that is
     there.

@@ -38,6 +38,7 @@ from absl import flags
 from hamgan import distribution
 from hamgan.cli import common, configuration
 from hamgan.evaluation import jobs, shards
+from hamgan.run import checkpoints
 
 FLAGS = flags.FLAGS
 
@@ -84,7 +85,8 @@ def main():
         jobs.evaluate(
             experiment,
             **common_arguments,
-            model_dir=FLAGS.model_dir,
+            model_dir=checkpoints.whole_path(FLAGS.model_dir),
+            changed=configuration.changed_settings(FLAGS.model_dir),
             paths=paths,
             watching=FLAGS.watch,
             repeats=FLAGS.repeats,
@@ -100,7 +102,8 @@ def define_flags():
     flags.DEFINE_multi_string(
         "checkpoint",
         [],
-        "Path or name (ckpt-1000) of a checkpoint; may be repeated; default: the newest.",
+        "A checkpoint of the run: ckpt-1000, best, latest, or a path; may be repeated; default: "
+        "the newest.",
     )
     flags.DEFINE_string(
         "protocol", None, "paper, val-50k, train-full, or a gin file; default: the run's own."

@@ -95,7 +95,7 @@ def main():
     numbers = {
         "network": FLAGS.network,
         "checkpoint": path,
-        "step": checkpoints.step_of(path),
+        "step": checkpoints.step_in(path),
         "module": type(layer).__name__,
         "decomposition": decomposition.__name__,
         "images": "generated" if FLAGS.network == "generator" else FLAGS.images,

@@ -83,7 +83,9 @@ def define_flags():
     """Defines the flags of the command."""
     common.define_flags()
     flags.DEFINE_string(
-        "checkpoint", None, "Path or name (ckpt-1000) of a checkpoint; default: the newest."
+        "checkpoint",
+        None,
+        "A checkpoint of the run: ckpt-1000, best, latest, or a path; default: the newest.",
     )
     flags.DEFINE_list(
         "classes", None, "Labels, one row of the grid each; default: up to ten, evenly spread."

@@ -14,6 +14,7 @@ several hosts, run the same command on each, with the environment variable TF_CO
 that all share.
 """
 
+import contextlib
 import sys
 
 from absl import flags
@@ -21,7 +22,7 @@ from absl import flags
 from hamgan import distribution, loop, training
 from hamgan.cli import common, configuration
 from hamgan.evaluation import jobs, report
-from hamgan.run import checkpoints
+from hamgan.run import checkpoints, identity, lock
 
 FLAGS = flags.FLAGS
 MODES = ("train", "train_and_evaluate", "evaluate_continuously", "evaluate")
@@ -45,7 +46,7 @@ def parse_profile(text):
 def main():
     experiment = configuration.load_experiment(**common.configuration_flags())
     profile = parse_profile(FLAGS.profile)
-    model_dir, data_dir = FLAGS.model_dir, FLAGS.data_dir
+    model_dir, data_dir = checkpoints.whole_path(FLAGS.model_dir), FLAGS.data_dir
     if FLAGS.mode.startswith("evaluate"):
         watching = FLAGS.mode == "evaluate_continuously"
         paths = jobs.paths_of(model_dir, watching=watching)
@@ -57,8 +58,29 @@ def main():
             strategy=strategy,
             paths=paths,
             watching=watching,
+            changed=configuration.changed_settings(model_dir),
         )
         return
+    # The host that writes says at once that it can't; a dry run writes nothing.
+    task = distribution.task_of_cluster()
+    alone = contextlib.nullcontext()
+    if not FLAGS.dry_run and not (task and task[0]):
+        alone = lock.writing(model_dir, take_over=FLAGS.take_over)
+    with alone:
+        train(experiment, model_dir=model_dir, data_dir=data_dir, profile=profile)
+
+
+def identity_of(dataset):
+    """What the checkpoints of this run keep of it, when all of its parts are built."""
+    return identity.Identity(
+        settings=configuration.settings_of_run(),
+        data=dataset.identity(),
+        differs=configuration.setting_differs,
+    )
+
+
+def train(experiment, *, model_dir, data_dir, profile):
+    """Trains, or shows what would be trained."""
     strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu)
     trainer, dataset = training.build(experiment, strategy=strategy, data_dir=data_dir)
     evaluator, grid = None, None
@@ -75,6 +97,9 @@ def main():
             model_dir=model_dir,
         )
         return
+    of_run = identity_of(dataset)
+    # Before the configuration of another run is written beside this one's checkpoints.
+    checkpoints.check_run(model_dir, of_run)
     # Every host compares, one of them writes.
     writes = distribution.is_chief(strategy)
     (configuration.settle_configuration if writes else configuration.resolved_configuration)(
@@ -88,6 +113,7 @@ def main():
         evaluator=evaluator,
         grid=grid,
         profile=profile,
+        identity=of_run,
     )
     print(f"Checkpoint: {checkpoint}")
     if stopped:
@@ -107,6 +133,12 @@ def define_flags():
         "dry_run",
         False,
         "Print configuration, parameters and memory, draw a first batch, and train nothing.",
+    )
+    flags.DEFINE_bool(
+        "take_over",
+        False,
+        "Train in model_dir even if another process holds it, as one on a host that vanished may "
+        "seem to; that one stops at its next checkpoint.",
     )
     flags.DEFINE_string(
         "profile", None, "START:STOP, steps of which a TensorFlow profile is written to model_dir."

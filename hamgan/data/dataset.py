@@ -12,6 +12,7 @@ resumed run goes on with the data it would have seen.
 """
 
 import functools
+import hashlib
 from collections.abc import Callable
 
 import numpy as np
@@ -19,7 +20,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import file_adapters
 
-from hamgan.data import pixels, prepared
+from hamgan.data import content, pixels, prepared
 from hamgan.data.order import numbers_of, range_of, shuffled
 from hamgan.data.places import READS, RecordFinder
 from hamgan.data.stored import StoredExamples
@@ -115,6 +116,7 @@ class ImageDataset:
         }
         self.reads_anywhere(train_split)
         self._memory: dict[str, dict[str, tf.Tensor]] = {}
+        self._contents: dict[str, str] = {}
         self._finders: dict[str, RecordFinder] = {}
         self._stored = StoredExamples(
             image_key=image_key,
@@ -130,6 +132,34 @@ class ImageDataset:
           ValueError: when the data set has no such split.
         """
         return int(self._files_of(split)["take"].sum())
+
+    def content(self, split: str) -> str:
+        """A digest of the files that a split is in (see `hamgan.data.content`).
+
+        Raises:
+          ValueError: when the dataset has no such split.
+        """
+        if split not in self._contents:
+            self._contents[split] = content.digest(self._files_of(split)["path"])
+        return self._contents[split]
+
+    def last_change(self, split: str) -> float:
+        """When a file of a split was changed last, Unix seconds."""
+        paths = set(self._files_of(split)["path"].tolist())
+        return max(tf.io.gfile.stat(path).mtime_nsec for path in paths) / 1e9
+
+    def identity(self) -> dict[str, object]:
+        """What tells these images from others of the same name."""
+        splits = dict.fromkeys((self.train_split, self.reference_split))
+        return {
+            "name": self._info.name,
+            "version": self.version,
+            "classes": hashlib.sha256("\n".join(self.class_names).encode()).hexdigest()[:16],
+            "splits": {
+                split: {"images": self.num_examples(split), "content": self.content(split)}
+                for split in splits
+            },
+        }
 
     @property
     def info(self) -> tfds.core.DatasetInfo:

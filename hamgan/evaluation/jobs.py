@@ -5,7 +5,7 @@ import dataclasses
 import tensorflow as tf
 
 from hamgan.evaluation import reference, report, runner, selftest, terminal, watch
-from hamgan.run import checkpoints, history, records
+from hamgan.run import checkpoints, records
 from hamgan.run.folder import Folder
 from hamgan.run.log import Log
 
@@ -13,8 +13,20 @@ from hamgan.run.log import Log
 def paths_of(model_dir, names=(), *, watching=False):
     """The checkpoints of these names (none: the newest); with `watching`, which finds its own,
     none.
+
+    Raises:
+      ValueError: a checkpoint isn't there, or isn't of this run.
     """
-    return [] if watching else [checkpoints.find(model_dir, name) for name in names or [None]]
+    if watching:
+        return []
+    paths = [checkpoints.find(model_dir, name) for name in names or [None]]
+    for path in paths:
+        if not checkpoints.is_of_run(model_dir, path):
+            raise ValueError(
+                f"{path} isn't a checkpoint of {model_dir}, and its numbers would stand among "
+                "those of that run. Give the --model_dir of its own run."
+            )
+    return paths
 
 
 def evaluate(
@@ -29,6 +41,7 @@ def evaluate(
     timeout=3600,
     share=None,
     keep_features=False,
+    changed=None,
 ):
     """Scores checkpoints, or with `watching` every one as it appears; writes records and report.
 
@@ -38,7 +51,7 @@ def evaluate(
       strategy: the strategy to compute on.
       paths: of the checkpoints.
       watching, repeats, timeout: as in `watch.evaluate_new_checkpoints`.
-      share, keep_features: as in `runner.Evaluator`.
+      share, keep_features, changed: as in `runner.Evaluator`.
     """
     dataset = experiment.dataset(data_dir=data_dir)
     with strategy.scope():
@@ -52,23 +65,18 @@ def evaluate(
         work_dir=Folder(model_dir).evaluation,
         share=share,
         keep_features=keep_features,
+        changed=changed,
     )
+    if changed:
+        print(f"Other settings than the run's: {changed}.", flush=True)
     print(
         f"Protocol {evaluator.description['name']}: {evaluator.description['words']}.", flush=True
     )
     log = Log(model_dir)
     metrics = Folder(model_dir).metrics
-    written = (
-        {history.key_of(record) for record in records.read(metrics)}
-        if tf.io.gfile.exists(metrics)
-        else set()
-    )
 
     def publish(record):
-        key = history.key_of(record)
-        if key is None or key not in written:
-            log.write(record)
-            written.add(key)
+        log.write(record)
         print(terminal.line_of(record), flush=True)
 
     if watching:
@@ -88,8 +96,8 @@ def evaluate(
         return
     if paths:
         # The generator has the weights of the last one.
-        evaluator.compare_with_training(model_dir, step=checkpoints.step_of(paths[-1]))
-    print(terminal.table(records.read(metrics)))
+        evaluator.compare_with_training(model_dir, step=checkpoints.step_in(paths[-1]))
+    print(terminal.table(records.read(metrics) if tf.io.gfile.exists(metrics) else []))
     print(f"Report: {report.write_report(model_dir)}")
 
 

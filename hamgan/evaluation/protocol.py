@@ -133,8 +133,63 @@ class Protocol:
                 "compared by FID; got "
                 f"{[in_words(function) for function in self.scores]}."
             )
+        _check_reserved(self)
         sampling.check_truncation(self.truncation)
         sampling.check_weights(self.weights)
+
+
+def _settings(**settings):
+    # What the published protocols share, and what one of them has of its own.
+    shared = dict(
+        reference_repeated=0,
+        quantize=True,
+        resize=tf1_bilinear,
+        labels=uniform,
+        truncation=None,
+        weights="raw",
+        batch_norm=sampling.MovingAverages,
+    )
+    return {**shared, **settings}
+
+
+# Names that mean these settings, wherever a record has them; the files in configs/protocols say the
+# same.
+RESERVED = {
+    "paper": _settings(
+        num_samples=50_176,
+        reference_split="validation",
+        reference_count=50_000,
+        reference_repeated=176,
+        quantize=False,
+    ),
+    "val-50k": _settings(num_samples=50_000, reference_split="validation", reference_count=50_000),
+    "train-full": _settings(num_samples=50_000, reference_split="train", reference_count=1_281_167),
+}
+
+
+def _setting(value):
+    """A setting as it is compared: gin hands over wrappers of functions and classes."""
+    named = hasattr(value, "__qualname__")
+    return f"{value.__module__}.{value.__qualname__}" if named else value
+
+
+def _check_reserved(protocol):
+    wanted = RESERVED.get(protocol.name, {})
+    differing = {n: v for n, v in wanted.items() if _setting(getattr(protocol, n)) != _setting(v)}
+    if differing:
+        raise ValueError(
+            f"Protocol: the name {protocol.name!r} means "
+            + ", ".join(
+                f"{name} {in_words(value) if callable(value) else value}"
+                for name, value in differing.items()
+            )
+            + "; got "
+            + ", ".join(
+                f"{name} {in_words(value) if callable(value) else value}"
+                for name, value in ((name, getattr(protocol, name)) for name in differing)
+            )
+            + ". Give it a name of its own."
+        )
 
 
 # Neither changes what is measured: the seed stands beside the protocol in records, the rest is
@@ -160,7 +215,9 @@ def describe(protocol: Protocol, *, batch_norm, reference: dict[str, Any]) -> di
         "truncation": protocol.truncation,
         "weights": protocol.weights,
         "batch_norm": batch_norm.words,
-        "reference": reference,  # with quantisation, resize and network, as of both sides
+        # With quantisation, resize and network, as of both sides. The data's digest stands beside
+        # it in records: those of earlier versions lack it, and keep their fingerprint.
+        "reference": {name: part for name, part in reference.items() if name != "content"},
     }
     fingerprint = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
     noise = "" if protocol.truncation is None else f", noise within {protocol.truncation:g}"

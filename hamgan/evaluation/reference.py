@@ -58,11 +58,33 @@ class Reference:
         rows[rows >= count] -= count
         result = np.empty([len(rows), self.moments.width], np.float32)
         start = 0
+        total, squares = np.zeros((2, self.moments.width))
         for part in self._parts.read("pool_3"):
+            again = part[: max(0, repeated - start)]
+            for of in (part, again):
+                away = of - self.moments.mean
+                total += away.sum(axis=0)
+                squares += np.square(away).sum(axis=0)
             here = (rows >= start) & (rows < start + len(part))
             result[here] = part[rows[here] - start]
             start += len(part)
+        self._check(total, squares)
         return result
+
+    def _check(self, total, squares):
+        """Refuses features whose sums around the mean aren't those of the moments."""
+        expected = np.diag(self.moments.scatter)
+        # In units of the features' spread, and of their size where they hardly differ.
+        spread = np.sqrt(expected.max() / self.moments.count) + 1e-6 * (
+            1e-30 + np.abs(self.moments.mean).max()
+        )
+        off = np.abs(total).max() / (self.moments.count * spread)
+        off_squares = np.abs(squares - expected).max() / (self.moments.count * spread**2)
+        if not max(off, off_squares) < 1e-3:
+            raise ValueError(
+                f"{self.folder or 'The reference'} doesn't hold together: mean and scatter in "
+                f"{_INDEX} aren't those of the features beside it. Delete the folder."
+            )
 
     def in_stored_order(self) -> np.ndarray:
         """The features of all images, float32 [N, D]: row i is of the split's image i."""
@@ -92,6 +114,7 @@ def fingerprint(dataset, *, network: FeatureNetwork, protocol: Protocol) -> dict
     return {
         "dataset": dataset.name,
         "version": dataset.version,
+        "content": dataset.content(split),
         "split": split,
         "count": count,
         "repeated": protocol.reference_repeated,
@@ -136,6 +159,8 @@ def load(folder: str, wanted: dict[str, Any] | None = None) -> Reference:
     if missing:
         raise ValueError(f"{path} must be a reference; it lacks {sorted(missing)}.")
     found = json.loads(str(stored["fingerprint"]))
+    if wanted is not None and "content" not in found:
+        wanted = without_content(wanted)  # of a version that didn't keep it
     if wanted is not None and found != wanted:
         differing = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
         raise ValueError(
@@ -146,8 +171,34 @@ def load(folder: str, wanted: dict[str, Any] | None = None) -> Reference:
     moments = metrics.Moments.from_arrays(
         count=int(stored["count"]), mean=stored["mean"], scatter=stored["scatter"]
     )
+    if "sha256" in stored and str(stored["sha256"]) != shards.sha256_of(stored):
+        raise ValueError(f"{path} was changed since it was written. Delete the folder.")
     ranges = [(int(first), int(end)) for first, end in stored["ranges"]]
-    return Reference(found, moments, shards.Shards(folder, count=found["count"], ranges=ranges))
+    rows = sum(end - first for first, end in ranges)
+    if (rows, moments.count) != (found["count"], found["count"] + found["repeated"]):
+        raise ValueError(
+            f"{path} doesn't hold together: it is of {found['count']} images and "
+            f"{found['repeated']} of them again, its files hold {rows} and its moments are of "
+            f"{moments.count}. Delete the folder."
+        )
+    parts = shards.Shards(folder, count=found["count"], ranges=ranges, about=found)
+    return Reference(found, moments, parts)
+
+
+def without_content(wanted: dict[str, Any]) -> dict[str, Any]:
+    """A fingerprint as versions had it that didn't look into the files."""
+    return {name: value for name, value in wanted.items() if name != "content"}
+
+
+def _of_earlier_version(dataset, cache_dir, wanted):
+    """The folder of a reference without a digest of the data; None: there is none, or the data is
+    newer.
+    """
+    folder = folder_of(cache_dir, without_content(wanted))
+    if not is_built(folder):
+        return None
+    built = tf.io.gfile.stat(os.path.join(folder, _INDEX)).mtime_nsec / 1e9
+    return folder if built > dataset.last_change(wanted["split"]) else None
 
 
 def load_or_build(
@@ -190,8 +241,10 @@ def load_or_build(
     folder = folder_of(cache_dir, wanted) if cache_dir else None
     if folder and is_built(folder):
         return load(folder, wanted)
+    if cache_dir and (earlier := _of_earlier_version(dataset, cache_dir, wanted)):
+        return load(earlier, wanted)
     share = share or shards.Share()
-    parts = shards.Shards(folder, count=wanted["count"], batch_size=batch_size)
+    parts = shards.Shards(folder, count=wanted["count"], batch_size=batch_size, about=wanted)
     missing = parts.missing(share)
     if missing:
         batches = dataset.reference_batches(split=wanted["split"], batch_size=batch_size)
@@ -201,15 +254,15 @@ def load_or_build(
     parts.wait(share)
     moments = _moments(parts, wanted)
     if folder:
-        buffer = io.BytesIO()
-        np.savez(
-            buffer,
-            fingerprint=json.dumps(wanted, sort_keys=True),
-            count=moments.count,
+        arrays = dict(
+            fingerprint=np.array(json.dumps(wanted, sort_keys=True)),
+            count=np.array(moments.count),
             mean=moments.mean,
             scatter=moments.scatter,
             ranges=np.array(parts.ranges),
         )
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays, sha256=shards.sha256_of(arrays))
         # Last: a folder with an index is whole.
         records.write_whole(os.path.join(folder, _INDEX), buffer.getvalue())
     return Reference(wanted, moments, parts)

@@ -6,6 +6,8 @@ done isn't done twice.
 """
 
 import dataclasses
+import hashlib
+import json
 import os
 import sys
 import time
@@ -17,9 +19,17 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from hamgan import distribution, sampling
-from hamgan.evaluation import neighbours, reference, shards
+from hamgan.evaluation import neighbours, reference, settings, shards
 from hamgan.evaluation.protocol import Protocol, describe, in_words
 from hamgan.run import checkpoints, history, records
+from hamgan.run.identity import data_differences
+
+# A checkpoint that is rewritten while it is read is read again, so often at most.
+_READINGS = 10
+
+
+class Gone(ValueError):
+    """A checkpoint that was there isn't any more."""
 
 
 class Embedder:
@@ -132,6 +142,7 @@ class Evaluator:
         None: nowhere.
       share: the `shards.Share` of this host; None: all the work.
       keep_features: leave the samples' features in work_dir when their record is written.
+      changed: in words, which settings of the generator aren't those of the run; None: none.
       progress: draw progress bars.
 
     Raises:
@@ -150,6 +161,7 @@ class Evaluator:
         work_dir: str | None = None,
         share: shards.Share | None = None,
         keep_features: bool = False,
+        changed: str | None = None,
         progress: bool = True,
     ):
         self.protocol = protocol
@@ -179,6 +191,11 @@ class Evaluator:
         self.description = describe(
             protocol, batch_norm=self._batch_norm, reference=self._reference_fingerprint
         )
+        self._generator_settings = {
+            "digest": settings.digest_of(generator),
+            "precision": generator.dtype_policy.name,
+            **({"words": changed} if changed else {}),
+        }
         self._measures = [in_words(function) for function in protocol.scores]
         self._reference: reference.Reference | None = None
 
@@ -202,13 +219,18 @@ class Evaluator:
         return self._reference
 
     def generated_outputs(
-        self, *, seed: int | None = None, folder: str | None = None
+        self,
+        *,
+        seed: int | None = None,
+        folder: str | None = None,
+        about: dict[str, Any] | None = None,
     ) -> shards.Shards:
         """The features of the samples 0 to N - 1, as far as this host has to compute them.
 
         Args:
           seed: of the samples; None: the protocol's.
           folder: where they are kept, and what is there isn't computed again; None: in memory.
+          about: what decides them, kept with them.
 
         Returns:
           `shards.Shards` of 'pool_3' [N, D] and 'logits' [N, C], float32.
@@ -216,7 +238,12 @@ class Evaluator:
         Raises:
           ValueError: features that aren't finite.
         """
-        parts = shards.Shards(folder, count=self.protocol.num_samples, batch_size=self._batch_size)
+        parts = shards.Shards(
+            folder,
+            count=self.protocol.num_samples,
+            batch_size=self._batch_size,
+            about=about,
+        )
         work = [
             (part, first)
             for part in parts.missing(self._share)
@@ -250,7 +277,7 @@ class Evaluator:
         sampling.restore(self.generator, checkpoint, weights=self.protocol.weights)
 
     def evaluate(
-        self, *, checkpoint: str, step: int, seed: int | None = None
+        self, *, checkpoint: str, step: int, seed: int | None = None, digest: str | None = None
     ) -> history.Record | None:
         """Scores the generator as it is.
 
@@ -258,6 +285,8 @@ class Evaluator:
           checkpoint: the path its weights came from.
           step: the training step of these weights.
           seed: of the samples; None: the protocol's.
+          digest: of the checkpoint when its weights were read; None: that of the file, which is
+            theirs.
 
         Returns:
           The record, a dictionary for `records.append`: that of `work_dir` if this has been done
@@ -268,26 +297,70 @@ class Evaluator:
             part.
         """
         seed = self.protocol.seed if seed is None else seed
-        digest = checkpoints.digest(checkpoint)
+        digest = digest or checkpoints.digest(checkpoint)
+        about = self._about(digest, seed)
         folder = None
         if self._work_dir and digest:
-            name = f"{os.path.basename(checkpoint)}-{digest}-seed{seed}"
-            protocol_folder = f"{self.description['name']}-{self.description['fingerprint']}"
-            folder = os.path.join(self._work_dir, protocol_folder, name)
-            if found := self._finished(folder):
+            key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
+            folder = os.path.join(self._protocol_folder(), f"{digest}-seed{seed}-{key}")
+            found = self._finished(folder, about) or self._of_earlier_version(
+                checkpoint, digest, seed
+            )
+            if found:
                 return found
         start = time.monotonic()
         try:
-            found = self._scores(checkpoint, seed, folder)
+            found = self._scores(checkpoint, seed, folder, about)
         except (ValueError, tf.errors.OpError):
             # Another process that did the same work may have finished first, and removed the
             # features.
-            if folder and (record := self._finished(folder)):
+            if folder and (record := self._finished(folder, about)):
                 return record
             raise
         if found is None:
             return None
-        record = {
+        record = self._record(
+            found, checkpoint=checkpoint, step=step, seed=seed, digest=digest, start=start
+        )
+        if folder:
+            here = {**about, "measures": self._measures}
+
+            def is_there(others):
+                return any(_describes(other, here) for other in others)
+
+            records.append(folder + ".json", record, unless=is_there)
+            if not self._keep_features and tf.io.gfile.isdir(folder):
+                tf.io.gfile.rmtree(folder)
+        return record
+
+    def _about(self, digest, seed):
+        """All that decides the numbers of an evaluation."""
+        return {
+            "checkpoint_digest": digest,
+            "seed": seed,
+            "protocol": self.description["fingerprint"],
+            "generator": self._generator_settings["digest"],
+            "content": self._reference_fingerprint["content"],
+        }
+
+    def _protocol_folder(self):
+        return os.path.join(
+            self._work_dir, f"{self.description['name']}-{self.description['fingerprint']}"
+        )
+
+    def _of_earlier_version(self, checkpoint, digest, seed):
+        """The record of a version that kept neither the generator's settings nor the data's digest:
+        it counts for the run's own settings, if the data is older.
+        """
+        if "words" in self._generator_settings:
+            return None
+        name = f"{os.path.basename(checkpoint)}-{digest}-seed{seed}"
+        found = self._finished(os.path.join(self._protocol_folder(), name), None)
+        changed = self._dataset.last_change(self._reference_fingerprint["split"])
+        return found if found and found["time"] > changed else None
+
+    def _record(self, found, *, checkpoint, step, seed, digest, start):
+        return {
             "kind": "evaluation",
             "step": step,
             "time": time.time(),
@@ -304,27 +377,25 @@ class Evaluator:
             "weights": self.protocol.weights,
             "features": self.network.identity(),
             "reference": self._reference_fingerprint,
+            "generator": self._generator_settings,
             "seconds": round(time.monotonic() - start, 2),
         }
-        if folder:
-            records.append(folder + ".json", record)
-            if not self._keep_features and tf.io.gfile.isdir(folder):
-                tf.io.gfile.rmtree(folder)
-        return record
 
-    def _finished(self, folder):
+    def _finished(self, folder, about):
         """The record of work that has been finished in `folder`, None where it hasn't, or lacks
-        scores.
+        scores, or says that it is of something else than `about` (None: isn't asked).
         """
         path = folder + ".json"
         found = records.read(path) if tf.io.gfile.exists(path) else []
+        if about is not None:
+            found = [record for record in found if _describes(record, about)]
         return found[-1] if found and set(self._measures) <= set(found[-1]["measures"]) else None
 
-    def _scores(self, checkpoint, seed, folder):
+    def _scores(self, checkpoint, seed, folder, about):
         """The scores of the generator as it is; None on hosts other than 0."""
         real = self.reference()
         try:
-            generated = self.generated_outputs(seed=seed, folder=folder)
+            generated = self.generated_outputs(seed=seed, folder=folder, about=about)
         except shards.NotFinite as error:
             raise shards.NotFinite(
                 f"{checkpoint}: {error}. The generator has diverged at this checkpoint."
@@ -359,6 +430,7 @@ class Evaluator:
             embed=self._embedder,
             protocol=dataclasses.replace(
                 self.protocol,
+                name=None,  # these aren't its settings
                 reference_split=split,
                 reference_count=min(num_training, self._dataset.num_examples(split)),
                 reference_repeated=0,
@@ -406,19 +478,73 @@ class Evaluator:
           than 0.
 
         Raises:
-          ValueError: as `evaluate`; the checkpoint isn't there, or is of another configuration.
+          ValueError: as `evaluate`; the checkpoint isn't there, or is of another configuration,
+            or of a run on other images under the same name.
         """
-        step = checkpoints.step_of(checkpoint)
         seeds = [self.protocol.seed + repeat for repeat in range(repeats or self.protocol.repeats)]
         with checkpoints.pinned(checkpoint):
-            self.restore(checkpoint)
-            found = []
-            for seed in seeds:
-                if record := self.evaluate(checkpoint=checkpoint, step=step, seed=seed):
-                    found.append(record)
-                    yield record
+            found: list[history.Record] = []
+            digest, step = self._read(checkpoint)
+            while len(found) < len(seeds):
+                record = self.evaluate(
+                    checkpoint=checkpoint, step=step, seed=seeds[len(found)], digest=digest
+                )
+                if record is None:
+                    return
+                if checkpoints.digest(checkpoint) != digest:
+                    # Rewritten meanwhile, as after a rollback: the new weights are scored.
+                    found = []
+                    digest, step = self._read(checkpoint)
+                    continue
+                found.append(record)
+                yield record
         if len(found) > 1:
             yield history.aggregate(found)
+
+    def _read(self, checkpoint: str) -> tuple[str, int]:
+        """Reads the weights; returns (digest of the checkpoint that they are of, its step)."""
+        for _ in range(_READINGS):
+            before = checkpoints.digest(checkpoint)
+            if before is None:
+                raise Gone(f"{checkpoint} was deleted, or the run went back behind it.")
+            try:
+                self._check_data(checkpoint)
+                with checkpoints.being_read(checkpoint):
+                    step = checkpoints.step_in(checkpoint)
+                    self.restore(checkpoint)
+            except checkpoints.Damaged:
+                if checkpoints.digest(checkpoint) == before:
+                    raise
+            if checkpoints.digest(checkpoint) == before:
+                return before, step
+        raise ValueError(f"{checkpoint} was rewritten {_READINGS} times while it was read.")
+
+    def _check_data(self, checkpoint):
+        """Refuses other images than the run's under the same name and version."""
+        of_run = checkpoints.read_identity(checkpoint)
+        if of_run is None or not of_run.data:
+            return
+        now = self._dataset.identity()
+        same = all(of_run.data.get(name) == now[name] for name in ("name", "version"))
+        if lines := data_differences(of_run.data, now) if same else ():
+            raise ValueError(
+                f"{checkpoint} was trained on other images than those that {self._dataset.name} "
+                "holds now:\n"
+                + "\n".join(f"  {line}" for line in lines)
+                + "\nPut the images of the run back, or give the new ones a name of their own."
+            )
+
+
+def _describes(record: history.Record, about: dict[str, Any]) -> bool:
+    """Whether a kept record is of all of `about`."""
+    return (
+        record.get("checkpoint_digest") == about["checkpoint_digest"]
+        and record.get("seed") == about["seed"]
+        and record["protocol"]["fingerprint"] == about["protocol"]
+        and record["generator"]["digest"] == about["generator"]
+        and record["reference"]["content"] == about["content"]
+        and record["measures"] == about.get("measures", record["measures"])
+    )
 
 
 def scores(

@@ -3,7 +3,9 @@ shared by hosts.
 """
 
 import dataclasses
+import hashlib
 import io
+import json
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -56,6 +58,8 @@ class Shards:
       count: number of rows.
       batch_size: rows that are computed at a time; each file holds whole batches.
       ranges: [(first row, end)] of existing files; None: as `count` and `batch_size` have it.
+      about: what the rows are of, as JSON holds it; it is kept in every file, and a file that says
+        something else isn't read. Files of earlier versions say nothing.
     """
 
     def __init__(
@@ -65,10 +69,12 @@ class Shards:
         count: int,
         batch_size: int = _ROWS,
         ranges: list[Range] | None = None,
+        about: Mapping[str, Any] | None = None,
     ):
         rows = -(-_ROWS // batch_size) * batch_size
         self.folder = folder
         self.count = count
+        self._about = json.dumps(about or {}, sort_keys=True)
         self.ranges = ranges or [
             (start, min(start + rows, count)) for start in range(0, count, rows)
         ]
@@ -105,8 +111,10 @@ class Shards:
                     f"{name} has {bad} values that aren't finite in the rows {start} to {end - 1}"
                 )
         if self.folder:
+            held = {**{name: np.asarray(array) for name, array in arrays.items()}}
+            held["about"] = np.array(self._about)
             buffer = io.BytesIO()
-            np.savez(buffer, **arrays)
+            np.savez(buffer, **held, sha256=sha256_of(held))
             records.write_whole(self._path(part), buffer.getvalue())
         else:
             self._memory[part] = arrays
@@ -132,13 +140,35 @@ class Shards:
     def read(self, name: str) -> Iterator[np.ndarray]:
         """Yields the rows of one array, range by range, in order."""
         for part in self.ranges:
-            arrays = read_npz(self._path(part)) if self.folder else self._memory[part]
+            arrays = self._read_file(part) if self.folder else self._memory[part]
             if len(arrays[name]) != part[1] - part[0]:
                 raise ValueError(
                     f"{self._path(part)} must hold {part[1] - part[0]} rows, it has "
                     f"{len(arrays[name])}. Delete it."
                 )
             yield arrays[name]
+
+    def _read_file(self, part):
+        path = self._path(part)
+        arrays = read_npz(path)
+        if "sha256" in arrays and str(arrays["sha256"]) != sha256_of(arrays):
+            raise ValueError(f"{path} was changed since it was written. Delete it.")
+        if "about" in arrays and self._about != "{}" and str(arrays["about"]) != self._about:
+            raise ValueError(
+                f"{path} holds something else than is asked for: {arrays['about']}, not "
+                f"{self._about}. Delete it."
+            )
+        return arrays
+
+
+def sha256_of(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over the names, types, shapes and values of {name: array}, but for 'sha256'."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays.keys() - {"sha256"}):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def read_npz(path: str) -> dict[str, np.ndarray]:

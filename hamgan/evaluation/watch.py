@@ -6,9 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import tensorflow as tf
-
-from hamgan.evaluation import shards
+from hamgan.evaluation import runner, shards
 from hamgan.evaluation.runner import Evaluator
 from hamgan.run import checkpoints
 from hamgan.run.folder import Folder
@@ -59,6 +57,14 @@ class Pins:
         self._pins[name].close()
 
 
+def _is_new(model_dir, name, scored):
+    """Whether a checkpoint hasn't been scored, or was rewritten since."""
+    if name not in scored:
+        return True
+    digest = checkpoints.digest(Folder(model_dir).checkpoint(name))
+    return digest is not None and digest != scored[name]
+
+
 def evaluate_new_checkpoints(
     evaluator: Evaluator,
     *,
@@ -83,16 +89,20 @@ def evaluate_new_checkpoints(
       poll_seconds: pause between looks.
     """
     last_news = time.monotonic()
-    scored = set()
+    scored: dict[str, str | None] = {}  # with the digests: after a rollback a name comes again
     with Pins(model_dir, poll_seconds) as pins:
         while True:
-            names = [name for name in pins.look() if name not in scored]
+            names = [name for name in pins.look() if _is_new(model_dir, name, scored)]
             for name in names:
                 path = Folder(model_dir).checkpoint(name)
-                if tf.io.gfile.exists(path + ".index"):
+                scored[name] = checkpoints.digest(path)
+                if scored[name] is not None:
                     try:
                         for record in evaluator.evaluate_checkpoint(path, repeats=repeats):
                             publish(record)
+                            scored[name] = record.get("checkpoint_digest")
+                    except runner.Gone as error:
+                        print(error, flush=True)
                     except shards.NotFinite as error:
                         publish(
                             {
@@ -107,7 +117,6 @@ def evaluate_new_checkpoints(
                         "loop.Schedule.max_to_keep.",
                         flush=True,
                     )
-                scored.add(name)
                 pins.release(name)
                 last_news = time.monotonic()
             if names:

@@ -19,10 +19,14 @@ import tensorflow as tf
 
 from hamgan.run import records
 from hamgan.run.folder import Folder
+from hamgan.run.history import History
+from hamgan.run.identity import Identity
 
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 _SEED = "seed" + _SUFFIX
-_BOOKKEEPING = ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter" + _SUFFIX, _SEED)
+_IDENTITY = "identity" + _SUFFIX
+_STEP = "step" + _SUFFIX
+_BOOKKEEPING = ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter" + _SUFFIX, _SEED, _IDENTITY)
 # What checkpoints of earlier versions lack: it keeps its initial value.
 _ADDED_LATER = {"rollbacks"}
 # Where a checkpoint is until it has a name.
@@ -30,6 +34,9 @@ _ASIDE = "writing-"
 _PIN = ".pinned-"
 # A process that was killed can't take its pin away.
 _PIN_SECONDS = 24 * 3600
+# The same of one that is being read, which a writer waits for.
+_READING = ".reading-"
+_READING_SECONDS = 60
 
 
 class Damaged(ValueError):
@@ -54,6 +61,8 @@ class Checkpoints:
       best: function () -> steps whose checkpoints stay too.
       seed: of the run, kept in every checkpoint: going on with another one is refused. None: not
         kept.
+      identity: the `hamgan.run.identity.Identity` of the run, kept in every checkpoint: going on
+        as another one is refused. None: not kept, and not asked for.
       writes: False on hosts that leave the writing to another one; `save` then only names the
         checkpoint.
       report: function (message), called where a checkpoint is passed over or can't be deleted.
@@ -70,6 +79,7 @@ class Checkpoints:
         max_to_keep: int | None = 3,
         best: Callable[[], Iterable[int]] = lambda: (),
         seed: int | None = None,
+        identity: Identity | None = None,
         writes: bool = True,
         report: Callable[[str], Any] = print,
     ):
@@ -84,6 +94,7 @@ class Checkpoints:
         self._max_to_keep = max_to_keep
         self._best = best
         self._seed = seed
+        self._identity = identity
         self._writes = writes
         self._report = report
         self._damaged: set[str] = set()
@@ -113,6 +124,8 @@ class Checkpoints:
         held = dict(self._variables)
         if self._seed is not None:
             held["seed"] = tf.Variable(self._seed, dtype=tf.int64)
+        if self._identity is not None:
+            held["identity"] = tf.Variable(self._identity.to_text(), dtype=tf.string)
         try:
             written = _checkpoint(held).write(os.path.join(aside, "ckpt"))
             found = _read_through(written, finite=True)
@@ -123,6 +136,7 @@ class Checkpoints:
             ]
             if lacking:
                 raise ValueError(f"{lacking[0]} isn't in what was written")
+            _wait_for_readers(path)
             _delete(
                 path
             )  # a damaged one of this step, index first: at no moment do parts of two have one name
@@ -195,6 +209,7 @@ class Checkpoints:
         if self._writes:
             for name in _names(self.directory):
                 if step_of(name) > step_of(path):
+                    _wait_for_readers(os.path.join(self.directory, name))
                     index = os.path.join(self.directory, name + ".index")
                     tf.io.gfile.rename(index, index + ".left", overwrite=True)
 
@@ -203,6 +218,8 @@ class Checkpoints:
             raise ValueError(
                 f"{path} is of a run with seed {seed}, and trainer.Trainer.seed is {self._seed}."
             )
+        if self._identity is not None:
+            _refuse_another(path, self._identity)
         restore(path, self._variables)
 
     def _clean(self):
@@ -217,6 +234,8 @@ class Checkpoints:
                 re.fullmatch(r"checkpoint\.\w+\.tmp", name)
                 or _PIN in name
                 and _pin_age(path) > _PIN_SECONDS
+                or _READING in name
+                and _pin_age(path) > _READING_SECONDS
             ):
                 tf.io.gfile.remove(path)
             elif match := re.fullmatch(r"(ckpt-\d+)\.data-\d+-of-\d+", name):
@@ -277,6 +296,77 @@ def _contents(path):
 def _read_seed(path):
     with _reader(path) as reader:
         return int(reader.get_tensor(_SEED)) if reader.has_tensor(_SEED) else None
+
+
+def read_identity(path: str) -> Identity | None:
+    """What a checkpoint says of its run; None: it is of a version that kept nothing.
+
+    Raises:
+      Damaged: the file can't be read.
+    """
+    with _reader(path) as reader:
+        if not reader.has_tensor(_IDENTITY):
+            return None
+        return Identity.from_text(reader.get_tensor(_IDENTITY).decode())
+
+
+def step_in(path: str) -> int:
+    """The training step of a checkpoint, whatever it is called.
+
+    Raises:
+      Damaged: the file can't be read.
+      ValueError: it holds no step.
+    """
+    with _reader(path) as reader:
+        if reader.has_tensor(_STEP):
+            return int(reader.get_tensor(_STEP))
+    raise ValueError(f"{path} holds no variable 'step': it isn't a checkpoint of a run.")
+
+
+def check_run(model_dir: str, identity: Identity | None = None) -> None:
+    """Asks whether a training may write to a folder: as a new run, or going on with its own.
+
+    Args:
+      model_dir: the run's folder.
+      identity: of the training; None: unknown.
+
+    Raises:
+      ValueError: the folder's newest checkpoint is of another run, or it holds records of a run
+        whose checkpoints are gone.
+    """
+    directory = Folder(model_dir).checkpoints
+    names = _names(directory)
+    if not names:
+        metrics = Folder(model_dir).metrics
+        kinds = ("train", "evaluation", "aggregate")
+        found = [r for r in History(metrics).all_records if r.get("kind") in kinds]
+        if found:
+            raise ValueError(
+                f"{model_dir} holds {len(found)} records of a run whose checkpoints aren't there: "
+                "the numbers of a new run would stand among those of the old one. Choose another "
+                f"--model_dir, put the checkpoints back into {directory}, or remove what is left "
+                f"of the old run, {metrics} and the files beside it."
+            )
+    if identity is None:
+        return
+    for name in reversed(names):
+        try:
+            _refuse_another(os.path.join(directory, name), identity)
+            return
+        except Damaged:  # passed over, as when it is restored
+            continue
+
+
+def _refuse_another(path, identity):
+    found = read_identity(path)
+    lines = identity.differences(found) if found else ()
+    if lines:
+        raise ValueError(
+            f"{path} is of another run than the one asked for:\n"
+            + "\n".join(f"  {line}" for line in lines)
+            + "\nA run goes on as it was begun: restore its settings and its data, or begin "
+            "another one in a new --model_dir."
+        )
 
 
 def _read_through(path, *, names=None, finite=False):
@@ -370,18 +460,36 @@ def _first_intact(directory, read, report, damaged):
     return None
 
 
-def find(model_dir: str, name: str | None = None) -> str:
-    """The path of a checkpoint in a run's folder.
+def whole_path(path: str) -> str:
+    """A path that means the same from every working folder."""
+    return path if not path or "://" in path else os.path.abspath(path)
+
+
+def find(
+    model_dir: str, name: str | None = None, *, score: str = "fid", better: str = "lower"
+) -> str:
+    """The path of a checkpoint, a whole one: `ckpt-1000` is the run's wherever one stands.
 
     Args:
       model_dir: the run's folder.
-      name: a path or a name like 'ckpt-1000'; None: the newest that isn't damaged.
+      name: the name of a checkpoint of this run, like 'ckpt-1000'; 'best' or 'latest'; or a path,
+        which has a separator. None: the latest, which is the newest that isn't damaged.
+      score, better: what the best one is best in; see `history.History.best_steps`.
 
     Raises:
       ValueError: there is none; says which there are.
     """
-    directory = Folder(model_dir).checkpoints
-    if name is None:
+    directory = whole_path(Folder(model_dir).checkpoints)
+    if name and "/" in name:
+        path = whole_path(os.path.expanduser(name).removesuffix(".index"))
+        if tf.io.gfile.exists(path + ".index"):
+            return path
+        raise ValueError(f"No checkpoint {name}: there is no {path}.index.")
+    if name and tf.io.gfile.exists(os.path.join(directory, name + ".index")):
+        return os.path.join(directory, name)
+    if name == "best":
+        return _best_of(model_dir, directory, score, better)
+    if name in (None, "latest"):
         path = _first_intact(directory, _read_through, print, set())
         if path is None:
             raise ValueError(
@@ -389,12 +497,32 @@ def find(model_dir: str, name: str | None = None) -> str:
                 f"--model_dir={model_dir} ..."
             )
         return path
-    for path in (name, os.path.join(directory, name)):
-        if tf.io.gfile.exists(path + ".index"):
-            return path
     raise ValueError(
-        f"No checkpoint {name}; {directory} holds: {', '.join(available(model_dir)) or 'none'}."
+        f"No checkpoint {name}; {directory} holds: {', '.join(available(model_dir)) or 'none'}. "
+        "A checkpoint elsewhere is named by its path, with a '/'."
     )
+
+
+def _best_of(model_dir, directory, score, better):
+    found = History(Folder(model_dir).metrics)
+    scores = found.scores(score, better=better)
+    there = {step_of(name) for name in available(model_dir)}
+    best = [step for step in found.best_steps(score, len(scores), better=better) if step in there]
+    if not best:
+        raise ValueError(
+            f"No checkpoint is the best of {directory}: none of those that are there "
+            f"({', '.join(available(model_dir)) or 'none'}) has been evaluated."
+        )
+    return os.path.join(directory, f"ckpt-{best[0]}")
+
+
+def is_of_run(model_dir: str, path: str) -> bool:
+    """Whether a checkpoint lies in a run's folder, however the two are spelled."""
+
+    def folder(name):
+        return name.rstrip("/") if "://" in name else os.path.realpath(name)
+
+    return folder(os.path.dirname(path)) == folder(Folder(model_dir).checkpoints)
 
 
 def available(model_dir: str) -> list[str]:
@@ -445,13 +573,34 @@ def pinned(path: str) -> Iterator[str]:
     Raises:
       ValueError: it isn't there, or was deleted just now.
     """
-    pin = f"{path}{_PIN}{uuid.uuid4().hex[:8]}"
-    with contextlib.suppress(OSError, tf.errors.OpError):
-        records.write_whole(pin, str(time.time()).encode())
-    try:
+    with _marked(path, _PIN):
         if not tf.io.gfile.exists(path + ".index"):
             raise ValueError(f"No checkpoint {path}: it isn't there, or was deleted just now.")
         yield path
+
+
+def being_read(path: str) -> contextlib.AbstractContextManager[None]:
+    """Keeps a checkpoint from being rewritten, for the context of reading it and a minute at most:
+    so long the run it belongs to waits.
+    """
+    return _marked(path, _READING)
+
+
+def _wait_for_readers(path):
+    end = time.monotonic() + _READING_SECONDS
+    while time.monotonic() < end and any(
+        _pin_age(pin) <= _READING_SECONDS for pin in tf.io.gfile.glob(path + _READING + "*")
+    ):
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _marked(path, kind):
+    pin = f"{path}{kind}{uuid.uuid4().hex[:8]}"
+    with contextlib.suppress(OSError, tf.errors.OpError):
+        records.write_whole(pin, str(time.time()).encode())
+    try:
+        yield
     finally:
         if tf.io.gfile.exists(pin):
             tf.io.gfile.remove(pin)

@@ -31,6 +31,11 @@ class Folder:
         return self._of("config.gin")
 
     @property
+    def lock(self) -> str:
+        """Says which process writes to the folder (`hamgan.run.lock`)."""
+        return self._of("writer.lock")
+
+    @property
     def checkpoints(self) -> str:
         """The folder of the checkpoints (`hamgan.run.checkpoints`)."""
         return self._of("checkpoints")

@@ -26,6 +26,7 @@ MEASURED_UNDER = (
     "labels",
     "weights",
     "batch_norm",
+    "generator",
 )
 
 
@@ -46,15 +47,16 @@ def text(value: Any) -> str:
 def surviving(all_records: Iterable[Record]) -> list[Record]:
     """The records without those of steps that the run went back behind, in the order of writing.
 
-    A rollback takes away what was trained and evaluated after the step that it went back to. A run
-    that was resumed from an earlier checkpoint trains some steps again: the later records count.
+    A rollback takes away what was trained and evaluated after the step that it went back to, and so
+    does an end between two checkpoints, which the event "abandoned" of the next start tells. Where
+    an earlier version has told nothing, of steps that were trained twice the later records count.
     Events stay.
     """
     kept: list[Record] = []
     trained = -math.inf  # the step of the newest training record that is kept
     for record in all_records:
-        if record.get("event") == "rolled back" and is_number(record.get("to")):
-            to = record["to"]
+        to = _left_from(record)
+        if to is not None:
             kept = [of for of in kept if of.get("kind") == "event" or _step(of, to) <= to]
             trained = min(trained, to)
         elif record.get("kind") == "train":
@@ -64,6 +66,21 @@ def surviving(all_records: Iterable[Record]) -> list[Record]:
             trained = step
         kept.append(record)
     return kept
+
+
+def _left_from(record: Record) -> float | None:
+    """The last step that still counts after an event that left some; None: it left none."""
+    if record.get("event") == "rolled back" and is_number(record.get("to")):
+        return record["to"]
+    if record.get("event") == "abandoned" and is_number(record.get("from")):
+        return record["from"] - 1
+    return None
+
+
+def left_from(record: Record) -> int | None:
+    """The last step that still counts after a record; None: the record takes none away."""
+    left = _left_from(record)
+    return None if left is None else int(left)
 
 
 def _step(record: Record, otherwise: float) -> float:
@@ -84,8 +101,10 @@ def measured_under(record: Record) -> tuple[tuple[str, str], ...]:
     for field in MEASURED_UNDER:
         value = record.get(field)
         if isinstance(value, dict):
+            # A path is where something lies, not what it is; words are for people.
+            aside = {"words", "handle"} if value.get("digest") else {"words"}
             pairs += [
-                (f"{field} {part}", text(value[part])) for part in sorted(value) if part != "words"
+                (f"{field} {part}", text(value[part])) for part in sorted(value.keys() - aside)
             ]
         elif value is not None:
             pairs.append((field, text(value)))
@@ -106,12 +125,29 @@ def key_of(record: Record) -> tuple | None:
     """What an evaluation is known by; None for other records, and for those of versions without
     protocols.
     """
-    fingerprint = (record.get("protocol") or {}).get("fingerprint")
+    fingerprint = _part(record, "protocol", "fingerprint")
     if record.get("kind") not in ("evaluation", "aggregate") or not fingerprint:
         return None
-    seed = record["seed"] if record["kind"] == "evaluation" else tuple(record["seeds"])
-    measures = tuple(record.get("measures", ()))
-    return record["kind"], record.get("checkpoint_digest"), fingerprint, seed, measures
+    is_one = record["kind"] == "evaluation"
+    return (
+        record["kind"],
+        record.get("checkpoint_digest"),
+        fingerprint,
+        _part(record, "generator", "digest"),
+        _part(record, "reference", "content"),
+        record.get("seed") if is_one else tuple(record.get("seeds", ())),
+        tuple(record.get("measures", ())),
+    )
+
+
+def _part(record, field, name):
+    value = record.get(field)
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def keys_of(all_records: Iterable[Record]) -> set[tuple]:
+    """`key_of` of the evaluations that still count."""
+    return {key for record in surviving(all_records) if (key := key_of(record)) is not None}
 
 
 def aggregate(found: Sequence[Record]) -> Record:
@@ -163,11 +199,38 @@ class History:
 
     Args:
       path: the run's metrics.jsonl; it needn't be there yet.
+
+    Attributes:
+      all_records: of the file, those that count no more too.
     """
 
     def __init__(self, path: str):
-        found = records.read(path) if tf.io.gfile.exists(path) else []
-        self._records = surviving(found)
+        self.all_records = records.read(path) if tf.io.gfile.exists(path) else []
+        self._records = surviving(self.all_records)
+
+    def last_step(self) -> int:
+        """The newest step that has a number; -1 without any."""
+        kinds = ("train", "evaluation", "aggregate")
+        return max((r["step"] for kind in kinds for r in self.of_kind(kind)), default=-1)
+
+    def is_evaluated(
+        self, *, step: int, digest: str | None, fingerprint: str | None = None
+    ) -> bool:
+        """Whether a checkpoint has an evaluation.
+
+        Args:
+          step: of the checkpoint; decides for records of versions that kept no digest.
+          digest: of the checkpoint.
+          fingerprint: of the protocol; None: any.
+        """
+
+        def is_of_it(record):
+            known = record.get("checkpoint_digest")
+            protocol = _part(record, "protocol", "fingerprint")
+            same = known == digest if known and digest else record["step"] == step
+            return same and (not (fingerprint and protocol) or protocol == fingerprint)
+
+        return any(is_of_it(record) for record in self.of_kind("evaluation"))
 
     def of_kind(self, kind: str) -> list[Record]:
         """The records of a kind, in the order of writing."""
@@ -181,7 +244,12 @@ class History:
         """[{step: the better number}], one for each protocol, that of the newest record last."""
         best = {"lower": min, "higher": max}[better]
         protocols: dict[Any, dict[int, float]] = {}
-        for record in self.of_kind("evaluation"):
+        evaluations = self.of_kind("evaluation")
+        # A step that was trained anew has other weights: those of the newest record are there.
+        newest = {of["step"]: of.get("checkpoint_digest") for of in evaluations}
+        for record in evaluations:
+            if record.get("checkpoint_digest") != newest[record["step"]]:
+                continue
             if is_number(record.get(score)):
                 protocol = measured_under(record)
                 of = protocols.pop(protocol, {})

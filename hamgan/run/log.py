@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from hamgan.run import records
 from hamgan.run.folder import Folder
-from hamgan.run.history import History, Record
+from hamgan.run.history import History, Record, key_of, keys_of, left_from
 
 
 class _Screen:
@@ -62,17 +62,43 @@ class Log:
         self._waiting: list[Record] = []
 
     def write(self, record: Record) -> None:
-        """Appends a record (see `hamgan.run.records`); its numbers become TensorBoard scalars."""
+        """Appends a record (see `hamgan.run.records`); its numbers become TensorBoard scalars.
+
+        An evaluation is written once: not if one of the same `history.key_of` stands there and
+        still counts, written by another process perhaps.
+        """
         if self._writer is None:
             return
         self._waiting.append({"time": time.time(), **record})
+        self._write_waiting()
+
+    def _write_waiting(self):
         with surviving_failed_writes("Metrics"):
             while self._waiting:
-                records.append(self._path, self._waiting[0])
-                self._write_scalars(self._waiting.pop(0))
+                record = self._waiting[0]
+                key = key_of(record)
+                there = None if key is None else lambda found, key=key: key in keys_of(found)
+                appended = records.append(self._path, record, unless=there)
+                self._waiting.pop(0)
+                if appended:
+                    self._write_scalars(record)
             self._writer.flush()
 
+    def _leave(self, last):
+        """Tells TensorBoard to forget the steps after `last`."""
+        event = tf.compat.v1.Event(
+            wall_time=time.time(),
+            step=last + 1,
+            session_log=tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START),
+        )
+        # Twice: the first of a folder is taken for its beginning. There is no public function for
+        # an event that isn't a summary.
+        for _ in range(2):
+            tf.raw_ops.ImportEvent(writer=self._writer._resource, event=event.SerializeToString())
+
     def _write_scalars(self, record):
+        if (last := left_from(record)) is not None:
+            self._leave(last)
         # As tensors of arrays: TensorFlow keeps every Python number that it has made a tensor of.
         step = tf.convert_to_tensor(np.asarray(record["step"], np.int64))
         with self._writer.as_default(step=step):

@@ -4,21 +4,28 @@ Every record has "kind" ("train", "evaluation", "event"), "step" (int) and "time
 Paths may be remote (`gs://...`), as `tf.io.gfile` knows them.
 """
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 
-def append(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
-    """Adds one record as one line; a file that isn't there yet is begun.
+def append(
+    path: str | os.PathLike,
+    record: Mapping[str, Any],
+    *,
+    unless: Callable[[list[dict[str, Any]]], bool] | None = None,
+) -> bool:
+    """Adds one record as one line; a file that isn't there yet is begun. Returns whether it was
+    added.
 
     A line is written at once and by a single call, so a killed run cuts at most its own last line,
     and a later append starts a new one behind it. Remote file systems have no append: there the
@@ -31,6 +38,8 @@ def append(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
         and TensorFlow scalars and arrays are converted. "time" is added if it is missing. JSON has
         no NaN and no infinity: they are written as null, because losing the record of a diverging
         run would be worse.
+      unless: function (records that are there) -> whether to leave this one out. Of processes that
+        ask so at once, one adds it where files can be locked; remotely two may.
 
     Raises:
       ValueError: "kind" or "step" is missing or of another type, or a value has no form in JSON.
@@ -50,17 +59,22 @@ def append(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
 
     if "://" in path:
         before = _read_bytes(path) if tf.io.gfile.exists(path) else b""
+        if unless is not None and unless(_parse(path, before)):
+            return False
         write_whole(path, before + _line_break(before[-1:]) + line)
-        return
+        return True
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with open(path, "a+b", buffering=0) as file:
-        # One writer at a time: what another is in the middle of has no line break yet.
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks: one writer at a time
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if unless is not None and unless(_parse(path, _read_bytes(path))):
+            return False
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             line = _line_break(file.read(1)) + line
         if file.write(line) < len(line):
             raise OSError(errno.ENOSPC, "Only a part of a record could be written", path)
+    return True
 
 
 def read(path: str | os.PathLike, kind: str | None = None) -> list[dict[str, Any]]:
@@ -82,8 +96,12 @@ def read(path: str | os.PathLike, kind: str | None = None) -> list[dict[str, Any
     path = os.fspath(path)
     if not tf.io.gfile.exists(path):
         raise FileNotFoundError(f"There is no file of records {path!r}")
+    return [r for r in _parse(path, _read_bytes(path)) if kind is None or r.get("kind") == kind]
+
+
+def _parse(path, content):
     records = []
-    for number, line in enumerate(_read_bytes(path).split(b"\n"), start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         line = line.decode("utf-8", errors="replace").strip()
         if not line:
             continue
@@ -96,8 +114,7 @@ def read(path: str | os.PathLike, kind: str | None = None) -> list[dict[str, Any
             record = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if kind is None or record.get("kind") == kind:
-            records.append(record)
+        records.append(record)
     return records
 
 
@@ -113,6 +130,9 @@ def scalars(record: Mapping[str, Any]) -> dict[str, float]:
     protocol = record.get("protocol")
     if isinstance(protocol, dict) and "name" in protocol:
         parts.append(protocol["name"])
+    generator = record.get("generator")
+    if isinstance(generator, dict) and "words" in generator:  # not the run's own settings
+        parts.append(f"generator {generator['digest']}")
     if record.get("seed"):
         parts.append(f"seed {record['seed']}")
     numbers = {name: value for name, value in record.items() if name != "time"}
