@@ -45,58 +45,73 @@ def parse_profile(text):
 def main():
     experiment = configuration.load_experiment(**common.configuration_flags())
     profile = parse_profile(FLAGS.profile)
-    model_dir, data_dir = FLAGS.model_dir, FLAGS.data_dir
     if FLAGS.mode.startswith("evaluate"):
-        watching = FLAGS.mode == "evaluate_continuously"
-        paths = jobs.paths_of(model_dir, watching=watching)
-        strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
-        jobs.evaluate(
-            experiment,
-            model_dir=model_dir,
-            data_dir=data_dir,
-            strategy=strategy,
-            paths=paths,
-            watching=watching,
-        )
+        score(experiment)
         return
+    common.report_hosts()
     strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu)
-    trainer, dataset = training.build(experiment, strategy=strategy, data_dir=data_dir)
+    trainer, dataset = training.build(experiment, strategy=strategy, data_dir=FLAGS.data_dir)
     evaluator, grid = None, None
     if FLAGS.mode == "train_and_evaluate":
         evaluator, grid = training.evaluation_parts(
-            trainer, dataset, experiment.protocol, model_dir=model_dir, data_dir=data_dir
+            trainer,
+            dataset,
+            experiment.protocol,
+            model_dir=FLAGS.model_dir,
+            data_dir=FLAGS.data_dir,
         )
     if FLAGS.dry_run:
         training.dry_run(
             trainer,
             dataset,
             experiment.schedule,
-            configuration=configuration.resolved_configuration(model_dir),
-            model_dir=model_dir,
+            configuration=configuration.resolved_configuration(FLAGS.model_dir),
+            model_dir=FLAGS.model_dir,
         )
         return
-    # Every host compares, one of them writes.
-    writes = distribution.is_chief(strategy)
-    (configuration.settle_configuration if writes else configuration.resolved_configuration)(
-        model_dir
-    )
-    checkpoint, stopped = loop.train(
+    train(
         trainer=trainer,
         dataset=dataset,
         schedule=experiment.schedule,
-        model_dir=model_dir,
         evaluator=evaluator,
         grid=grid,
         profile=profile,
+    )
+
+
+def score(experiment):
+    """Scores the newest checkpoint, or each one as it appears."""
+    watching = FLAGS.mode == "evaluate_continuously"
+    paths = jobs.paths_of(FLAGS.model_dir, watching=watching)
+    strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
+    jobs.evaluate(
+        experiment,
+        model_dir=FLAGS.model_dir,
+        data_dir=FLAGS.data_dir,
+        strategy=strategy,
+        paths=paths,
+        watching=watching,
+    )
+
+
+def train(*, trainer, evaluator, **parts):
+    """Trains in model_dir, after comparing its configuration, and reports."""
+    # Every host compares, one of them writes.
+    writes = distribution.is_chief(trainer.strategy)
+    (configuration.settle_configuration if writes else configuration.resolved_configuration)(
+        FLAGS.model_dir
+    )
+    checkpoint, stopped = loop.train(
+        trainer=trainer, evaluator=evaluator, model_dir=FLAGS.model_dir, **parts
     )
     print(f"Checkpoint: {checkpoint}")
     if stopped:
         print("Stopped before its end. The same command goes on from there.")
         return
     if evaluator:
-        evaluator.compare_with_training(model_dir, step=checkpoints.step_of(checkpoint))
+        evaluator.compare_with_training(FLAGS.model_dir, step=checkpoints.step_of(checkpoint))
     if writes:
-        print(f"Report: {report.write_report(model_dir)}")
+        print(f"Report: {report.write_report(FLAGS.model_dir)}")
 
 
 def define_flags():
