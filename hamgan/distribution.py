@@ -2,9 +2,11 @@
 global batches.
 """
 
+import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -69,7 +71,19 @@ def create_strategy(
         )
     if len(devices) == 1:
         return tf.distribute.OneDeviceStrategy(devices[0].name)
-    return tf.distribute.MirroredStrategy([device.name for device in devices])
+    with _without_cluster():
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+@contextlib.contextmanager
+def _without_cluster() -> Iterator[None]:
+    """TensorFlow's strategy of one host reads TF_CONFIG too, and stumbles over an empty one."""
+    text = os.environ.pop("TF_CONFIG", None)
+    try:
+        yield
+    finally:
+        if text is not None:
+            os.environ["TF_CONFIG"] = text
 
 
 def _tpu_strategy(tpu: str) -> tf.distribute.Strategy:

@@ -8,6 +8,8 @@ import os
 
 from absl import flags
 
+flags.disclaim_key_flags()  # they are those of the module that calls
+
 
 class _PathParser(flags.ArgumentParser):
     """Turns a flag's text into a path."""
@@ -27,12 +29,26 @@ class _PathParser(flags.ArgumentParser):
         return "string"
 
 
-def define_path(name, default, help, *, required=False):
+def define_path(name, default, help, *, required=False, flag_values=flags.FLAGS):
     """A flag that is a path, local or gs://."""
-    parser, serializer = _PathParser(name), flags.ArgumentSerializer()
-    flags.DEFINE(parser, name, default, help, serializer=serializer, required=required)
+    flags.DEFINE(
+        _PathParser(name),
+        name,
+        default,
+        help,
+        flag_values,
+        flags.ArgumentSerializer(),
+        required=required,
+    )
 
 
-def define_paths(name, help):
+def define_paths(name, help, *, flag_values=flags.FLAGS):
     """A flag that is a path and may be repeated; default: an empty list."""
-    flags.DEFINE_multi(_PathParser(name), flags.ArgumentSerializer(), name, [], help)
+    flags.DEFINE_multi(
+        _PathParser(name),
+        flags.ArgumentSerializer(),
+        name,
+        [],
+        help,
+        flag_values,
+    )
