@@ -18,6 +18,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import app, flags
 
+from hamgan.cli import paths
+
 NUM_TEST = 300
 _CLASSES = tuple("0123456789")
 _GREY_LEVELS = 16  # the images hold 0..16 inclusive
@@ -144,7 +146,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     # Not on import: a process that imports this module may have a flag of this name itself.
-    flags.DEFINE_string(
+    paths.define_path(
         "data_dir", None, "Folder of TFDS data sets, local or gs://. Default: TFDS's own."
     )
     app.run(main)

@@ -19,6 +19,7 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 from hamgan import data
+from hamgan.cli import paths
 
 _SIZE = 32
 _EPOCHS = 12
@@ -108,7 +109,7 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string(
+    paths.define_path(
         "data_dir", "data", "Folder of the prepared digits; the network is put there too."
     )
     app.run(main)

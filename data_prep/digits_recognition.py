@@ -18,6 +18,7 @@ from absl import app, flags, logging
 from sklearn import svm
 
 from hamgan import data, pictures
+from hamgan.cli import paths
 from hamgan.evaluation import report
 from hamgan.run import checkpoints, records
 from hamgan.run.folder import Folder
@@ -87,8 +88,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string(
-        "model_dir", None, "The run's folder, with samples.npz in it.", required=True
-    )
-    flags.DEFINE_string("data_dir", "data", "Folder of the prepared digits.")
+    paths.define_path("model_dir", None, "The run's folder, with samples.npz in it.", required=True)
+    paths.define_path("data_dir", "data", "Folder of the prepared digits.")
     app.run(main)

@@ -26,6 +26,7 @@ import data_prep  # noqa: F401 - first of all: it quiets TensorFlow's log
 from absl import flags
 
 from data_prep import packing, sources
+from hamgan.cli import paths
 
 
 def main():
@@ -36,10 +37,8 @@ def main():
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("image_dir", None, "Folder of the images, local or gs://.", required=True)
-    flags.DEFINE_string(
-        "data_dir", "data", "Folder of TFDS data sets to write into, local or gs://."
-    )
+    paths.define_path("image_dir", None, "Folder of the images, local or gs://.", required=True)
+    paths.define_path("data_dir", "data", "Folder of TFDS data sets to write into, local or gs://.")
     packing.define_flags()
     flags.adopt_module_key_flags(packing)
     packing.run(main)

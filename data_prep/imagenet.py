@@ -33,6 +33,7 @@ from absl import flags
 from tensorflow_datasets.core.utils import shard_utils
 
 from data_prep import packing, sources
+from hamgan.cli import paths
 
 NUM_IMAGES = {"train": 1_281_167, "validation": 50_000}
 
@@ -288,15 +289,13 @@ def main():
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string(
+    paths.define_path(
         "manual_dir", None, "Folder of the two original archives, as they were downloaded."
     )
-    flags.DEFINE_string(
+    paths.define_path(
         "image_dir", None, "Instead of it: folder that holds the extracted folders train and val."
     )
-    flags.DEFINE_string(
-        "data_dir", "data", "Folder of TFDS data sets to write into, local or gs://."
-    )
+    paths.define_path("data_dir", "data", "Folder of TFDS data sets to write into, local or gs://.")
     flags.DEFINE_integer(
         "num_workers", None, "Processes that work at a time. Default: one per core.", lower_bound=1
     )

@@ -25,6 +25,7 @@ import data_prep  # noqa: F401 - first of all: it quiets TensorFlow's log
 from absl import flags
 
 from data_prep import packing, sources
+from hamgan.cli import paths
 
 
 def main():
@@ -43,16 +44,16 @@ def main():
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string(
+    paths.define_path(
         "dataset",
         None,
         "TFDS name of the data set to pack, e.g. imagenet2012; or a data set's folder.",
     )
-    flags.DEFINE_string(
+    paths.define_path(
         "image_dir", None, "Instead of --dataset: folder tree of images, local or gs://."
     )
-    flags.DEFINE_string("data_dir", "data", "Folder of TFDS data sets, local or gs://.")
-    flags.DEFINE_string(
+    paths.define_path("data_dir", "data", "Folder of TFDS data sets, local or gs://.")
+    paths.define_path(
         "output_dir", None, "Folder of TFDS data sets to write into. Default: --data_dir."
     )
     flags.DEFINE_list(

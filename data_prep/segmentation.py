@@ -50,6 +50,7 @@ from PIL import Image
 from tensorflow_datasets.core import file_adapters
 
 from data_prep import packing, sources
+from hamgan.cli import paths
 from hamgan.segmentation import classes, metrics, palette
 
 SHARD_BYTES = 64_000_000  # of a part, which is also what a killed job loses of its work
@@ -485,15 +486,15 @@ if __name__ == "__main__":
     flags.DEFINE_enum(
         "dataset", None, [*NUM_IMAGES, "folder"], "Which layout source_dir has.", required=True
     )
-    flags.DEFINE_string("source_dir", None, "Folder of the data set.", required=True)
-    flags.DEFINE_string("sbd_dir", None, "voc2012: SBD's folder `dataset`, with cls and the lists.")
-    flags.DEFINE_string(
+    paths.define_path("source_dir", None, "Folder of the data set.", required=True)
+    paths.define_path("sbd_dir", None, "voc2012: SBD's folder `dataset`, with cls and the lists.")
+    paths.define_path(
         "list_dir", None, "voc2012: folder of the lists. Default: ImageSets/Segmentation."
     )
-    flags.DEFINE_string("test_dir", None, "voc2012: folder of test images. Default: JPEGImages.")
+    paths.define_path("test_dir", None, "voc2012: folder of test images. Default: JPEGImages.")
     flags.DEFINE_boolean("background", False, "pascal_context: background is a class, the first.")
     flags.DEFINE_integer("num_classes", None, "folder: where there is no classes.txt.")
-    flags.DEFINE_string("data_dir", "data", "Folder of TFDS data sets to write into.")
+    paths.define_path("data_dir", "data", "Folder of TFDS data sets to write into.")
     flags.DEFINE_string("name", None, "Name of the new data set. Default: after its source.")
     flags.DEFINE_integer(
         "shard_mb", SHARD_BYTES // 10**6, "About the most that a file holds, in MB.", lower_bound=1

@@ -9,9 +9,13 @@ import dataclasses
 
 import tensorflow as tf
 
-from hamgan import stateless
+from hamgan import arguments, stateless
 
 
+@arguments.take(
+    translation=arguments.number(0, most=1),
+    cutout=arguments.number(0, most=1),
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffAugment:
     """images [B, H, W, C] in [-1, 1], keys [B, 2] -> images of the same shape, row i a function of

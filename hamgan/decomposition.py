@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from hamgan import stateless
+from hamgan import arguments, stateless
 
 EPSILON = 1e-6
 
@@ -137,6 +137,7 @@ def unrolled(update, x, state, num_steps):
     return state
 
 
+@arguments.take(count=arguments.whole(1))
 def last_steps(update, x, state, num_steps, *, count=1):
     """Runs `num_steps` updates, of which the last `count` are differentiable: truncated
     backpropagation through time.
@@ -154,6 +155,7 @@ def last_steps(update, x, state, num_steps, *, count=1):
     return unrolled(update, x, state, min(count, num_steps))
 
 
+@arguments.take(adjoint_steps=arguments.whole(0))
 def implicit(update, x, state, num_steps, *, adjoint_steps=6):
     """Runs `num_steps` updates, and differentiates the fixed point that they approach (the paper's
     Proposition 2).
@@ -320,6 +322,7 @@ def _update_cd(x, state, *, temperature):
     return (normalize_bases(_soft_means(x, bases, temperature=temperature)),)
 
 
+@arguments.take(temperature=arguments.number(above=0))
 def vq(x, bases, *, num_steps, solve=one_step, temperature=0.01):
     """Vector quantisation: each row of x becomes a soft choice among R centres (section 3.2; Gray
     and Neuhoff 1998).
@@ -350,6 +353,7 @@ def vq(x, bases, *, num_steps, solve=one_step, temperature=0.01):
 vq.draw_bases = stateless.normal
 
 
+@arguments.take(temperature=arguments.number(above=0), beta=arguments.number(above=0))
 def cd(x, bases, *, num_steps, solve=one_step, temperature=0.01, beta=0.01, normalize=True):
     """Concept decomposition: spherical k-means, then ridge regression on the concepts (Dhillon and
     Modha 2001).

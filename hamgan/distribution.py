@@ -2,12 +2,23 @@
 global batches.
 """
 
+import contextlib
 import json
 import os
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 ACCELERATORS = ("auto", "cpu", "gpu", "tpu")
+_JOBS = ("chief", "worker")
+_TASK_KEYS = {"type", "index", "trial", "cloud"}
+# The last three, and the last two above, are other programs': they change nothing here.
+_TF_CONFIG_KEYS = {"cluster", "task", "environment", "job", "rpc_layer"}
+_NO_TASK = (
+    "The hosts of TF_CONFIG can't be joined: it names hosts, but no task, which of them this is."
+)
 _TF_CONFIG_EXAMPLE = (
     '{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'
 )
@@ -45,7 +56,9 @@ def create_strategy(
     tf.config.optimizer.set_experimental_options({"remapping": False})
     if accelerator == "tpu":
         return _tpu_strategy(tpu)
+    # All of it must be understood, of a cluster of one host too.
     if across_hosts and _hosts_of_cluster() > 1:
+        task_of_cluster()
         return _multi_host_strategy(accelerator)
     devices = tf.config.list_logical_devices(accelerator.upper())
     if not devices:
@@ -58,7 +71,19 @@ def create_strategy(
         )
     if len(devices) == 1:
         return tf.distribute.OneDeviceStrategy(devices[0].name)
-    return tf.distribute.MirroredStrategy([device.name for device in devices])
+    with _without_cluster():
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+@contextlib.contextmanager
+def _without_cluster() -> Iterator[None]:
+    """TensorFlow's strategy of one host reads TF_CONFIG too, and stumbles over an empty one."""
+    text = os.environ.pop("TF_CONFIG", None)
+    try:
+        yield
+    finally:
+        if text is not None:
+            os.environ["TF_CONFIG"] = text
 
 
 def _tpu_strategy(tpu: str) -> tf.distribute.Strategy:
@@ -67,53 +92,140 @@ def _tpu_strategy(tpu: str) -> tf.distribute.Strategy:
         if tpu != "local":
             tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
-    except (ValueError, tf.errors.OpError) as error:
+    # OSError: outside of Google's cloud nobody knows its hosts. ImportError: there is no client.
+    except (ValueError, RuntimeError, OSError, ImportError, tf.errors.OpError) as error:
+        named = ""
+        if tpu != "local" and os.environ.get("TPU_NAME") == tpu:
+            named = (
+                "The name comes from the environment variable TPU_NAME. Without a TPU, unset it or "
+                "use --accelerator=cpu (or gpu).\n"
+            )
         raise ValueError(
-            f"tpu={tpu!r} can't be reached: {error}\nOn a TPU VM use --tpu=local with the packages "
-            "of "
-            "requirements-tpu.txt (scripts/check_environment.py --tpu tells what is missing); from "
-            "elsewhere give the "
-            "TPU's name."
+            f"tpu={tpu!r} can't be reached: {error}\n{named}On a TPU VM use --tpu=local with the "
+            "packages of requirements-tpu.txt (scripts/check_environment.py --tpu tells what is "
+            "missing); from elsewhere give the TPU's name."
         ) from error
     return tf.distribute.TPUStrategy(resolver)
 
 
 def _hosts_of_cluster() -> int:
     """How many hosts TF_CONFIG names; 0 where it isn't set."""
-    cluster, _ = _tf_config()
-    return len(cluster)
+    return len(_tf_config().hosts)
 
 
 def task_of_cluster() -> tuple[int, int] | None:
     """(number of this host, number of hosts) by TF_CONFIG; None where it isn't set.
 
     Raises:
-      ValueError: TF_CONFIG can't be used, or its task is none of the hosts.
+      ValueError: TF_CONFIG can't be used, or doesn't say which of the hosts this is.
     """
-    hosts, task = _tf_config()
-    if not hosts and task is None:
+    cluster = _tf_config()
+    if not cluster.hosts:
         return None
-    if task not in hosts:
-        raise ValueError(
-            f"TF_CONFIG names the task {task}; only chief and workers evaluate: {hosts}."
-        )
-    return hosts.index(task), len(hosts)
+    if cluster.task is None:
+        if len(cluster.hosts) == 1:
+            return 0, 1
+        raise _wrong_cluster(_NO_TASK)
+    return list(cluster.hosts).index(cluster.task), len(cluster.hosts)
 
 
-def _tf_config() -> tuple[list[tuple[str, int]], tuple[str, int] | None]:
-    """([(job, index)] of the hosts that train, (job, index) of this one or None) by TF_CONFIG."""
-    text = os.environ.get("TF_CONFIG", "{}")
+def cluster_in_words() -> str | None:
+    """The hosts of TF_CONFIG and which of them this is; None where it isn't set.
+
+    Raises:
+      ValueError: as `task_of_cluster`.
+    """
+    hosts = _tf_config().hosts
+    task = task_of_cluster() if len(hosts) > 1 else None
+    if task is None:
+        return None
+    names = [f"{job} {index} at {address}" for (job, index), address in hosts.items()]
+    return (
+        f"Hosts (TF_CONFIG): {', '.join(names)}. This is {names[task[0]]}, number {task[0] + 1} of "
+        f"{task[1]}; "
+        f"{'it writes' if task[0] == 0 else 'the first one writes'} checkpoints and records."
+    )
+
+
+class _Cluster(NamedTuple):
+    """What TF_CONFIG says: {(job, index): address} of the hosts that train, in the order of their
+    numbers; and (job, index) of this one, or None.
+    """
+
+    hosts: dict[tuple[str, int], str]
+    task: tuple[str, int] | None
+
+
+def _wrong_cluster(why: str) -> ValueError:
+    return ValueError(
+        f"TF_CONFIG must be JSON like {_TF_CONFIG_EXAMPLE}: {why} Got "
+        f"{os.environ.get('TF_CONFIG')!r}. Unset it (unset TF_CONFIG) to use this host alone."
+    )
+
+
+def _tf_config() -> _Cluster:
+    """What the environment variable TF_CONFIG says; empty means not set.
+
+    Raises:
+      ValueError: any of it isn't understood.
+    """
+    text = os.environ.get("TF_CONFIG", "").strip()
+    if not text:
+        return _Cluster({}, None)
     try:
         config = json.loads(text)
-        cluster = config.get("cluster", {})
-        hosts = [(job, i) for job in ("chief", "worker") for i in range(len(cluster.get(job, ())))]
-        task = config.get("task")
-        return hosts, task and (task["type"], int(task["index"]))
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"TF_CONFIG must be JSON like {_TF_CONFIG_EXAMPLE}, got {text!r}. Unset it to train on "
-            "this host alone."
-        ) from error
+    except ValueError as error:
+        raise _wrong_cluster(f"it can't be read ({error}; texts stand in double quotes).") from None
+    if not isinstance(config, dict):
+        raise _wrong_cluster("it is no object.")
+    unknown = sorted(config.keys() - _TF_CONFIG_KEYS)
+    if unknown:
+        raise _wrong_cluster(f"{', '.join(unknown)} isn't known.")
+    hosts = _hosts(config.get("cluster") or {})
+    task = config.get("task")
+    return _Cluster(hosts, None if task is None else _task(task, hosts))
+
+
+def _hosts(cluster: Any) -> dict[tuple[str, int], str]:
+    """{(job, index): address} of the value of `cluster`."""
+    if not isinstance(cluster, dict):
+        raise _wrong_cluster("cluster is no object.")
+    unknown = sorted(cluster.keys() - set(_JOBS))
+    if unknown:
+        raise _wrong_cluster(
+            f"the job {', '.join(unknown)} isn't known; hosts that train are {' or '.join(_JOBS)}."
+        )
+    hosts = {}
+    for job in _JOBS:
+        addresses = cluster.get(job, [])
+        if not isinstance(addresses, list):
+            raise _wrong_cluster(f"{job} must be a list of addresses.")
+        for index, address in enumerate(addresses):
+            if not isinstance(address, str) or not re.fullmatch(r"\S+:\d+", address):
+                raise _wrong_cluster(f"{job} {index} must be HOST:PORT, not {address!r}.")
+            if address in hosts.values():
+                raise _wrong_cluster(f"{address} is named twice.")
+            hosts[job, index] = address
+    if ("chief", 1) in hosts:
+        raise _wrong_cluster("there can be one chief only.")
+    return hosts
+
+
+def _task(task: Any, hosts: dict[tuple[str, int], str]) -> tuple[str, int]:
+    """(job, index) of the value of `task`, one of the hosts."""
+    if not isinstance(task, dict) or not {"type", "index"} <= task.keys() <= _TASK_KEYS:
+        raise _wrong_cluster("task must have type and index, and nothing else.")
+    index = task["index"]
+    if isinstance(index, str) and index.isdecimal():
+        index = int(index)  # as some schedulers write it
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise _wrong_cluster(f"the task's index must be a whole number, not {index!r}.")
+    if (task["type"], index) not in hosts:
+        there = ", ".join(f"{job} {number}" for job, number in hosts) or "no hosts"
+        raise _wrong_cluster(
+            f"the task {task['type']} {index} is none of its cluster, which has {there}."
+        )
+    return task["type"], index
 
 
 def _multi_host_strategy(accelerator: str) -> tf.distribute.Strategy:

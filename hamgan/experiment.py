@@ -4,15 +4,23 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+from hamgan import arguments
 from hamgan.data import ImageDataset
 from hamgan.evaluation.protocol import Protocol
 from hamgan.loop import Schedule
 from hamgan.networks import Discriminator, Generator
 from hamgan.trainer import Trainer
 
-PRECISIONS = ("float32", "mixed_bfloat16")
 
-
+@arguments.take(
+    dataset=arguments.constructor("@data.ImageDataset"),
+    generator=arguments.constructor("@networks.Generator"),
+    discriminator=arguments.constructor("@networks.Discriminator"),
+    trainer=arguments.constructor("@trainer.Trainer"),
+    schedule=arguments.made("@loop.Schedule()", of=Schedule),
+    protocol=arguments.made("@protocol.Protocol()", of=Protocol),
+    precision=arguments.one_of(None, *arguments.PRECISIONS),
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """The parts of a run. Constructors, not objects: networks must be created in the scope of a
@@ -39,13 +47,9 @@ class Experiment:
     precision: str | None = None
 
     def __post_init__(self):
+        arguments.check_fields(self)
         if self.precision is None:
             return
-        if self.precision not in PRECISIONS:
-            raise ValueError(
-                f"Experiment: precision must be None or one of {PRECISIONS}, got "
-                f"{self.precision!r}."
-            )
         for name in ("generator", "discriminator"):
             object.__setattr__(
                 self, name, functools.partial(getattr(self, name), dtype=self.precision)

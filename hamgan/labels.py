@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from hamgan import stateless
+from hamgan import arguments, stateless
 
 
 def of_data(keys, real_labels):
@@ -20,6 +20,7 @@ def of_data(keys, real_labels):
     return tf.identity(real_labels)
 
 
+@arguments.take(weights=arguments.each(arguments.number(0)))
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weighted:
     """Labels drawn by given weights.

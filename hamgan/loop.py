@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from hamgan import distribution, grids, watching
+from hamgan import arguments, distribution, grids, watching
 from hamgan.collapse import Collapse, Signs, report, rollback, stop
 from hamgan.evaluation.scores import HEADLINE
 from hamgan.profiling import Profile
@@ -25,6 +25,19 @@ from hamgan.signals import Interruption
 __all__ = ["Collapse", "Ended", "Schedule", "report", "rollback", "stop", "train"]
 
 
+@arguments.take(
+    **dict.fromkeys(
+        ("num_steps", "steps_per_loop", "save_every", "sample_every", "evaluate_every"),
+        arguments.whole(1),
+    ),
+    max_to_keep=arguments.optional(arguments.whole(1)),
+    keep_best=arguments.whole(0),
+    max_rollbacks=arguments.whole(0),
+    collapse_calls=arguments.whole(1),
+    collapse_loss=arguments.number(0),
+    collapse_factor=arguments.optional(arguments.number(1)),
+    on_collapse=arguments.function("@loop.stop"),
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
     """How long a run is and how often what happens, in steps. May be changed when a run goes on.
@@ -62,15 +75,7 @@ class Schedule:
     on_collapse: Callable = report
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name in ("keep_best", "max_rollbacks", "collapse_loss") else 1
-            if field.name == "on_collapse" or (
-                value is None and field.name in ("max_to_keep", "collapse_factor")
-            ):
-                continue
-            if not isinstance(value, int | float) or value < least:
-                raise ValueError(f"Schedule: {field.name} must be at least {least}, got {value!r}.")
+        arguments.check_fields(self)
 
     def steps_until_due(self, step, ends=()):
         """Steps of the next host call: it ends where something is due, or at a step of `ends`."""

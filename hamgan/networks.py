@@ -14,6 +14,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from hamgan import arguments
 from hamgan import context as contexts
 from hamgan.normalization import BatchNorm
 from hamgan.spectral import (
@@ -30,12 +31,6 @@ IMAGE_SIZES = (32, 64, 128, 256)
 def _check_image_size(image_size):
     if image_size not in IMAGE_SIZES:
         raise ValueError(f"image_size must be one of {IMAGE_SIZES}, got {image_size}.")
-
-
-def _check_positive(**sizes):
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
 
 
 class ContextPass(NamedTuple):
@@ -155,6 +150,20 @@ class DownBlock(keras.layers.Layer):
         }
 
 
+_SIZES = dict(
+    image_size=arguments.one_of(*IMAGE_SIZES),
+    num_classes=arguments.whole(1),
+    width=arguments.whole(1),
+    context=arguments.optional(arguments.constructor("@context.Hamburger", of=keras.layers.Layer)),
+    context_resolution=arguments.optional(arguments.one_of(256, 128, 64, 32, 16, 8, 4)),
+)
+
+
+@arguments.take(
+    **_SIZES,
+    latent_dim=arguments.whole(1),
+    norm=arguments.constructor("@normalization.BatchNorm", of=keras.layers.Layer),
+)
 class Generator(keras.Model):
     """z [B, latent_dim], labels int [B] -> images [B, image_size, image_size, 3] in [-1, 1].
 
@@ -182,7 +191,13 @@ class Generator(keras.Model):
     ):
         super().__init__(**kwargs)
         _check_image_size(image_size)
-        _check_positive(num_classes=num_classes, width=width, latent_dim=latent_dim)
+        num_classes, width, latent_dim = arguments.check(
+            "Generator",
+            self.ARGUMENTS,
+            num_classes=num_classes,
+            width=width,
+            latent_dim=latent_dim,
+        ).values()
         self.image_size = image_size
         self.num_classes = num_classes
         self.width = width
@@ -241,6 +256,7 @@ class Generator(keras.Model):
         return (images, seen) if return_context else images
 
 
+@arguments.take(**_SIZES)
 class Discriminator(keras.Model):
     """images [B, image_size, image_size, 3] in [-1, 1], labels int [B] -> logits [B, 1].
 
@@ -268,7 +284,9 @@ class Discriminator(keras.Model):
     ):
         super().__init__(**kwargs)
         _check_image_size(image_size)
-        _check_positive(num_classes=num_classes, width=width)
+        num_classes, width = arguments.check(
+            "Discriminator", self.ARGUMENTS, num_classes=num_classes, width=width
+        ).values()
         self.image_size = image_size
         self.num_classes = num_classes
         self.width = width

@@ -7,6 +7,8 @@ import contextlib
 import keras
 import tensorflow as tf
 
+from hamgan import arguments
+
 
 def _moments(x):
     # In float32 at least: bfloat16's 8 bits are too few for a variance.
@@ -53,6 +55,11 @@ def moments_from(layers, functions):
             layer.moments_source = function
 
 
+@arguments.take(
+    num_classes=arguments.optional(arguments.whole(1)),
+    momentum=arguments.number(0, most=1),
+    epsilon=arguments.number(above=0),
+)
 class BatchNorm(keras.layers.Layer):
     """Batch norm with moments over the global batch, and one scale and offset per class where there
     are classes.
@@ -76,6 +83,14 @@ class BatchNorm(keras.layers.Layer):
         self, *, num_classes=None, momentum=0.999, epsilon=1e-3, cross_replica=True, **kwargs
     ):
         super().__init__(**kwargs)
+        arguments.check(
+            "BatchNorm",
+            arguments.kinds_of(BatchNorm),
+            num_classes=num_classes,
+            momentum=momentum,
+            epsilon=epsilon,
+            cross_replica=cross_replica,
+        )
         self.num_classes = num_classes
         self.momentum = momentum
         self.epsilon = epsilon

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from hamgan import arguments
 from hamgan.augmentation import DiffAugment
 
 
@@ -31,19 +32,7 @@ class Examples(NamedTuple):
     augmentation_keys: tf.Tensor
 
 
-def _check(part):
-    if part.interval < 1:
-        raise ValueError(
-            f"{type(part).__name__}: interval must be at least 1, got {part.interval}."
-        )
-    for field in dataclasses.fields(part):
-        if field.name.endswith("weight") and getattr(part, field.name) < 0:
-            raise ValueError(
-                f"{type(part).__name__}: {field.name} must not be negative, got "
-                f"{getattr(part, field.name)}."
-            )
-
-
+@arguments.take(weight=arguments.number(0), interval=arguments.whole(1))
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class R1:
     """weight / 2 times the squared gradient of the logit with respect to real images (Mescheder et
@@ -59,7 +48,7 @@ class R1:
     name = "r1"
 
     def __post_init__(self):
-        _check(self)
+        arguments.check_fields(self)
 
     def __call__(self, discriminator, real, fake):
         del fake
@@ -73,6 +62,12 @@ class R1:
         return self.weight / 2 * tf.reduce_mean(tf.reduce_sum(tf.square(gradient), axis=[1, 2, 3]))
 
 
+@arguments.take(
+    augment=arguments.function("@augmentation.DiffAugment()"),
+    real_weight=arguments.number(0),
+    fake_weight=arguments.number(0),
+    interval=arguments.whole(1),
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Consistency:
     """weight times the squared change of the logit when the image is augmented (Zhang et al. 2020).
@@ -91,7 +86,7 @@ class Consistency:
     name = "consistency"
 
     def __post_init__(self):
-        _check(self)
+        arguments.check_fields(self)
 
     def __call__(self, discriminator, real, fake):
         penalty = tf.zeros([])

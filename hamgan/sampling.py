@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import tensorflow as tf
 
-from hamgan import distribution, normalization, stateless
+from hamgan import arguments, distribution, normalization, stateless
 from hamgan.layers import layers_of
 from hamgan.run import checkpoints
 
@@ -17,16 +17,20 @@ PREFIXES = {"raw": "generator", "ema": "generator_ema"}
 
 def check_weights(weights):
     """ValueError unless `weights` is one of PREFIXES."""
-    if weights not in PREFIXES:
+    if not isinstance(weights, str) or weights not in PREFIXES:
         raise ValueError(f"weights must be one of {', '.join(PREFIXES)}, got {weights!r}.")
 
 
 def check_truncation(truncation):
     """ValueError unless `truncation` is None or positive."""
-    if truncation is not None and truncation <= 0:
+    kind = arguments.optional(arguments.number(above=0))
+    try:
+        kind.convert(truncation)
+    except (ValueError, TypeError):
         raise ValueError(
-            f"truncation must be positive (None: the whole normal distribution), got {truncation}."
-        )
+            f"truncation must be positive (None: the whole normal distribution), got "
+            f"{truncation!r}."
+        ) from None
 
 
 def restore(generator, path, *, weights="raw"):
@@ -206,6 +210,7 @@ class BatchStatistics:
             yield
 
 
+@arguments.take(batches=arguments.whole(1), batch_size=arguments.whole(1))
 class StandingStatistics:
     """Batch norm with moments that belong to the weights: the plain mean over the moments of some
     generated batches.
@@ -221,8 +226,9 @@ class StandingStatistics:
     """
 
     def __init__(self, sampler, *, batches=16, batch_size=256):
-        if batches < 1:
-            raise ValueError(f"StandingStatistics: batches must be at least 1, got {batches}.")
+        batches, batch_size = arguments.check(
+            "StandingStatistics", type(self).ARGUMENTS, batches=batches, batch_size=batch_size
+        ).values()
         self._sampler = sampler.with_batch_size(batch_size)
         self._batches = batches
         self._layers = _batch_norms(sampler.generator)

@@ -4,7 +4,15 @@ import dataclasses
 
 import tensorflow as tf
 
+from hamgan import arguments
 
+
+@arguments.take(
+    initial=arguments.number(0),
+    end=arguments.whole(1),
+    start=arguments.whole(0),
+    final=arguments.number(0),
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearDecay:
     """step (integer tensor, steps finished before this one) -> float32 rate: constant, then falling

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hamgan import distribution, guard, losses
+from hamgan import arguments, distribution, guard, losses
 from hamgan import step as training_step
 from hamgan.run import checkpoints
 
@@ -46,13 +46,13 @@ class Packing:
         return tf.stack(list(values.values()))
 
 
-def _check(discriminator_steps, ema_decay, ema_start, regularizers):
-    if discriminator_steps < 1:
-        raise ValueError(f"discriminator_steps must be at least 1, got {discriminator_steps}.")
-    if ema_decay is not None and not 0 <= ema_decay < 1:
+def _check(regularizers, **values):
+    ema_decay, ema_start = values["ema_decay"], values["ema_start"]
+    if isinstance(ema_decay, int | float) and not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay must be in [0, 1), or None for no average; got {ema_decay}.")
-    if ema_start < 0:
+    if isinstance(ema_start, int) and ema_start < 0:
         raise ValueError(f"ema_start must not be negative, got {ema_start}.")
+    arguments.check("Trainer", Trainer.ARGUMENTS, **values)
     names = [part.name for part in regularizers]
     if len(set(names)) < len(names):
         raise ValueError(f"regularizers must have names that differ, got {names}.")
@@ -74,6 +74,25 @@ def _counter():
     )
 
 
+_RATE = arguments.either(arguments.number(0), arguments.function("@schedules.LinearDecay()"))
+
+
+@arguments.take(
+    **dict.fromkeys(("batch_size", "microbatches", "discriminator_steps"), arguments.whole(1)),
+    generator_learning_rate=_RATE,
+    discriminator_learning_rate=_RATE,
+    beta_1=arguments.number(0, below=1),
+    beta_2=arguments.number(0, below=1),
+    epsilon=arguments.number(above=0),
+    generator_loss=arguments.function("@losses.hinge_generator"),
+    discriminator_loss=arguments.function("@losses.hinge_discriminator"),
+    augment=arguments.optional(arguments.function("@augmentation.DiffAugment()")),
+    regularizers=arguments.each(arguments.function("@regularization.R1()")),
+    fake_labels=arguments.optional(arguments.function("@labels.of_data")),
+    ema_decay=arguments.optional(arguments.number(0, below=1)),
+    ema_start=arguments.whole(0),
+    seed=arguments.seed(),
+)
 class Trainer:
     """Everything a training step changes, created in the strategy's scope.
 
@@ -137,7 +156,18 @@ class Trainer:
         ema_start=0,
         seed=0,
     ):
-        _check(discriminator_steps, ema_decay, ema_start, regularizers)
+        _check(
+            regularizers,
+            discriminator_steps=discriminator_steps,
+            generator_learning_rate=generator_learning_rate,
+            discriminator_learning_rate=discriminator_learning_rate,
+            beta_1=beta_1,
+            beta_2=beta_2,
+            epsilon=epsilon,
+            ema_decay=ema_decay,
+            ema_start=ema_start,
+            seed=seed,
+        )
         self.strategy = strategy
         self.batch_size = batch_size
         self.discriminator_steps = discriminator_steps

@@ -41,11 +41,16 @@ def commands(path):
 
 
 def bindings(path):
-    """A page's gin bindings, each a text like 'trainer.Trainer.seed = 1'."""
+    """A page's gin bindings, each a list: those that stand above it in its block, which it may
+    need, and the binding itself, a text like 'trainer.Trainer.seed = 1'.
+    """
     binding = re.compile(r"^([A-Z_]+|[\w/]*\w+\.\w[\w.]*) = ")
-    found = [line.split(" #")[0].strip() for line in code(path) if binding.match(line)]
-    params = [word for line in code(path) if line.startswith("--gin_param") for word in [line]]
-    return found + [shlex.split(line)[0].removeprefix("--gin_param=") for line in params]
+    found, above = [], []
+    for line in code(path):
+        above = [*above, line.split(" #")[0].strip()] if binding.match(line) else []
+        found += [above] if above else []
+    params = [line for line in code(path) if line.startswith("--gin_param")]
+    return found + [[shlex.split(line)[0].removeprefix("--gin_param=")] for line in params]
 
 
 def parse(words):

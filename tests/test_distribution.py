@@ -73,10 +73,90 @@ def test_environment_without_a_place_for_this_host_is_refused(monkeypatch):
         distribution.create_strategy("cpu")
 
 
-@pytest.mark.parametrize("text", ["{}", '{"cluster": {"worker": ["localhost:1"]}}'])
+@pytest.mark.parametrize("text", ["", " ", "{}", '{"cluster": {"worker": ["localhost:1"]}}'])
 def test_one_host_needs_no_other(monkeypatch, text):
     monkeypatch.setenv("TF_CONFIG", text)
     strategy = distribution.create_strategy("cpu")
     assert distribution.num_hosts(strategy) == 1
     assert distribution.is_chief(strategy)
     assert distribution.of_hosts(strategy, 7) == [7]
+
+
+TWO = '"cluster": {"worker": ["a:1", "b:2"]}'
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ("{'cluster': {}}", "texts stand in double quotes"),
+        ('{"task": {"type": "worker", "index": 0}}', "the task worker 0 is none of its cluster"),
+        ('{"clusters": {"worker": ["a:1"]}}', "clusters isn't known"),
+        ('{"cluster": {"worker": ["a:1"], "worker_hosts": ["b:2"]}}', "the job worker_hosts isn't"),
+        ('{"cluster": {"worker": "a:1"}}', "worker must be a list of addresses"),
+        ('{"cluster": {"worker": ["a"]}}', "worker 0 must be HOST:PORT, not 'a'"),
+        ('{"cluster": {"worker": ["a:1", "a:1"]}}', "a:1 is named twice"),
+        ('{"cluster": {"chief": ["a:1", "b:1"]}}', "one chief only"),
+        ('{"cluster": ["a:1"]}', "cluster is no object"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "worker 1 is"),
+        (f'{{{TWO}, "task": {{"type": "chief", "index": 0}}}}', "which has worker 0, worker 1"),
+        (
+            f'{{{TWO}, "task": {{"type": "worker", "index": 0.0}}}}',
+            "must be a whole number, not 0.0",
+        ),
+        (f'{{{TWO}, "task": {{"type": "worker", "index": true}}}}', "whole number, not True"),
+        (f'{{{TWO}, "task": {{"type": "worker"}}}}', "task must have type and index"),
+        (f'{{{TWO}, "task": "worker"}}', "task must have type and index"),
+    ],
+)
+def test_environment_that_is_not_understood_is_refused(monkeypatch, text, why):
+    monkeypatch.setenv("TF_CONFIG", text)
+    for read in (
+        lambda: distribution.create_strategy("cpu"),
+        distribution.task_of_cluster,
+        distribution.cluster_in_words,
+    ):
+        with pytest.raises(ValueError) as error:
+            read()
+        for part in ("TF_CONFIG must be JSON like", why, f"Got {text!r}", "unset TF_CONFIG"):
+            assert part in str(error.value)
+
+
+def test_evaluation_reads_the_task_too(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", f"{{{TWO}}}")
+    with pytest.raises(ValueError, match="which of them this is.*Got .*unset TF_CONFIG"):
+        distribution.task_of_cluster()
+    monkeypatch.setenv("TF_CONFIG", "")
+    assert distribution.task_of_cluster() is None
+    monkeypatch.setenv("TF_CONFIG", f'{{{TWO}, "task": {{"type": "worker", "index": "1"}}}}')
+    assert distribution.task_of_cluster() == (1, 2)
+
+
+def test_hosts_and_this_ones_part_in_words(monkeypatch):
+    cluster = '"cluster": {"chief": ["a:1"], "worker": ["b:2"]}'
+    monkeypatch.setenv("TF_CONFIG", f'{{{cluster}, "task": {{"type": "worker", "index": 0}}}}')
+    assert distribution.cluster_in_words() == (
+        "Hosts (TF_CONFIG): chief 0 at a:1, worker 0 at b:2. This is worker 0 at b:2, number 2 of "
+        "2; the first one writes checkpoints and records."
+    )
+    monkeypatch.delenv("TF_CONFIG")
+    assert distribution.cluster_in_words() is None
+
+
+def test_commands_of_one_host_join_no_cluster(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", f'{{{TWO}, "task": {{"type": "worker", "index": 0}}}}')
+    strategy = distribution.create_strategy("cpu", across_hosts=False)  # would wait for b:2
+    assert distribution.num_hosts(strategy) == 1
+
+
+@pytest.mark.parametrize("error", [OSError("Name or service not known"), ImportError("no client")])
+def test_tpu_that_is_not_there_is_one_sentence(monkeypatch, error):
+    def resolver(tpu):
+        raise error
+
+    monkeypatch.setattr(tf.distribute.cluster_resolver, "TPUClusterResolver", resolver)
+    with pytest.raises(ValueError, match=f"tpu='mine' can't be reached: {error}") as found:
+        distribution.create_strategy("auto", "mine")
+    assert "TPU_NAME" not in str(found.value)
+    monkeypatch.setenv("TPU_NAME", "mine")
+    with pytest.raises(ValueError, match="environment variable TPU_NAME.*--accelerator=cpu"):
+        distribution.create_strategy("auto", "mine")

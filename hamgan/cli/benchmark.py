@@ -34,7 +34,7 @@ from absl import app, flags, logging
 from hamgan import distribution
 from hamgan.benchmarks import context, context_modules, context_report, fid, input_report, measure
 from hamgan.benchmarks import input as feeding
-from hamgan.cli import common
+from hamgan.cli import common, paths
 from hamgan.run import records
 
 FLAGS = flags.FLAGS
@@ -239,7 +239,7 @@ def define_flags():
     flags.DEFINE_integer("images", 2_000, "input: how many photographs to make.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 128, "input: images a batch.", lower_bound=1)
     flags.DEFINE_integer("repeats", 5, "Rounds of timing.", lower_bound=1)
-    flags.DEFINE_string("output", "runs/benchmark", "Folder for JSON and pictures, local or gs://.")
+    paths.define_path("output", "runs/benchmark", "Folder for JSON and pictures, local or gs://.")
 
 
 def run():

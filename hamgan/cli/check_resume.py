@@ -18,20 +18,23 @@ import tempfile
 import numpy as np
 from absl import flags
 
-from hamgan.cli import common
+from hamgan.cli import common, configuration
 from hamgan.run import checkpoints
 from hamgan.run.folder import Folder
 
 FLAGS = flags.FLAGS
 
 
-def configuration_files(gin_files, model_dir):
+def configuration_files(gin_files, model_dir, trusted_modules=()):
     """Those that were given, or the one that the run in model_dir has kept."""
     if not gin_files and not model_dir:
         raise ValueError(
             "No configuration: give --gin_file, or --model_dir of a run whose configuration to "
             "check."
         )
+    if not gin_files:
+        # As a file the trainings will trust it.
+        configuration.load_experiment(model_dir=model_dir, trusted_modules=trusted_modules)
     return gin_files or [Folder(model_dir).config]
 
 
@@ -78,7 +81,7 @@ def _difference(one, other):
 
 def main():
     steps = FLAGS.steps
-    files = configuration_files(FLAGS.gin_file, FLAGS.model_dir)
+    files = configuration_files(FLAGS.gin_file, FLAGS.model_dir, FLAGS.trust_module)
     common_arguments = dict(
         never=2 * steps + 1,
         flags_of_run=[

@@ -8,6 +8,7 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 from hamgan import distribution
+from hamgan.cli import paths
 from hamgan.run import checkpoints
 
 FLAGS = flags.FLAGS
@@ -15,20 +16,19 @@ FLAGS = flags.FLAGS
 
 def define_flags(*, model_dir_required=True):
     """Defines the flags of a run."""
-    flags.DEFINE_string(
+    paths.define_path(
         "model_dir",
         None,
         "The run's folder: checkpoints, metrics, samples. Local or gs://.",
         required=model_dir_required,
     )
-    flags.DEFINE_string(
+    paths.define_path(
         "data_dir",
         os.path.join(os.path.expanduser("~"), "tensorflow_datasets"),
         "Folder of the prepared TFDS data sets. Local or gs://.",
     )
-    flags.DEFINE_multi_string(
+    paths.define_paths(
         "gin_file",
-        [],
         "Gin file of the experiment, e.g. configs/digits.gin; default: the configuration in "
         "model_dir.",
     )
@@ -40,6 +40,12 @@ def define_flags(*, model_dir_required=True):
             "May be repeated; wins over files."
         ),
     )
+    flags.DEFINE_multi_string(
+        "trust_module",
+        [],
+        "A module of your own that the configuration in model_dir may name, and so run. Without it "
+        "only hamgan's. May be repeated.",
+    )
     flags.DEFINE_enum(
         "accelerator",
         "auto",
@@ -49,7 +55,7 @@ def define_flags(*, model_dir_required=True):
     )
     flags.DEFINE_string(
         "tpu",
-        os.environ.get("TPU_NAME", "local"),
+        os.environ.get("TPU_NAME") or "local",
         "With --accelerator=tpu: 'local' on a TPU VM, else the TPU's name; default: the "
         "environment variable TPU_NAME.",
     )
@@ -94,7 +100,19 @@ def run(main):
 
 def configuration_flags():
     """What the flags say of the configuration, as arguments of `configuration.load_experiment`."""
-    return dict(gin_files=FLAGS.gin_file, gin_params=FLAGS.gin_param, model_dir=FLAGS.model_dir)
+    return dict(
+        gin_files=FLAGS.gin_file,
+        gin_params=FLAGS.gin_param,
+        model_dir=FLAGS.model_dir,
+        trusted_modules=FLAGS.trust_module,
+    )
+
+
+def report_hosts():
+    """Prints the hosts that compute together and which of them this is, where there are several."""
+    words = distribution.cluster_in_words()
+    if words:
+        print(words, flush=True)
 
 
 def show_in_help(*modules):

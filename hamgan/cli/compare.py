@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from hamgan.cli import common
+from hamgan.cli import common, paths
 from hamgan.run import records
 from hamgan.run.folder import Folder
 from hamgan.run.history import History
@@ -147,8 +147,8 @@ def define_flags():
     flags.DEFINE_integer(
         "seeds", 3, "Runs of each configuration, with the seeds 0, 1, ...", lower_bound=1
     )
-    flags.DEFINE_string("output_dir", "runs/compare", "Folder of the runs and of the comparison.")
-    flags.DEFINE_string("data_dir", "data", "Folder of the prepared TFDS data sets.")
+    paths.define_path("output_dir", "runs/compare", "Folder of the runs and of the comparison.")
+    paths.define_path("data_dir", "data", "Folder of the prepared TFDS data sets.")
     flags.DEFINE_multi_string(
         "gin_param", [], "One more gin binding for all runs. May be repeated."
     )

@@ -1,20 +1,23 @@
 """From gin files to the parts of a run, and back to one file: the only module that knows gin.
 
-What it takes from gin's insides stands in `_bindings_of_gin`, `_configurable` and `_references`,
-each with its reason.
+What it takes from gin's insides stands in `_set_up`, `_bindings_of_gin`, `_configurable` and
+`_is_macro`, each with its reason.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import glob
 import inspect
+import io
 import os
 import tempfile
 
 import gin
 import tensorflow as tf
+from gin import config_parser
 
-from hamgan import experiment
+from hamgan import arguments, experiment
 from hamgan.evaluation import protocol as protocols
 from hamgan.run import records
 from hamgan.run.folder import Folder
@@ -36,11 +39,26 @@ _PARAM_HEADER = (
     "from hamgan.evaluation import scores",
 )
 
+# Where the classes and functions are that the configuration of a run's folder may name. Others of
+# the project write files, or start what one didn't ask for.
+_PARTS = (
+    *(f"hamgan.{module}" for module in _MODULES),
+    "hamgan.collapse",
+    "hamgan.evaluation.features",
+    "hamgan.evaluation.protocol",
+    "hamgan.evaluation.scores",
+    "hamgan.segmentation",
+)
+
 # Settings that say how long and how often, not what: a run may go on with others.
 _CHANGEABLE = ("loop.Schedule.", "protocol.", "sampling.")
 
+_ERRORS = (ValueError, OSError, SyntaxError, ImportError, AttributeError, NameError, TypeError)
 
-def load_experiment(*, gin_files=(), gin_params=(), model_dir=None, protocol=None):
+
+def load_experiment(
+    *, gin_files=(), gin_params=(), model_dir=None, protocol=None, trusted_modules=()
+):
     """Parses a configuration and builds the experiment from it.
 
     Args:
@@ -49,45 +67,27 @@ def load_experiment(*, gin_files=(), gin_params=(), model_dir=None, protocol=Non
       model_dir: the run's folder, or None.
       protocol: name of a file in configs/protocols, or a gin file, that is read after all others;
         None: none.
+      trusted_modules: what the configuration in model_dir may name beside the project's parts.
 
     Raises:
-      ValueError: no configuration, a file that isn't there, a name that nothing has, or a change to
-        a protocol that has a name.
+      ValueError: no configuration, a file that isn't there, a name that nothing has, a value that
+        an argument doesn't take, a gin_param that reaches nothing, a change to a protocol that has
+        a name, or a configuration in model_dir that names what it may not.
     """
-    gin.add_config_file_search_path(_ROOT)
-    gin.config.register_file_reader(lambda path: tf.io.gfile.GFile(path, "r"), tf.io.gfile.exists)
-    saved = Folder(model_dir or "MODEL_DIR").config
-    files = gin_files
+    _set_up()
+    files = [_find(file) for file in gin_files]
     if not files:
-        if not model_dir or not tf.io.gfile.exists(saved):
-            raise ValueError(
-                f"No configuration: {saved} isn't there and no --gin_file was given. Shipped: "
-                f"{_shipped()}."
-            )
-        files = [saved]
-    for file in files:
-        if not any(tf.io.gfile.exists(path) for path in (file, os.path.join(_ROOT, file))):
-            raise ValueError(f"There is no --gin_file={file}. Shipped: {_shipped()}.")
+        _read_saved(model_dir, trusted_modules)
     if protocol:
         files = [*files, _protocol_file(protocol)]
-    try:
+    with _readable(files, gin_params):
         gin.parse_config_files_and_bindings(
             files, [*_PARAM_HEADER, *gin_params], finalize_config=True
         )
-    except (
-        ValueError,
-        OSError,
-        SyntaxError,
-        ImportError,
-        AttributeError,
-        NameError,
-        TypeError,
-    ) as error:
-        raise ValueError(
-            f"The configuration can't be read: {error}\n(files: {files}, parameters: {gin_params})"
-        ) from error
     _check_names(gin_params)
+    _check_values()
     _check_protocol_name(gin_params)
+    _check_reach(gin_params, experiment.Experiment)
     return gin.get_configurable(experiment.Experiment)()
 
 
@@ -95,18 +95,84 @@ def load_constructor(constructor, text, *, gin_params=()):
     """A constructor with the settings of a gin file's text, instead of all that was read before.
 
     Raises:
-      ValueError: the text or a parameter can't be read.
+      ValueError: the text or a parameter can't be read, or a value isn't what an argument takes.
     """
+    _set_up()
     gin.clear_config()
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "import.gin")
         with open(path, "w") as file:
             file.write(text)
-        try:
+        with _readable([path], gin_params):
             gin.parse_config_files_and_bindings([path], gin_params, finalize_config=True)
-        except (ValueError, SyntaxError, ImportError, AttributeError, NameError) as error:
-            raise ValueError(f"The configuration can't be read: {error}") from error
+    _check_values()
     return gin.get_configurable(constructor)
+
+
+# Files
+
+
+def _set_up():
+    """Has gin read all files by `_open`.
+
+    Its own readers look for an include in the working folder and the search paths alone, and one of
+    them logs an error for each file that another one finds.
+    """
+    gin.config._FILE_READERS[:] = [(_open, tf.io.gfile.exists)]
+
+
+@contextlib.contextmanager
+def _readable(files, gin_params):
+    """Whatever goes wrong with reading is one kind of error, with the sources' names."""
+    try:
+        yield
+    except _ERRORS as error:
+        raise ValueError(
+            f"The configuration can't be read: {error}\n(files: {files}, parameters: "
+            f"{list(gin_params)})"
+        ) from error
+
+
+def _read_text(path):
+    with tf.io.gfile.GFile(path, "r") as file:
+        return file.read()
+
+
+def _open(path):
+    """A gin file as gin reads it: its includes are whole paths."""
+    text = _read_text(path)
+    lines = text.split("\n")
+    try:
+        statements = _statements(text)
+    except SyntaxError:  # gin will find it again, and say where it is
+        statements = []
+    for statement in statements:
+        if isinstance(statement, config_parser.IncludeStatement):
+            found = _find_include(statement.filename, path)
+            lines[statement.location.line_num - 1] = f"include {found!r}"
+    file = io.StringIO("\n".join(lines))
+    file.name = path  # gin's errors name it
+    return file
+
+
+def _find_include(name, path):
+    """The path of a file that the file `path` includes: beside it, or as it stands."""
+    name = os.path.expanduser(name)
+    folder = os.path.dirname(path)
+    own = [_ROOT, ""] if os.path.abspath(path).startswith(_ROOT + os.sep) else ["", _ROOT]
+    places = [os.path.join(place, name) for place in (folder, *own)]
+    for place in places:
+        if tf.io.gfile.exists(place):
+            return place
+    raise ValueError(f"{path} includes {name!r}, which isn't there: looked for {places}.")
+
+
+def _find(file):
+    """The path of a --gin_file: as it stands, or among the shipped ones."""
+    for path in (file, os.path.join(_ROOT, file)):
+        if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
+            return path
+    raise ValueError(f"There is no --gin_file={file}. Shipped: {_shipped()}.")
 
 
 def _shipped():
@@ -127,6 +193,75 @@ def _protocol_file(protocol):
             f"--protocol must be one of {', '.join(names)}, or a gin file; there is no {protocol}."
         )
     return path
+
+
+# The configuration in a run's folder: data, not code
+
+
+def check_saved(model_dir, trusted_modules=()):
+    """ValueError unless the configuration in model_dir is there and imports nothing but the
+    project's parts and the trusted modules. Imports nothing itself; returns its path.
+    """
+    path = Folder(model_dir or "MODEL_DIR").config
+    if not model_dir or not tf.io.gfile.exists(path):
+        raise ValueError(
+            f"No configuration: {path} isn't there and no --gin_file was given. Shipped: "
+            f"{_shipped()}."
+        )
+    with _readable([path], ()):
+        statements = _statements(_read_text(path))
+    for statement in statements:
+        if isinstance(statement, config_parser.IncludeStatement):
+            raise ValueError(
+                f"{path} includes {statement.filename!r}: a run's configuration is one file. Give "
+                "the files that it is made of by --gin_file."
+            )
+        if isinstance(statement, config_parser.ImportStatement):
+            module = statement.module
+            if not module.startswith("__gin__.") and not _may_name(module, trusted_modules):
+                raise _not_trusted(path, f"imports {module!r}", module)
+    return path
+
+
+def _may_name(module, trusted_modules):
+    return any(
+        module == part or module.startswith(f"{part}.") for part in (*_PARTS, *trusted_modules)
+    )
+
+
+def _not_trusted(path, does, module):
+    return ValueError(
+        f"{path} {does}. The configuration in a run's folder may name the parts of hamgan only. If "
+        f"you know this code and trust it, say so: --trust_module={module}"
+    )
+
+
+def _read_saved(model_dir, trusted_modules):
+    """Has gin parse the configuration in model_dir, and checks what its names stand for."""
+    path = check_saved(model_dir, trusted_modules)
+    with _readable([path], ()):
+        gin.parse_config_files_and_bindings([path], None, finalize_config=False)
+    # A name may lead out of a module, to one that it imports.
+    named = [(selector, False) for _, selector in _bindings_of_gin()]
+    for reference in gin.config.iterate_references(_bindings_of_gin()):
+        named.append((reference.config_key[1], reference.evaluate))
+    for selector, called in named:
+        target = _configurable(selector)
+        if _is_macro(selector):
+            continue
+        module = target.__module__
+        if not _may_name(module, trusted_modules):
+            raise _not_trusted(path, f"names {selector!r} of {module!r}", module)
+        if called and not inspect.isclass(target) and not _may_call(module, trusted_modules):
+            raise _not_trusted(path, f"calls the function {selector!r}", module)
+
+
+def _may_call(module, trusted_modules):
+    """Parts of the project are named or made; only what is trusted may be called."""
+    return any(module == name or module.startswith(f"{name}.") for name in trusted_modules)
+
+
+# What is bound
 
 
 def _check_names(gin_params):
@@ -163,6 +298,171 @@ def _check_names(gin_params):
                 )
 
 
+def _check_values():
+    """Checks kind and range of every value, and puts in place what is meant by it: 1000 for 1e3.
+
+    Raises:
+      ValueError: an argument doesn't take its value: the argument, its rule, the value, and what it
+        takes.
+    """
+    for (scope, selector), bindings in _bindings_of_gin().items():
+        if _is_macro(selector):
+            continue
+        kinds = _kinds(_configurable(selector))
+        for name, value in bindings.items():
+            if name in kinds:
+                bindings[name] = _checked(
+                    kinds[name], f"{_in_words(scope, selector)}.{name}", value
+                )
+    _check_precision()
+
+
+def _kinds(target):
+    if target.__module__.split(".")[0] == "hamgan":
+        return arguments.kinds_of(target)
+    # Of other code a default doesn't say what else may be given.
+    return getattr(target, "ARGUMENTS", {})
+
+
+def _checked(kind, name, value):
+    """The value as it is used; `ValueError` where the argument `name` doesn't take it."""
+    if isinstance(value, gin.config.ConfigurableReference):
+        macro, selector = value.config_key
+        if _is_macro(selector):
+            found = _bindings_of_gin().get((macro, selector))
+            if found:
+                found["value"] = _checked(kind, f"{name} (which is %{macro})", found["value"])
+        elif not kind.refers(inspect.unwrap(_configurable(selector)), value.evaluate):
+            raise arguments.refused(kind, name, repr(value))
+        return value
+    if kind.parts and isinstance(value, list | tuple):
+        return type(value)(
+            _checked(kind.parts, f"{name}[{index}]", part) for index, part in enumerate(value)
+        )
+    try:
+        return kind.convert(value)
+    except (ValueError, TypeError):
+        raise arguments.refused(kind, name, repr(value)) from None
+
+
+def _check_precision():
+    """Refuses two precisions of one network."""
+    bound = {
+        f"{_in_words(scope, selector)}.{name}": value
+        for (scope, selector), bindings in _bindings_of_gin().items()
+        for name, value in bindings.items()
+        if name in ("dtype", "precision") and value is not None
+    }
+    precision = bound.pop("experiment.Experiment.precision", None)
+    for name, value in bound.items():
+        if precision and value != precision:
+            raise ValueError(
+                f"{name} = {value!r} has no effect beside experiment.Experiment.precision = "
+                f"{precision!r}, which is of both networks: leave one of them out."
+            )
+
+
+def _check_reach(gin_params, root):
+    """Refuses a parameter that changes nothing: nothing uses what it is of, or each use has a
+    binding of its own.
+    """
+    uses = _uses(root)
+    for param in gin_params:
+        for statement in _statements(param):
+            if not isinstance(statement, config_parser.BindingStatement) or not statement.arg_name:
+                continue
+            scope, selector, name = statement.scope, statement.selector, statement.arg_name
+            full = _selector_of(selector)
+            scopes = [used for used, of in uses if of == full and _is_within(used, scope)]
+            if not scopes:
+                raise ValueError(_unused(scope, selector, name, full, uses))
+            over = {_last_binding(used, full, name) for used in scopes}
+            if scope not in over:
+                own = _scoped(scope, selector)
+                shadows = [f"{_scoped(other, selector)}.{name}" for other in sorted(over)]
+                values = [_bindings_of_gin()[other, full][name] for other in sorted(over)]
+                raise ValueError(
+                    f"{own}.{name} has no effect: "
+                    + ", ".join(f"{n} = {v!r}" for n, v in zip(shadows, values, strict=True))
+                    + f" {'is' if len(over) == 1 else 'are'} set, and what is more special wins. "
+                    "Write " + " ".join(f'--gin_param="{n} = {statement.value!r}"' for n in shadows)
+                )
+
+
+def _unused(scope, selector, name, full, uses):
+    elsewhere = sorted(used for used, of in uses if of == full)
+    if elsewhere:
+        return (
+            f"{_scoped(scope, selector)}.{name} has no effect: the scopes that are used are "
+            f"{', '.join(_scoped(used, selector) for used in elsewhere)}."
+        )
+    near = sorted({_in_words(used, of) for used, of in uses if of})
+    return (
+        f"{_scoped(scope, selector)}.{name} has no effect: nothing in this configuration uses "
+        f"{selector}. Used are: {', '.join(near)}."
+    )
+
+
+def _scoped(scope, name):
+    return f"{scope}/{name}" if scope else name
+
+
+def _in_words(scope, selector):
+    """As gin files name it: 'G/context.Hamburger'."""
+    return _scoped(scope, ".".join(selector.split(".")[-2:]))
+
+
+def _is_within(scope, outer):
+    return not outer or scope == outer or scope.startswith(f"{outer}/")
+
+
+def _last_binding(scope, selector, name):
+    """The scope of the binding that a use in `scope` takes: of those around it the innermost."""
+    bound = [
+        outer
+        for (outer, of), bindings in _bindings_of_gin().items()
+        if of == selector and name in bindings and _is_within(scope, outer)
+    ]
+    return max(bound, key=len)
+
+
+def _uses(root):
+    """{(scope, selector)} of all that is reached by references from `root`.
+
+    A reference without a scope may be called where it stands, or later, outside of all scopes.
+    """
+    todo = [("", _selector_of_target(root))]
+    found = set()
+    while todo:
+        use = todo.pop()
+        if use in found:
+            continue
+        found.add(use)
+        scope, selector = use
+        names = {
+            name
+            for (outer, of), bindings in _bindings_of_gin().items()
+            if of == selector and _is_within(scope, outer)
+            for name in bindings
+        }
+        for name in names:
+            value = _bindings_of_gin()[_last_binding(scope, selector, name), selector][name]
+            for inner, of in _references(value):
+                todo += [(place, of) for place in ({inner} if inner else {scope, ""})]
+    return found
+
+
+def _references(value):
+    """(scope, selector) of all classes and functions that a value names, macros followed."""
+    for reference in gin.config.iterate_references(value):
+        scope, selector = reference.config_key
+        if _is_macro(selector):
+            bound = _bindings_of_gin().get((scope, selector), {})
+            yield from _references(bound.get("value"))
+        else:
+            yield scope, selector
+
+
 def _check_protocol_name(gin_params):
     """Refuses a --gin_param that makes something else of a protocol but leaves it its name."""
     changed = {
@@ -185,20 +485,64 @@ def _check_protocol_name(gin_params):
         )
 
 
+# The configuration as text
+
+
+class _Name(str):
+    """A reference or macro, as it is written: '@context.Hamburger', '%WIDTH'."""
+
+    def __repr__(self):
+        return str(self)
+
+
+class _Reader(config_parser.ParserDelegate):
+    """Takes names for what they are, and looks nothing up."""
+
+    def configurable_reference(self, scoped_configurable_name, evaluate):
+        return _Name(f"@{scoped_configurable_name}{'()' if evaluate else ''}")
+
+    def macro(self, macro_name):
+        return _Name(f"%{macro_name}")
+
+
+def _statements(text):
+    """The statements of a configuration's text, without any effect. SyntaxError: it is none."""
+    return list(config_parser.ConfigParser(text, _Reader()))
+
+
+def _bindings(text):
+    """{'scope/module.Class.parameter': value} of a configuration's text."""
+    return {
+        _scoped(s.scope, f"{s.selector}.{s.arg_name}" if s.arg_name else s.selector): s.value
+        for s in _statements(text)
+        if isinstance(s, config_parser.BindingStatement)
+    }
+
+
+def _saved_bindings(path):
+    try:
+        return _bindings(_read_text(path))
+    except _ERRORS as error:
+        raise ValueError(
+            f"The configuration of this run can't be read, so nothing can be compared with it: "
+            f"{error} ({path}). Correct it, or choose another --model_dir."
+        ) from error
+
+
 def resolved_configuration(model_dir):
     """The configuration as text: every binding, whether this command uses it or not, and the
     defaults of all that has been built by now.
 
     Raises:
-      ValueError: model_dir belongs to a run with other settings; the differences are listed.
+      ValueError: model_dir belongs to a run with other settings; the differences are listed. Or a
+        value can't be written so that it can be read back.
     """
     path = Folder(model_dir).config
-    # One line per binding, however long, so that lines can be compared.
     texts = gin.operative_config_str(max_line_length=10_000), gin.config_str(max_line_length=10_000)
-    now = _bindings("\n".join(texts))
+    _check_complete(_bindings(texts[1]))
+    now = {**_bindings(texts[0]), **_bindings(texts[1])}
     if tf.io.gfile.exists(path):
-        with tf.io.gfile.GFile(path, "r") as file:
-            before = _bindings(file.read())
+        before = _saved_bindings(path)
         differing = [
             name for name in sorted(before.keys() | now.keys()) if _differs(name, before, now)
         ]
@@ -206,13 +550,20 @@ def resolved_configuration(model_dir):
             raise ValueError(
                 f"{model_dir} belongs to a run with other settings:\n"
                 + "\n".join(
-                    f"  {n} = {before.get(n, '(not set)')} there, {now.get(n, '(not set)')} asked "
-                    "for"
+                    "  {} = {} there, {} asked for".format(n, *_shown(n, before, now))
                     for n in differing
                 )
                 + "\nChoose another --model_dir, or leave --gin_file and --gin_param out to go "
                 "on with the settings that are there."
             )
+    text = _as_text(texts, now)
+    if {n: repr(v) for n, v in _bindings(text).items()} != {n: repr(v) for n, v in now.items()}:
+        raise ValueError("The configuration can't be written so that it reads back the same.")
+    return text
+
+
+def _as_text(texts, bindings):
+    """One line per binding, however long."""
     imports = {
         line
         for text in texts
@@ -222,17 +573,19 @@ def resolved_configuration(model_dir):
     # Dynamic registration comes before what it is to register, macros before their use.
     imports = sorted(imports, key=lambda line: ("__gin__" not in line, line))
     lines = [
-        f"{name} = {value}"
-        for name, value in sorted(now.items(), key=lambda item: ("." in item[0], item))
+        f"{name} = {value!r}"
+        for name, value in sorted(bindings.items(), key=lambda item: ("." in item[0], item[0]))
     ]
     return "\n".join([*imports, "", *lines, ""])
 
 
 def settings_of_run():
-    """{name: value as text} of every binding and noted default that a run may not change."""
-    text = gin.operative_config_str(max_line_length=10_000), gin.config_str(max_line_length=10_000)
-    found = _bindings("\n".join(text))
-    return {name: v for name, v in found.items() if not name.startswith(_CHANGEABLE)}
+    """{name: value as gin writes it} of every binding and noted default that a run may not
+    change.
+    """
+    texts = gin.operative_config_str(max_line_length=10_000), gin.config_str(max_line_length=10_000)
+    found = {**_bindings(texts[0]), **_bindings(texts[1])}
+    return {name: repr(v) for name, v in found.items() if not name.startswith(_CHANGEABLE)}
 
 
 def changed_settings(model_dir):
@@ -243,24 +596,45 @@ def changed_settings(model_dir):
     path = Folder(model_dir).config
     if not tf.io.gfile.exists(path):
         return None
-    with tf.io.gfile.GFile(path, "r") as file:
-        before = _bindings(file.read())
+    before = _saved_bindings(path)
     now = _bindings(gin.config_str(max_line_length=10_000))
     aside = (*_CHANGEABLE, "features.", "data.", "trainer.", "D/")
-    lines = [
-        f"{name} = {now[name]} ({before.get(name, 'not set')} in the run)"
-        for name in sorted(now)
-        if not name.startswith(aside) and setting_differs(name, before, now)
-    ]
+    lines = []
+    for name in sorted(now):
+        if not name.startswith(aside) and _differs(name, before, now):
+            there, here = _shown(name, before, now)
+            lines.append(f"{name} = {here} ({there.strip('()')} in the run)")
     return "; ".join(lines) or None
 
 
 def setting_differs(name, before, now):
-    """Whether a setting of {name: value as text} is another one; see `settings_of_run`."""
-    try:
-        return _differs(name, before, now)
-    except KeyError:  # a parameter of another version
-        return True
+    """Whether a setting is another one; both sides are {name: value} of `settings_of_run`."""
+
+    def read(side):
+        return {name: _bindings(f"{name} = {side[name]}")[name]} if name in side else {}
+
+    return _differs(name, read(before), read(now))
+
+
+def _check_complete(written):
+    """Gin leaves out what it can't write; here that would be a setting that is lost."""
+    for (scope, selector), bindings in _bindings_of_gin().items():
+        for name, value in bindings.items():
+            last = scope if _is_macro(selector) else f"{selector.rpartition('.')[2]}.{name}"
+            if not any(key.endswith(last) and _is_within(key, scope) for key in written):
+                raise ValueError(
+                    f"{_scoped(scope, selector)}.{name} = {value!r} can't be written into the "
+                    "run's configuration."
+                )
+
+
+def _shown(name, before, now):
+    """Both sides of a difference as text, of long values where they begin to differ."""
+    texts = [repr(side[name]) if name in side else "(not set)" for side in (before, now)]
+    if max(map(len, texts)) <= 200:
+        return texts
+    start = max(0, len(os.path.commonprefix(texts)) - 30)
+    return [f"{'...' if start else ''}{text[start : start + 100]}..." for text in texts]
 
 
 def settle_configuration(model_dir):
@@ -274,10 +648,13 @@ def settle_configuration(model_dir):
         raise ValueError(f"--model_dir={model_dir} can't be written: {error}") from error
 
 
-def _bindings(text):
-    """{'scope/module.Class.parameter': value} of a configuration with one binding per line."""
-    lines = [line for line in text.splitlines() if " = " in line and not line.startswith("#")]
-    return dict(line.split(" = ", 1) for line in lines)
+def _same(one, other):
+    """1e6 and 1000000 are one number; whatever else differs in writing differs."""
+
+    def is_number(value):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    return repr(one) == repr(other) or (is_number(one) and is_number(other) and one == other)
 
 
 def _differs(name, before, now):
@@ -287,14 +664,15 @@ def _differs(name, before, now):
     if name.startswith(_CHANGEABLE):
         return False
     if name in before and name in now:
-        return before[name] != now[name]
+        return not _same(before[name], now[name])
     value = before.get(name, now.get(name))
     selector, _, parameter = name.rpartition(".")
     configurable = _configurable(selector.split("/")[-1]) if selector else None
     if configurable is None:  # a macro, or a setting of a part that only one side has
         return True
-    default = inspect.signature(configurable).parameters[parameter].default
-    return repr(default) != value
+    found = inspect.signature(configurable).parameters.get(parameter)
+    # Keras' own, `dtype` and `name`, are None where nobody gives them.
+    return not _same(found.default if found else None, value)
 
 
 def _bindings_of_gin():
@@ -312,3 +690,20 @@ def _configurable(selector):
     """
     found = gin.config._REGISTRY.get_match(selector)
     return found and found.wrapped
+
+
+def _selector_of(name):
+    """The selector under which a name's bindings are kept."""
+    found = gin.config._REGISTRY.get_match(name)
+    return found.selector if found else name
+
+
+def _selector_of_target(target):
+    """The selector of a class or function; None: no configuration names it."""
+    selectors = {selector for _, selector in _bindings_of_gin()}
+    return next((selector for selector in selectors if _configurable(selector) is target), None)
+
+
+def _is_macro(selector):
+    """Whether a selector is gin's own word for `NAME = value` or a constant."""
+    return _configurable(selector) in (gin.config.macro, gin.config._retrieve_constant)

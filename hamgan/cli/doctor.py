@@ -83,7 +83,9 @@ def main(checkup, common, configuration, distribution, doctor):
     common.define_flags()
     flags.DEFINE_bool("json", False, "Print JSON and nothing else.")
     flags.DEFINE_bool("quick", False, "Read samples of the records instead of all.")
-    flags.DEFINE_string(
+    from hamgan.cli import paths
+
+    paths.define_path(
         "output",
         None,
         "PNG file of images and their classes' names; default: model_dir/doctor.png.",
@@ -109,6 +111,7 @@ def main(checkup, common, configuration, distribution, doctor):
     FLAGS = flags.FLAGS
 
     def load():
+        distribution.cluster_in_words()  # as training will read it
         experiment = configuration.load_experiment(**common.configuration_flags())
         return ok(", ".join(FLAGS.gin_file) or "the one kept in model_dir", value=experiment)
 
@@ -118,7 +121,9 @@ def main(checkup, common, configuration, distribution, doctor):
             doctor.examine(
                 checkup,
                 checkup.check("configuration", load, remedy="correct the gin file or --gin_param"),
-                create_strategy=lambda: distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu),
+                create_strategy=lambda: distribution.create_strategy(
+                    FLAGS.accelerator, FLAGS.tpu, across_hosts=False
+                ),
                 model_dir=FLAGS.model_dir,
                 data_dir=FLAGS.data_dir,
                 output=FLAGS.output,

@@ -37,6 +37,7 @@ from absl import flags
 
 from hamgan import distribution
 from hamgan.cli import common, configuration
+from hamgan.cli import paths as path_flags
 from hamgan.evaluation import jobs, shards
 from hamgan.run import checkpoints
 
@@ -48,6 +49,7 @@ def share_of(*, shard_index, num_shards, timeout):
     index, of = shard_index, num_shards
     if index is None and of is None and (task := distribution.task_of_cluster()):
         index, of = task
+        common.report_hosts()
     if (index is None) != (of is None):
         raise ValueError("--shard_index and --num_shards belong together: give both or neither.")
     return shards.Share(index or 0, of or 1, timeout=timeout)
@@ -99,13 +101,12 @@ def main():
 def define_flags():
     """Defines the flags of the command."""
     common.define_flags(model_dir_required=False)
-    flags.DEFINE_multi_string(
+    path_flags.define_paths(
         "checkpoint",
-        [],
         "A checkpoint of the run: ckpt-1000, best, latest, or a path; may be repeated; default: "
         "the newest.",
     )
-    flags.DEFINE_string(
+    path_flags.define_path(
         "protocol", None, "paper, val-50k, train-full, or a gin file; default: the run's own."
     )
     flags.DEFINE_integer(
@@ -127,7 +128,7 @@ def define_flags():
         "Only test the set-up: real images through the feature network, on this device.",
     )
     flags.DEFINE_bool("show", False, "Only print the reference: the run's, or that of --reference.")
-    flags.DEFINE_string(
+    path_flags.define_path(
         "reference", None, "Folder of a built reference to compare with; default: that in data_dir."
     )
     flags.DEFINE_integer("shard_index", None, "Number of this host, from 0.", lower_bound=0)

@@ -23,7 +23,7 @@ import tempfile
 from absl import flags
 
 from hamgan import distribution, importing
-from hamgan.cli import common, configuration
+from hamgan.cli import common, configuration, paths
 
 FLAGS = flags.FLAGS
 _TOLD = ("ham", "rank", "sections", "steps", "attention", "verify")
@@ -52,7 +52,9 @@ def main():
             text, gin_params=FLAGS.gin_param, model_dir=FLAGS.model_dir
         ),
         settle=configuration.settle_configuration,
-        create_strategy=lambda: distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu),
+        create_strategy=lambda: distribution.create_strategy(
+            FLAGS.accelerator, FLAGS.tpu, across_hosts=False
+        ),
         tolerance=FLAGS.tolerance,
         gradient_tolerance=FLAGS.gradient_tolerance,
     )
@@ -60,7 +62,7 @@ def main():
 
 def define_flags():
     """Defines the flags of an import, beside those of a run."""
-    flags.DEFINE_string(
+    paths.define_path(
         "checkpoint", None, "Prefix of the TF1 checkpoint, e.g. model.ckpt-1000000.", required=True
     )
     flags.DEFINE_list(
@@ -77,7 +79,7 @@ def define_flags():
         f"Kind of attention, where the channels allow both: {' or '.join(importing.ATTENTIONS)}. "
         "One value or a pair. Default: what reproduces the record of --verify; without it sagan.",
     )
-    flags.DEFINE_string(
+    paths.define_path(
         "verify", None, "An .npz file with recorded inputs, initial bases, outputs and gradients."
     )
     flags.DEFINE_float(

@@ -23,7 +23,7 @@ import tensorflow as tf
 from absl import flags
 
 from hamgan import distribution, inspection, sampling, stateless
-from hamgan.cli import common, configuration
+from hamgan.cli import common, configuration, paths
 from hamgan.run import checkpoints, records
 
 FLAGS = flags.FLAGS
@@ -71,7 +71,8 @@ def main():
         )
     experiment = configuration.load_experiment(**common.configuration_flags())
     path = checkpoints.find(FLAGS.model_dir, FLAGS.checkpoint)
-    device = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu).extended.worker_devices[0]
+    strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
+    device = strategy.extended.worker_devices[0]
     with tf.device(device):
         images, labels, found, layer = inspected(
             experiment,
@@ -143,7 +144,7 @@ def main():
 def define_flags():
     """Defines the flags of the command."""
     common.define_flags()
-    flags.DEFINE_string(
+    paths.define_path(
         "checkpoint", None, "Path or name (ckpt-1000) of a checkpoint; default: the newest."
     )
     flags.DEFINE_enum("network", "generator", ["generator", "discriminator"], "Whose Hamburger.")
@@ -165,7 +166,7 @@ def define_flags():
         "num_steps", None, "Updates whose errors are shown; default: K.", lower_bound=0
     )
     flags.DEFINE_integer("seed", 0, "Seed of the noise, as in sample.py.")
-    flags.DEFINE_string(
+    paths.define_path(
         "output", None, "Folder to write to, local or gs://; default: inspection/ in model_dir."
     )
 

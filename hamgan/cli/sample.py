@@ -17,7 +17,7 @@ import tensorflow as tf
 from absl import flags
 
 from hamgan import distribution, grids, pictures, sampling
-from hamgan.cli import common, configuration
+from hamgan.cli import common, configuration, paths
 from hamgan.run import checkpoints, class_names, records
 from hamgan.run.folder import Folder
 
@@ -43,7 +43,7 @@ def main():
         raise ValueError(f"--output must end in .png (a grid) or .npz (arrays), got {output!r}.")
     experiment = configuration.load_experiment(**common.configuration_flags())
     path = checkpoints.find(FLAGS.model_dir, FLAGS.checkpoint)
-    strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu)
+    strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
     with strategy.scope():
         generator = experiment.generator()
     sampling.restore(generator, path, weights=FLAGS.weights)
@@ -82,7 +82,7 @@ def main():
 def define_flags():
     """Defines the flags of the command."""
     common.define_flags()
-    flags.DEFINE_string(
+    paths.define_path(
         "checkpoint",
         None,
         "A checkpoint of the run: ckpt-1000, best, latest, or a path; default: the newest.",
@@ -107,7 +107,7 @@ def define_flags():
     flags.DEFINE_float(
         "truncation", None, "Noise within plus or minus this; default: all of N(0, 1)."
     )
-    flags.DEFINE_string(
+    paths.define_path(
         "output",
         None,
         "File to write, .png or .npz, local or gs://; default: samples.png in model_dir.",

@@ -22,7 +22,7 @@ import functools
 from absl import flags
 
 from hamgan import distribution
-from hamgan.cli import configuration
+from hamgan.cli import configuration, paths
 from hamgan.segmentation import importing, published, segmenter
 
 FLAGS = flags.FLAGS
@@ -45,7 +45,9 @@ def main():
             configuration.load_constructor, segmenter.Segmenter, gin_params=FLAGS.gin_param
         ),
         settle=configuration.settle_configuration,
-        create_strategy=lambda: distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu),
+        create_strategy=lambda: distribution.create_strategy(
+            FLAGS.accelerator, FLAGS.tpu, across_hosts=False
+        ),
         recording=FLAGS.verify,
         tolerance=FLAGS.tolerance,
         gradient_tolerance=FLAGS.gradient_tolerance,
@@ -54,10 +56,10 @@ def main():
 
 def define_flags():
     """Defines the flags of an import, beside those of a run."""
-    flags.DEFINE_string(
+    paths.define_path(
         "weights", None, "PyTorch checkpoint, or .npz file with keys w/<name>.", required=True
     )
-    flags.DEFINE_string("verify", None, "An .npz file with a recorded pass of the network.")
+    paths.define_path("verify", None, "An .npz file with a recorded pass of the network.")
     flags.DEFINE_float(
         "tolerance", 1e-4, "With --verify: largest error of logits and features.", lower_bound=0
     )

@@ -46,28 +46,60 @@ def parse_profile(text):
 def main():
     experiment = configuration.load_experiment(**common.configuration_flags())
     profile = parse_profile(FLAGS.profile)
-    model_dir, data_dir = checkpoints.whole_path(FLAGS.model_dir), FLAGS.data_dir
+    model_dir = checkpoints.whole_path(FLAGS.model_dir)
     if FLAGS.mode.startswith("evaluate"):
-        watching = FLAGS.mode == "evaluate_continuously"
-        paths = jobs.paths_of(model_dir, watching=watching)
-        strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
-        jobs.evaluate(
-            experiment,
-            model_dir=model_dir,
-            data_dir=data_dir,
-            strategy=strategy,
-            paths=paths,
-            watching=watching,
-            changed=configuration.changed_settings(model_dir),
-        )
+        score(experiment, model_dir)
         return
+    common.report_hosts()
     # The host that writes says at once that it can't; a dry run writes nothing.
     task = distribution.task_of_cluster()
     alone = contextlib.nullcontext()
     if not FLAGS.dry_run and not (task and task[0]):
         alone = lock.writing(model_dir, take_over=FLAGS.take_over)
     with alone:
-        train(experiment, model_dir=model_dir, data_dir=data_dir, profile=profile)
+        strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu)
+        trainer, dataset = training.build(experiment, strategy=strategy, data_dir=FLAGS.data_dir)
+        evaluator, grid = None, None
+        if FLAGS.mode == "train_and_evaluate":
+            evaluator, grid = training.evaluation_parts(
+                trainer,
+                dataset,
+                experiment.protocol,
+                model_dir=model_dir,
+                data_dir=FLAGS.data_dir,
+            )
+        parts = dict(trainer=trainer, dataset=dataset, schedule=experiment.schedule)
+        if FLAGS.dry_run:
+            text = configuration.resolved_configuration(model_dir)
+            training.dry_run(**parts, configuration=text, model_dir=model_dir)
+            return
+        of_run = identity_of(dataset)
+        settle(model_dir, of_run, writes=distribution.is_chief(strategy))
+        ended = loop.train(
+            **parts,
+            model_dir=model_dir,
+            evaluator=evaluator,
+            grid=grid,
+            profile=profile,
+            identity=of_run,
+        )
+        finish(ended, evaluator, model_dir, writes=distribution.is_chief(strategy))
+
+
+def score(experiment, model_dir):
+    """Scores the newest checkpoint, or each one as it appears."""
+    watching = FLAGS.mode == "evaluate_continuously"
+    paths = jobs.paths_of(model_dir, watching=watching)
+    strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
+    jobs.evaluate(
+        experiment,
+        model_dir=model_dir,
+        data_dir=FLAGS.data_dir,
+        strategy=strategy,
+        paths=paths,
+        watching=watching,
+        changed=configuration.changed_settings(model_dir),
+    )
 
 
 def identity_of(dataset):
@@ -79,48 +111,26 @@ def identity_of(dataset):
     )
 
 
-def train(experiment, *, model_dir, data_dir, profile):
-    """Trains, or shows what would be trained."""
-    strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu)
-    trainer, dataset = training.build(experiment, strategy=strategy, data_dir=data_dir)
-    evaluator, grid = None, None
-    if FLAGS.mode == "train_and_evaluate":
-        evaluator, grid = training.evaluation_parts(
-            trainer, dataset, experiment.protocol, model_dir=model_dir, data_dir=data_dir
-        )
-    if FLAGS.dry_run:
-        training.dry_run(
-            trainer,
-            dataset,
-            experiment.schedule,
-            configuration=configuration.resolved_configuration(model_dir),
-            model_dir=model_dir,
-        )
-        return
-    of_run = identity_of(dataset)
-    # Before the configuration of another run is written beside this one's checkpoints.
+def settle(model_dir, of_run, *, writes):
+    """Compares what is asked for with the run in model_dir, and keeps the configuration there.
+
+    Every host compares, one of them writes: not before the run's checkpoints were asked, beside
+    which another run's configuration must not stand.
+    """
     checkpoints.check_run(model_dir, of_run)
-    # Every host compares, one of them writes.
-    writes = distribution.is_chief(strategy)
     (configuration.settle_configuration if writes else configuration.resolved_configuration)(
         model_dir
     )
-    checkpoint, stopped = loop.train(
-        trainer=trainer,
-        dataset=dataset,
-        schedule=experiment.schedule,
-        model_dir=model_dir,
-        evaluator=evaluator,
-        grid=grid,
-        profile=profile,
-        identity=of_run,
-    )
-    print(f"Checkpoint: {checkpoint}")
-    if stopped:
+
+
+def finish(ended, evaluator, model_dir, *, writes):
+    """What follows a training: words, the comparison with the training images, the report."""
+    print(f"Checkpoint: {ended.checkpoint}")
+    if ended.stopped:
         print("Stopped before its end. The same command goes on from there.")
         return
     if evaluator:
-        evaluator.compare_with_training(model_dir, step=checkpoints.step_of(checkpoint))
+        evaluator.compare_with_training(model_dir, step=checkpoints.step_of(ended.checkpoint))
     if writes:
         print(f"Report: {report.write_report(model_dir)}")
 

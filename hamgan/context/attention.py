@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from hamgan import arguments
 from hamgan.spectral import SpectralConv2D
 
 
@@ -16,6 +17,9 @@ def _max_pool(x):
     return tf.reshape(x, [tf.shape(x)[0], x.shape[1] * x.shape[2], x.shape[3]])
 
 
+@arguments.take(
+    **dict.fromkeys(("num_classes", "dim", "value_dim"), arguments.optional(arguments.whole(1)))
+)
 class SelfAttention(keras.layers.Layer):
     """SAGAN's self-attention: every pixel attends to the 2x2 maxima of the whole image (Zhang et
     al. 2019).

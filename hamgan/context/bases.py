@@ -5,8 +5,8 @@ import random
 import keras
 import tensorflow as tf
 
+from hamgan import arguments, stateless
 from hamgan import decomposition as decompositions
-from hamgan import stateless
 
 
 class RandomBases(keras.layers.Layer):
@@ -36,6 +36,7 @@ class RandomBases(keras.layers.Layer):
         return {**super().get_config(), "shape": self.shape, "draw": self.draw}
 
 
+@arguments.take(seed=arguments.optional(arguments.seed()))
 class FixedBases(RandomBases):
     """Initial bases drawn once and kept, the same for every example; as `RandomBases` otherwise.
 
@@ -87,6 +88,7 @@ class LearnedBases(FixedBases):
     trained = True
 
 
+@arguments.take(rate=arguments.number(above=0, most=1))
 class WarmStartBases(FixedBases):
     """Initial bases that follow the solved ones: bases += rate * (batch mean - bases), then columns
     of length 1.

@@ -6,8 +6,8 @@ import operator
 import keras
 import tensorflow as tf
 
+from hamgan import arguments, stateless
 from hamgan import decomposition as decompositions
-from hamgan import stateless
 from hamgan.context.bases import RandomBases
 from hamgan.normalization import BatchNorm
 from hamgan.spectral import SpectralConv2D
@@ -29,6 +29,16 @@ def _island(x):
     return x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
 
 
+@arguments.take(
+    **dict.fromkeys(("num_classes", "dim", "rank"), arguments.optional(arguments.whole(1))),
+    norm=arguments.constructor("@normalization.BatchNorm", of=keras.layers.Layer),
+    num_steps=arguments.whole(0),
+    eval_steps=arguments.optional(arguments.whole(0)),
+    sections=arguments.whole(1),
+    decomposition=arguments.function("@decomposition.nmf"),
+    solve=arguments.function("@decomposition.unrolled"),
+    bases=arguments.constructor("@context.LearnedBases", of=keras.layers.Layer),
+)
 class Hamburger(keras.layers.Layer):
     """Hamburger V1: lower bread, matrix decomposition, upper bread (Geng et al. 2021, section 3.1).
 
@@ -74,19 +84,22 @@ class Hamburger(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         kind = type(self).__name__
-        for name, value in dict(dim=dim, rank=rank, sections=sections).items():
-            if value is not None and value < 1:
-                raise ValueError(f"{kind}: {name} must be at least 1, got {value}.")
         for name, value in dict(num_steps=num_steps, eval_steps=eval_steps).items():
-            if value is not None and value < 0:
+            if isinstance(value, int) and value < 0:
                 raise ValueError(f"{kind}: {name} must not be negative, got {value}.")
-        self.num_classes = num_classes
+        sizes = arguments.check(
+            kind,
+            self.ARGUMENTS,
+            num_classes=num_classes,
+            dim=dim,
+            rank=rank,
+            num_steps=num_steps,
+            eval_steps=eval_steps,
+            sections=sections,
+        )
+        for name, value in sizes.items():
+            setattr(self, name, value)
         self.norm_constructor = norm
-        self.dim = dim
-        self.rank = rank
-        self.num_steps = num_steps
-        self.eval_steps = eval_steps
-        self.sections = sections
         self.decomposition = decomposition
         self.solve = solve
         self.bases_constructor = bases

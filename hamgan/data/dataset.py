@@ -20,12 +20,22 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import file_adapters
 
+from hamgan import arguments
 from hamgan.data import content, pixels, prepared
 from hamgan.data.order import numbers_of, range_of, shuffled
 from hamgan.data.places import READS, RecordFinder
 from hamgan.data.stored import StoredExamples
 
 
+@arguments.take(
+    name=arguments.text(),
+    image_size=arguments.whole(1),
+    num_classes=arguments.whole(1),
+    shuffle_buffer=arguments.whole(1),
+    data_dir=arguments.optional(arguments.text()),
+    cache_bytes=arguments.whole(0),
+    random_access=arguments.optional(arguments.truth()),
+)
 class ImageDataset:
     """A prepared TFDS data set with an image and a label feature, as batches of images in [-1, 1].
 

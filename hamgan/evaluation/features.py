@@ -11,7 +11,7 @@ import tensorflow_hub as hub
 from google.protobuf import message
 from tensorflow.core.protobuf import saved_model_pb2
 
-from hamgan import tfgan
+from hamgan import arguments, tfgan
 
 _OUTPUTS = ("logits", "pool_3")
 
@@ -24,6 +24,7 @@ _THREE_WAYS = (
 )
 
 
+@arguments.take(size=arguments.whole(1), data_dir=arguments.optional(arguments.text()))
 class FeatureNetwork:
     """Images [B, S, S, 3] in [-1, 1] -> {'pool_3': [B, D], 'logits': [B, C]}, float32.
 
@@ -77,6 +78,7 @@ class FeatureNetwork:
         return {"handle": self.handle, "digest": self.digest, "size": self.size}
 
 
+@arguments.take(path=arguments.text())
 class FrozenGraph(FeatureNetwork):
     """Inception of December 2015 as one frozen graph: images and features as those of
     `FeatureNetwork`.

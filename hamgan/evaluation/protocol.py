@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from hamgan import sampling, stateless
+from hamgan import arguments, sampling, stateless
 from hamgan.evaluation import scores
 from hamgan.evaluation.features import FeatureNetwork
 
@@ -55,6 +56,24 @@ def train_histogram(dataset) -> Callable:
     )
 
 
+@arguments.take(
+    name=arguments.optional(arguments.text()),
+    num_samples=arguments.whole(2),
+    seed=arguments.seed(),
+    repeats=arguments.whole(1),
+    reference_split=arguments.optional(arguments.text()),
+    reference_count=arguments.optional(arguments.whole(2)),
+    reference_repeated=arguments.whole(0),
+    reference_folder=arguments.optional(arguments.text()),
+    resize=arguments.function("@protocol.half_pixel_bilinear"),
+    labels=arguments.function("@protocol.balanced"),
+    truncation=arguments.optional(arguments.number(above=0)),
+    weights=arguments.one_of(*sampling.PREFIXES),
+    batch_norm=arguments.constructor("@sampling.StandingStatistics"),
+    batch_size=arguments.whole(1),
+    features=arguments.constructor("@features.FeatureNetwork"),
+    scores=arguments.each(arguments.function("@scores.standard")),
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
     """Settings of an evaluation; every record repeats them. Shipped ones: configs/protocols/*.gin.
@@ -108,34 +127,23 @@ class Protocol:
     scores: tuple = (scores.standard, scores.intervals)
 
     def __post_init__(self):
-        for name in ("num_samples", "reference_count"):
-            value = getattr(self, name)
-            if value is not None and value < 2:
-                raise ValueError(
-                    f"Protocol: {name} must be at least 2, got {value}: a covariance needs two "
-                    "samples."
-                )
+        # What can be told better than a table does.
+        sampling.check_truncation(self.truncation)
+        sampling.check_weights(self.weights)
+        arguments.check_fields(self)
         if self.name is not None and not re.fullmatch(r"[\w.-]+", self.name):
             raise ValueError(
                 "Protocol: name must be letters, digits, '_', '.' and '-', as of a file; got "
                 f"{self.name!r}."
             )
-        for name in ("repeats", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Protocol: {name} must be at least 1, got {getattr(self, name)}.")
-        if self.reference_repeated < 0:
-            raise ValueError(
-                f"Protocol: reference_repeated must be at least 0, got {self.reference_repeated}."
-            )
-        if scores.standard not in self.scores:
+        # A configuration hands over functions in wrappers.
+        if scores.standard not in map(inspect.unwrap, self.scores):
             raise ValueError(
                 "Protocol: scores must have scores.standard among them, since checkpoints are "
                 "compared by FID; got "
                 f"{[in_words(function) for function in self.scores]}."
             )
         _check_reserved(self)
-        sampling.check_truncation(self.truncation)
-        sampling.check_weights(self.weights)
 
 
 def _settings(**settings):
