@@ -86,7 +86,7 @@ def set_norm(layer, norm):
 
 def test_power_iteration_equals_numpy():
     matrix, u = array(6, 4), array(6, 1, seed=1)
-    result = spectral.power_iteration(tf.constant(matrix), tf.constant(u))
+    result = spectral.power_iteration(tf.constant(matrix), tf.constant(u))[:2]
     for one, other in zip(
         result, reference.power_iteration(np.float64(matrix), np.float64(u)), strict=True
     ):
