@@ -1,5 +1,4 @@
 import pathlib
-import shutil
 
 import gin
 import made
@@ -324,7 +323,10 @@ def test_name_of_a_published_protocol_cannot_be_worn_by_other_values(load, tmp_p
     )
     with pytest.raises(ValueError, match=f"the name '{name}' means .*num_samples"):
         load(f"--gin_file={tmp_path / 'mine.gin'}")
-    shutil.copy(tmp_path / "mine.gin", tmp_path / "config.gin")
+    (tmp_path / "config.gin").write_text(
+        "from __gin__ import dynamic_registration\n"
+        f"from hamgan.evaluation import protocol\n{bindings}\n"
+    )
     with pytest.raises(ValueError, match=f"the name '{name}' means .*num_samples"):
         load()
     # As the shipped file has it, gin's wrappers of its parts too.

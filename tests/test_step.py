@@ -77,7 +77,7 @@ def after_adam(kind, strategy):
 
 
 def adam_in_numpy(beta_1=0.5, beta_2=0.999, epsilon=1e-7):
-    """What `after_adam` gives, by the formula (Kingma and Ba 2015, end of section 2), in float64."""
+    """What `after_adam` gives, in float64 (Kingma and Ba 2015, end of section 2)."""
     variable, momentum, velocity = np.array([1.0, 2.0, 3.0]), np.zeros(3), np.zeros(3)
     for t, gradient in enumerate(np.float64(GRADIENTS), start=1):
         momentum = beta_1 * momentum + (1 - beta_1) * gradient
