@@ -307,7 +307,8 @@ class Evaluator:
                 checkpoint, digest, seed
             )
             if found:
-                return found
+                # The same weights, by whatever name they were scored.
+                return {**found, "checkpoint": checkpoint, "step": step}
         start = time.monotonic()
         try:
             found = self._scores(checkpoint, seed, folder, about)
