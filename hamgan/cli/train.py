@@ -45,10 +45,10 @@ def parse_profile(text):
 def main():
     experiment = configuration.load_experiment(**common.configuration_flags())
     profile = parse_profile(FLAGS.profile)
+    common.report_hosts()
     if FLAGS.mode.startswith("evaluate"):
         score(experiment)
         return
-    common.report_hosts()
     strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu)
     trainer, dataset = training.build(experiment, strategy=strategy, data_dir=FLAGS.data_dir)
     evaluator, grid = None, None
