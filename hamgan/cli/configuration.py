@@ -120,6 +120,8 @@ def _set_up():
     them logs an error for each file that another one finds.
     """
     gin.config._FILE_READERS[:] = [(_open, tf.io.gfile.exists)]
+    if _ROOT not in gin.config._LOCATION_PREFIXES:  # of an include in a --gin_param
+        gin.add_config_file_search_path(_ROOT)
 
 
 @contextlib.contextmanager
@@ -228,6 +230,11 @@ def check_saved(model_dir, trusted_modules=()):
     return path
 
 
+def _module_of(target):
+    """Where a class or function is from; '' of objects that don't say it."""
+    return getattr(target, "__module__", None) or ""
+
+
 def _may_name(module, trusted_modules):
     return any(
         module == part or module.startswith(f"{part}.") for part in (*_PARTS, *trusted_modules)
@@ -254,7 +261,7 @@ def _read_saved(model_dir, trusted_modules):
         target = _configurable(selector)
         if _is_macro(selector):
             continue
-        module = target.__module__
+        module = _module_of(target)
         if not _may_name(module, trusted_modules):
             raise _not_trusted(path, f"names {selector!r} of {module!r}", module)
         if called and not inspect.isclass(target) and not _may_call(module, trusted_modules):
@@ -323,7 +330,7 @@ def _check_values():
 
 
 def _kinds(target):
-    if target.__module__.split(".")[0] == "hamgan":
+    if _module_of(target).split(".")[0] == "hamgan":
         return arguments.kinds_of(target)
     # Of other code a default doesn't say what else may be given.
     return getattr(target, "ARGUMENTS", {})
