@@ -228,6 +228,10 @@ def test_a_file_whose_setting_has_no_effect_is_told(tmp_path, caplog):
     load(files=[f"{tmp_path}/mine.gin"])
     (record,) = caplog.records
     assert "mine.gin: context.Hamburger.rank has no effect: D/context" in record.getMessage()
+    caplog.clear()
+    (tmp_path / "mine.gin").rename(tmp_path / "config.gin")  # as a run's own, with all its defaults
+    load(files=[f"{tmp_path}/config.gin"])
+    assert not caplog.records
 
 
 # The folder of a run

@@ -54,6 +54,9 @@ _PARTS = (
 # Settings that say how long and how often, not what: a run may go on with others.
 _CHANGEABLE = ("loop.Schedule.", "protocol.", "sampling.")
 
+# How a run's own file is called.
+_CONFIG_NAME = os.path.basename(Folder("MODEL_DIR").config)
+
 _ERRORS = (ValueError, OSError, SyntaxError, ImportError, AttributeError, NameError, TypeError)
 
 
@@ -385,7 +388,8 @@ def _check_reach(gin_files, gin_params, root):
             if message := _unused(binding, uses) or _shadowed(binding, uses):
                 raise ValueError(message)
     for file in gin_files:
-        if not _is_shipped(file):
+        # A run's own file has all defaults, those of no effect among them.
+        if not _is_shipped(file) and os.path.basename(file) != _CONFIG_NAME:
             for binding in _own_bindings(_read_text(file)):
                 if message := _shadowed(binding, uses):
                     logging.warning("%s: %s", file, message)
