@@ -195,7 +195,7 @@ def _hosts(cluster: Any) -> dict[tuple[str, int], str]:
         raise _wrong_cluster(
             f"the job {', '.join(unknown)} isn't known; hosts that train are {' or '.join(_JOBS)}."
         )
-    hosts = {}
+    hosts: dict[tuple[str, int], str] = {}
     for job in _JOBS:
         addresses = cluster.get(job, [])
         if not isinstance(addresses, list):

@@ -25,14 +25,22 @@ def key(seed, *path):
     """A key that is reached from `seed` along `path`.
 
     Args:
-      seed: Python integer or integer tensor.
+      seed: Python integer in [0, 2^63) or integer tensor.
       *path: integers or integer tensors (stream, step, ...); a different path gives an independent
         key.
 
     Returns:
       int32 tensor [2].
     """
-    return fold(tf.stack([tf.cast(seed, tf.int32), 0]), *path)
+    return fold(_key_of(tf.convert_to_tensor(seed)), *path)
+
+
+def _key_of(seed):
+    """The lower and the upper 32 bits of a seed, int32 [2]: no two seeds have one key."""
+    upper = 0
+    if seed.dtype == tf.int64:
+        upper = tf.cast(tf.bitwise.right_shift(seed, tf.constant(32, tf.int64)), tf.int32)
+    return tf.stack([tf.cast(seed, tf.int32), upper])
 
 
 def fold(parent, *path):

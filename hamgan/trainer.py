@@ -100,6 +100,11 @@ def _check_weights(fake_labels, num_classes):
         )
 
 
+def _seed_of_weights(seed):
+    """A seed as Keras takes it, of 32 bits: wider ones are mixed into as many, none is cut."""
+    return seed if seed < 2**32 else int(np.random.SeedSequence(seed).generate_state(1)[0])
+
+
 def _counter():
     return tf.Variable(
         0, dtype=tf.int64, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
@@ -222,7 +227,7 @@ class Trainer:
             )
         adam = dict(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, name="adam")
         with strategy.scope():
-            keras.utils.set_random_seed(seed)
+            keras.utils.set_random_seed(_seed_of_weights(seed))
             self.generator = generator()
             self.discriminator = discriminator()
             self.step, self.rollbacks = _counter(), _counter()

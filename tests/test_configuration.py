@@ -219,6 +219,21 @@ def test_what_reaches_something_is_taken(params):
     assert isinstance(load(*params), experiment.Experiment)
 
 
+def test_a_file_whose_setting_has_no_effect_is_told(tmp_path, caplog):
+    (tmp_path / "mine.gin").write_text(
+        f"from __gin__ import dynamic_registration\ninclude '{DIGITS}'\n"
+        "from hamgan import context\ncontext.Hamburger.rank = 4\n"
+        "context.Hamburger.num_steps = 4\n"
+    )
+    load(files=[f"{tmp_path}/mine.gin"])
+    (record,) = caplog.records
+    assert "mine.gin: context.Hamburger.rank has no effect: D/context" in record.getMessage()
+    caplog.clear()
+    (tmp_path / "mine.gin").rename(tmp_path / "config.gin")  # as a run's own, with all its defaults
+    load(files=[f"{tmp_path}/config.gin"])
+    assert not caplog.records
+
+
 # The folder of a run
 
 

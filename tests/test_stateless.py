@@ -138,3 +138,15 @@ def test_fresh_keys_differ_between_calls_and_rows():
     assert keys.dtype == np.int32 and len({tuple(key) for key in keys}) == 10
     traced = tf.function(lambda: stateless.fresh_keys(5))
     assert np.any(traced().numpy() != traced().numpy())
+
+
+def test_seeds_count_in_their_full_width():
+    seeds = [0, 1, 2**31 - 1, 2**31, 2**32, 2**32 + 1, 2**33, 2**62 + 1, 2**63 - 1]
+    keys = {tuple(stateless.key(seed, 5).numpy()) for seed in seeds}
+    assert len(keys) == len(seeds)
+    graph = tf.function(lambda seed: stateless.key(seed, 5))
+    for seed in seeds:
+        for dtype in [tf.int64] + [tf.int32] * (seed < 2**31):
+            np.testing.assert_array_equal(
+                graph(tf.constant(seed, dtype)), stateless.key(seed, 5), err_msg=str(seed)
+            )

@@ -15,6 +15,7 @@ import tempfile
 
 import gin
 import tensorflow as tf
+from absl import logging
 from gin import config_parser
 
 from hamgan import arguments, experiment
@@ -53,6 +54,9 @@ _PARTS = (
 # Settings that say how long and how often, not what: a run may go on with others.
 _CHANGEABLE = ("loop.Schedule.", "protocol.", "sampling.")
 
+# How a run's own file is called.
+_CONFIG_NAME = os.path.basename(Folder("MODEL_DIR").config)
+
 _ERRORS = (ValueError, OSError, SyntaxError, ImportError, AttributeError, NameError, TypeError)
 
 
@@ -87,7 +91,7 @@ def load_experiment(
     _check_names(gin_params)
     _check_values()
     _check_protocol_name(gin_params)
-    _check_reach(gin_params, experiment.Experiment)
+    _check_reach(files, gin_params, experiment.Experiment)
     return gin.get_configurable(experiment.Experiment)()
 
 
@@ -119,6 +123,8 @@ def _set_up():
     them logs an error for each file that another one finds.
     """
     gin.config._FILE_READERS[:] = [(_open, tf.io.gfile.exists)]
+    if _ROOT not in gin.config._LOCATION_PREFIXES:  # of an include in a --gin_param
+        gin.add_config_file_search_path(_ROOT)
 
 
 @contextlib.contextmanager
@@ -159,12 +165,16 @@ def _find_include(name, path):
     """The path of a file that the file `path` includes: beside it, or as it stands."""
     name = os.path.expanduser(name)
     folder = os.path.dirname(path)
-    own = [_ROOT, ""] if os.path.abspath(path).startswith(_ROOT + os.sep) else ["", _ROOT]
+    own = [_ROOT, ""] if _is_shipped(path) else ["", _ROOT]
     places = [os.path.join(place, name) for place in (folder, *own)]
     for place in places:
         if tf.io.gfile.exists(place):
             return place
     raise ValueError(f"{path} includes {name!r}, which isn't there: looked for {places}.")
+
+
+def _is_shipped(path):
+    return os.path.abspath(path).startswith(os.path.join(_ROOT, "configs") + os.sep)
 
 
 def _find(file):
@@ -223,6 +233,11 @@ def check_saved(model_dir, trusted_modules=()):
     return path
 
 
+def _module_of(target):
+    """Where a class or function is from; '' of objects that don't say it."""
+    return getattr(target, "__module__", None) or ""
+
+
 def _may_name(module, trusted_modules):
     return any(
         module == part or module.startswith(f"{part}.") for part in (*_PARTS, *trusted_modules)
@@ -249,7 +264,7 @@ def _read_saved(model_dir, trusted_modules):
         target = _configurable(selector)
         if _is_macro(selector):
             continue
-        module = target.__module__
+        module = _module_of(target)
         if not _may_name(module, trusted_modules):
             raise _not_trusted(path, f"names {selector!r} of {module!r}", module)
         if called and not inspect.isclass(target) and not _may_call(module, trusted_modules):
@@ -318,7 +333,7 @@ def _check_values():
 
 
 def _kinds(target):
-    if target.__module__.split(".")[0] == "hamgan":
+    if _module_of(target).split(".")[0] == "hamgan":
         return arguments.kinds_of(target)
     # Of other code a default doesn't say what else may be given.
     return getattr(target, "ARGUMENTS", {})
@@ -362,44 +377,73 @@ def _check_precision():
             )
 
 
-def _check_reach(gin_params, root):
+def _check_reach(gin_files, gin_params, root):
     """Refuses a parameter that changes nothing: nothing uses what it is of, or each use has a
-    binding of its own.
+    binding of its own. Of a gin file of one's own the latter is reported: it may be meant to be
+    included by others.
     """
     uses = _uses(root)
     for param in gin_params:
-        for statement in _statements(param):
-            if not isinstance(statement, config_parser.BindingStatement) or not statement.arg_name:
-                continue
-            scope, selector, name = statement.scope, statement.selector, statement.arg_name
-            full = _selector_of(selector)
-            scopes = [used for used, of in uses if of == full and _is_within(used, scope)]
-            if not scopes:
-                raise ValueError(_unused(scope, selector, name, full, uses))
-            over = {_last_binding(used, full, name) for used in scopes}
-            if scope not in over:
-                own = _scoped(scope, selector)
-                shadows = [f"{_scoped(other, selector)}.{name}" for other in sorted(over)]
-                values = [_bindings_of_gin()[other, full][name] for other in sorted(over)]
-                raise ValueError(
-                    f"{own}.{name} has no effect: "
-                    + ", ".join(f"{n} = {v!r}" for n, v in zip(shadows, values, strict=True))
-                    + f" {'is' if len(over) == 1 else 'are'} set, and what is more special wins. "
-                    "Write " + " ".join(f'--gin_param="{n} = {statement.value!r}"' for n in shadows)
-                )
+        for binding in _own_bindings(param):
+            if message := _unused(binding, uses) or _shadowed(binding, uses):
+                raise ValueError(message)
+    for file in gin_files:
+        # A run's own file has all defaults, those of no effect among them.
+        if not _is_shipped(file) and os.path.basename(file) != _CONFIG_NAME:
+            for binding in _own_bindings(_read_text(file)):
+                if message := _shadowed(binding, uses):
+                    logging.warning("%s: %s", file, message)
 
 
-def _unused(scope, selector, name, full, uses):
-    elsewhere = sorted(used for used, of in uses if of == full)
+def _own_bindings(text):
+    """The bindings of a configuration's text that are of a class or function."""
+    return [
+        statement
+        for statement in _statements(text)
+        if isinstance(statement, config_parser.BindingStatement) and statement.arg_name
+    ]
+
+
+def _uses_of(binding, uses):
+    """The scopes of all uses that lie within the binding's."""
+    full = _selector_of(binding.selector)
+    return [scope for scope, of in uses if of == full and _is_within(scope, binding.scope)]
+
+
+def _shadowed(binding, uses):
+    """What is to be said of a binding that others go before; None: it is in use somewhere."""
+    scope, selector, name = binding.scope, binding.selector, binding.arg_name
+    full = _selector_of(selector)
+    over = {_last_binding(used, full, name) for used in _uses_of(binding, uses)}
+    if not over or scope in over:
+        return None
+    shadows = {
+        f"{_scoped(other, selector)}.{name}": _bindings_of_gin()[other, full][name]
+        for other in sorted(over)
+    }
+    return (
+        f"{_scoped(scope, selector)}.{name} has no effect: "
+        + ", ".join(f"{shadow} = {value!r}" for shadow, value in shadows.items())
+        + f" {'is' if len(over) == 1 else 'are'} set, and what is more special wins. Write "
+        + " ".join(f'--gin_param="{shadow} = {binding.value!r}"' for shadow in shadows)
+    )
+
+
+def _unused(binding, uses):
+    """What is to be said of a binding of something that nothing uses; None: something does."""
+    if _uses_of(binding, uses):
+        return None
+    full, own = _selector_of(binding.selector), _scoped(binding.scope, binding.selector)
+    elsewhere = sorted(_scoped(used, binding.selector) for used, of in uses if of == full)
     if elsewhere:
         return (
-            f"{_scoped(scope, selector)}.{name} has no effect: the scopes that are used are "
-            f"{', '.join(_scoped(used, selector) for used in elsewhere)}."
+            f"{own}.{binding.arg_name} has no effect: the scopes that are used are "
+            f"{', '.join(elsewhere)}."
         )
     near = sorted({_in_words(used, of) for used, of in uses if of})
     return (
-        f"{_scoped(scope, selector)}.{name} has no effect: nothing in this configuration uses "
-        f"{selector}. Used are: {', '.join(near)}."
+        f"{own}.{binding.arg_name} has no effect: nothing in this configuration uses "
+        f"{binding.selector}. Used are: {', '.join(near)}."
     )
 
 

@@ -90,10 +90,16 @@ def main():
                 )
             },
         )
+    numbers = measured(path, labels, found, layer)
+    write(path, images, found, numbers)
+
+
+def measured(path, labels, found, layer):
+    """What is written as inspection.json."""
     decomposition = layer.decomposition
     while hasattr(decomposition, "func"):
         decomposition = decomposition.func
-    numbers = {
+    return {
         "network": FLAGS.network,
         "checkpoint": path,
         "step": checkpoints.step_in(path),
@@ -106,6 +112,10 @@ def main():
         "shape": list(found.before.shape),
         **inspection.summary(found),
     }
+
+
+def write(path, images, found, numbers):
+    """Writes numbers and pictures, and prints the gist."""
     name = os.path.basename(path)
     output = FLAGS.output or os.path.join(FLAGS.model_dir, "inspection", f"{FLAGS.network}-{name}")
     title = (
@@ -124,7 +134,11 @@ def main():
         examples=FLAGS.examples,
         title=title,
     )
+    show(numbers, title, output)
 
+
+def show(numbers, title, output):
+    """Prints the gist of an inspection."""
     print(title)
     for name, ratio in numbers["accumulative_ratio"].items():
         print(

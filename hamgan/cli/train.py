@@ -47,10 +47,10 @@ def main():
     experiment = configuration.load_experiment(**common.configuration_flags())
     profile = parse_profile(FLAGS.profile)
     model_dir = checkpoints.whole_path(FLAGS.model_dir)
+    common.report_hosts()
     if FLAGS.mode.startswith("evaluate"):
         score(experiment, model_dir)
         return
-    common.report_hosts()
     # The host that writes says at once that it can't; a dry run writes nothing.
     task = distribution.task_of_cluster()
     alone = contextlib.nullcontext()
