@@ -9,6 +9,9 @@ gradient through sigma.
 import keras
 import tensorflow as tf
 
+from hamgan.parts import registered
+from hamgan.shapes import check_map, check_rows, class_labels, sizes
+
 
 def power_iteration(matrix, u):
     """One power iteration.
@@ -99,6 +102,7 @@ class SpectralLayer(keras.layers.Layer):
         return {**super().get_config(), "use_bias": self.use_bias, "exact": self.exact}
 
 
+@registered
 class SpectralDense(SpectralLayer):
     """[B, C] -> [B, units]."""
 
@@ -107,16 +111,19 @@ class SpectralDense(SpectralLayer):
         self.units = units
 
     def build(self, input_shape):
+        check_rows(self, input_shape)
         self._add_kernel((input_shape[-1], self.units), rows=input_shape[-1])
         self._add_bias(self.units)
 
     def call(self, x, training=False):
+        check_rows(self, x.shape)
         return self._with_bias(tf.matmul(x, self.normalized_kernel(training)))
 
     def get_config(self):
         return {**super().get_config(), "units": self.units}
 
 
+@registered
 class SpectralConv2D(SpectralLayer):
     """[B, H, W, C] -> [B, H, W, filters], zero padding, stride 1."""
 
@@ -126,11 +133,13 @@ class SpectralConv2D(SpectralLayer):
         self.kernel_size = kernel_size
 
     def build(self, input_shape):
+        check_map(self, input_shape)
         size, channels = self.kernel_size, input_shape[-1]
         self._add_kernel((size, size, channels, self.filters), rows=size * size * channels)
         self._add_bias(self.filters)
 
     def call(self, x, training=False):
+        check_map(self, x.shape)
         return self._with_bias(self._convolve(x, self.normalized_kernel(training)))
 
     def _convolve(self, x, kernel):
@@ -147,6 +156,7 @@ def _spread(kernel):
     return rows[:, 1:] + rows[:, :-1]
 
 
+@registered
 class SpectralUpConv2D(SpectralConv2D):
     """Nearest upsampling by 2, then a 3x3 convolution: [B, H, W, C] -> [B, 2H, 2W, filters].
 
@@ -161,8 +171,8 @@ class SpectralUpConv2D(SpectralConv2D):
         # y[o] = sum_d k[d+1] x[(o+d)//2]: input pixel i meets output o = 2i - 1 + t with weight
         # k[2-t] + k[3-t].
         kernel = tf.transpose(_spread(tf.reverse(kernel, [0, 1])), [0, 1, 3, 2])
-        shape = tf.shape(x)
-        output_shape = [shape[0], 2 * x.shape[1], 2 * x.shape[2], self.filters]
+        batch, height, width, _ = sizes(x)
+        output_shape = [batch, 2 * height, 2 * width, self.filters]
         return tf.nn.conv2d_transpose(x, kernel, output_shape, strides=2, padding="SAME")
 
     def get_config(self):
@@ -171,6 +181,7 @@ class SpectralUpConv2D(SpectralConv2D):
         return config
 
 
+@registered
 class SpectralDownConv2D(SpectralConv2D):
     """A 3x3 convolution, then 2x2 average pooling: [B, H, W, C] -> [B, H/2, W/2, filters].
 
@@ -189,9 +200,11 @@ class SpectralDownConv2D(SpectralConv2D):
         return config
 
 
+@registered
 class SpectralEmbedding(SpectralLayer):
-    """Labels [B] -> [B, dim]. The matrix whose norm counts is the embedding transposed, [dim,
-    classes].
+    """Labels [B] or [B, 1] -> [B, dim].
+
+    The matrix whose norm counts is the embedding transposed, [dim, classes].
     """
 
     def __init__(self, num_classes, dim, **kwargs):
@@ -207,6 +220,7 @@ class SpectralEmbedding(SpectralLayer):
         return tf.transpose(self.kernel)
 
     def call(self, labels, training=False):
+        labels = class_labels(self, labels)
         # Rows are taken first and divided after: the whole table is never written again.
         rows = tf.gather(tf.convert_to_tensor(self.kernel), labels)
         return tf.cast(rows / self.normalizer(training), self.compute_dtype)

@@ -6,9 +6,11 @@ import keras
 import tensorflow as tf
 
 from hamgan import decomposition as decompositions
-from hamgan import stateless
+from hamgan import parts, stateless
+from hamgan.parts import registered
 
 
+@registered
 class RandomBases(keras.layers.Layer):
     """Initial bases drawn anew in every forward pass, the paper's choice: keys [B, 2] -> [B,
     *shape] float32.
@@ -24,7 +26,7 @@ class RandomBases(keras.layers.Layer):
     def __init__(self, shape, *, draw, **kwargs):
         super().__init__(**kwargs)
         self.shape = tuple(shape)
-        self.draw = draw
+        self.draw = parts.resolve(draw, f"{type(self).__name__}: draw")
 
     def build(self, input_shape=None):
         del input_shape
@@ -33,9 +35,11 @@ class RandomBases(keras.layers.Layer):
         return self.draw(self.shape, keys)
 
     def get_config(self):
-        return {**super().get_config(), "shape": self.shape, "draw": self.draw}
+        draw = parts.name_of(self.draw, f"{type(self).__name__}: draw")
+        return {**super().get_config(), "shape": self.shape, "draw": draw}
 
 
+@registered
 class FixedBases(RandomBases):
     """Initial bases drawn once and kept, the same for every example; as `RandomBases` otherwise.
 
@@ -77,6 +81,7 @@ class FixedBases(RandomBases):
         return {**super().get_config(), "seed": self.seed}
 
 
+@registered
 class LearnedBases(FixedBases):
     """Initial bases that the optimizer trains, which needs a gradient through all updates
     (`decomposition.unrolled`).
@@ -87,6 +92,7 @@ class LearnedBases(FixedBases):
     trained = True
 
 
+@registered
 class WarmStartBases(FixedBases):
     """Initial bases that follow the solved ones: bases += rate * (batch mean - bases), then columns
     of length 1.
@@ -117,6 +123,8 @@ class WarmStartBases(FixedBases):
             mean = replicas.all_reduce("mean", mean)
         bases = tf.convert_to_tensor(self.bases)
         mean = tf.cast(mean, bases.dtype)
+        # An empty batch has no mean.
+        mean = tf.where(tf.shape(solved)[0] > 0, mean, bases)
         self.bases.assign(decompositions.normalize_bases(bases + self.rate * (mean - bases)))
 
     def get_config(self):
