@@ -50,6 +50,8 @@ setup(
         # Reads published segmentation weights (scripts/segment.py import); .npz needs none.
         "torch": ["torch"],
         "test": [
+            # Inputs that nobody thought of (tests/test_layer_use.py).
+            "hypothesis",
             # One version, so that it finds the same everywhere.
             "mypy==2.4.*",
             "packaging",

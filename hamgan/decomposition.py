@@ -25,8 +25,11 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from hamgan import arguments, stateless
+from hamgan.parts import registered
 
 EPSILON = 1e-6
+# Where squares of entries, summed over rows, would leave float32.
+_LARGE = 2.0**40
 
 
 def _check_positive(function, **values):
@@ -62,6 +65,8 @@ class Factors(NamedTuple):
         parts of |x|^2 - 2 <x, y> + |y|^2.
         """
         x, bases, coef = map(tf.stop_gradient, self)
+        scale, of_bases = _scale(x), _scale(bases)
+        x, bases, coef = x / scale, bases / of_bases, coef * (of_bases / scale)
         square = tf.einsum("bnd,bnd->b", x, x)
         mixed = tf.reduce_sum(coef * tf.matmul(x, bases), axis=[1, 2])
         grams = _gram(bases) * _gram(coef)  # [B, R, R]
@@ -86,8 +91,9 @@ class Approximation(NamedTuple):
 
     def residual(self):
         """As `Factors.residual`, to float32's precision."""
+        scale = _scale(self.x)
         square, difference = (
-            tf.reduce_sum(tf.square(z), axis=[1, 2]) for z in (self.x, self.x - self.y)
+            tf.reduce_sum(tf.square(z / scale), axis=[1, 2]) for z in (self.x, self.x - self.y)
         )
         return tf.stop_gradient(_mean_ratio(difference, square))
 
@@ -100,9 +106,30 @@ def _mean_ratio(difference, square):
     return tf.reduce_mean(tf.sqrt(difference / tf.where(square == 0, tf.ones_like(square), square)))
 
 
+def _scale(x, axis=(1, 2)):
+    """What x [B, N, D] is divided by so that its squares can be summed over `axis`: powers of 2.
+
+    1 where no entry is above 2^40, and for what isn't finite. Dividing by a power of 2 is exact,
+    and entries so large are far beyond every epsilon here.
+    """
+    largest = tf.reduce_max(tf.abs(tf.stop_gradient(x)), axis=axis, keepdims=True)
+    return _power_of_2(largest / _LARGE)
+
+
+def _power_of_2(ratio):
+    """The smallest power of 2 that isn't below `ratio`, at least 1; of what isn't finite, 1."""
+    scale = tf.ones_like(ratio)
+    # Comparisons, since no two devices round a logarithm alike.
+    for exponent in (64, 32, 16, 8, 4, 2, 1):
+        step = tf.constant(2.0**exponent, ratio.dtype)
+        scale = tf.where(ratio > scale * step * 0.5, scale * step, scale)
+    return tf.where(tf.math.is_finite(ratio), scale, tf.ones_like(ratio))
+
+
 # How the updates are run and differentiated
 
 
+@registered
 def one_step(update, x, state, num_steps):
     """Runs `num_steps` updates without gradient: the paper's one-step gradient (section 3.3).
 
@@ -125,6 +152,7 @@ def one_step(update, x, state, num_steps):
     return state
 
 
+@registered
 def unrolled(update, x, state, num_steps):
     """Runs `num_steps` updates, all of them differentiable: backpropagation through time, the
     paper's counter-example.
@@ -138,6 +166,7 @@ def unrolled(update, x, state, num_steps):
 
 
 @arguments.take(count=arguments.whole(1))
+@registered
 def last_steps(update, x, state, num_steps, *, count=1):
     """Runs `num_steps` updates, of which the last `count` are differentiable: truncated
     backpropagation through time.
@@ -156,6 +185,7 @@ def last_steps(update, x, state, num_steps, *, count=1):
 
 
 @arguments.take(adjoint_steps=arguments.whole(0))
+@registered
 def implicit(update, x, state, num_steps, *, adjoint_steps=6):
     """Runs `num_steps` updates, and differentiates the fixed point that they approach (the paper's
     Proposition 2).
@@ -225,7 +255,7 @@ def draw_bases_of(decomposition):
 
 def normalize_bases(bases):
     """Bases [..., D, R] with columns of length 1 (columns below 1e-6 are divided by that)."""
-    return tf.math.l2_normalize(bases, axis=-2, epsilon=EPSILON**2)
+    return tf.math.l2_normalize(bases / _scale(bases, axis=-2), axis=-2, epsilon=EPSILON**2)
 
 
 # Non-negative matrix factorisation
@@ -249,6 +279,7 @@ def _update_nmf(x, state):
     return _update_nmf_bases(x, bases, coef), coef
 
 
+@registered
 def nmf(
     x,
     bases,
@@ -280,6 +311,9 @@ def nmf(
       ValueError: the temperature isn't positive.
     """
     _check_positive("nmf", temperature=temperature)
+    scale = _scale(x)
+    # In this order only one tensor of the size of x is kept for the gradient.
+    x = x * (1 / scale)
     x = tf.nn.relu(x) if rectify else x
     bases = tf.abs(bases)
     if normalize:
@@ -287,7 +321,7 @@ def nmf(
     coef = tf.nn.softmax(tf.matmul(x, bases) * (1 / temperature), axis=-1)
     bases, coef = solve(_update_nmf, x, (bases, coef), num_steps)
     coef = _update_nmf_coef(x, bases, coef)
-    return Factors(x, bases, coef)
+    return Factors(x * scale, bases, coef * scale)
 
 
 nmf.draw_bases = stateless.uniform
@@ -297,15 +331,19 @@ nmf.draw_bases = stateless.uniform
 
 
 def _squared_length(x):
+    """(squares, scale), each [B, N, 1]: the rows' lengths are scale * sqrt(squares)."""
+    scale = _scale(x, axis=2)
+    x = x / scale
     # Not the sum of a square: without XLA that would be one more tensor of the size of x.
-    return tf.einsum("bnd,bnd->bn", x, x)[..., None]  # [B, N, 1]
+    return tf.einsum("bnd,bnd->bn", x, x)[..., None], scale
 
 
 def _soft_means(x, bases, *, temperature):
     """Means of the rows of x, weighted by a softmax of their cosines with bases of length 1."""
     # The length of a row of x scales its logits: a normalised copy of x would be one more tensor of
     # its size.
-    inverse_length = tf.math.rsqrt(tf.maximum(_squared_length(x), EPSILON**2))
+    squares, scale = _squared_length(x)
+    inverse_length = tf.math.rsqrt(tf.maximum(squares, EPSILON**2)) / scale
     coef = tf.nn.softmax(tf.matmul(x, bases) * (inverse_length / temperature), axis=-1)  # [B, N, R]
     total = tf.reduce_sum(coef, axis=1, keepdims=True)  # [B, 1, R]
     # Dividing the small product, [B, D, R], is dividing coef.
@@ -323,6 +361,7 @@ def _update_cd(x, state, *, temperature):
 
 
 @arguments.take(temperature=arguments.number(above=0))
+@registered
 def vq(x, bases, *, num_steps, solve=one_step, temperature=0.01):
     """Vector quantisation: each row of x becomes a soft choice among R centres (section 3.2; Gray
     and Neuhoff 1998).
@@ -345,7 +384,8 @@ def vq(x, bases, *, num_steps, solve=one_step, temperature=0.01):
     _check_positive("vq", temperature=temperature)
     update = functools.partial(_update_vq, temperature=temperature)
     (bases,) = solve(update, x, (normalize_bases(bases),), num_steps)
-    length = tf.sqrt(_squared_length(tf.stop_gradient(x)))
+    squares, scale = _squared_length(tf.stop_gradient(x))
+    length = scale * tf.sqrt(squares)
     logits = tf.matmul(x, normalize_bases(bases)) * (1 / temperature / (EPSILON + length))
     return Factors(x, bases, tf.nn.softmax(logits, axis=-1))
 
@@ -354,6 +394,7 @@ vq.draw_bases = stateless.normal
 
 
 @arguments.take(temperature=arguments.number(above=0), beta=arguments.number(above=0))
+@registered
 def cd(x, bases, *, num_steps, solve=one_step, temperature=0.01, beta=0.01, normalize=True):
     """Concept decomposition: spherical k-means, then ridge regression on the concepts (Dhillon and
     Modha 2001).

@@ -14,9 +14,10 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from hamgan import arguments
+from hamgan import arguments, parts
 from hamgan import context as contexts
 from hamgan.normalization import BatchNorm
+from hamgan.parts import registered
 from hamgan.spectral import (
     SpectralConv2D,
     SpectralDense,
@@ -54,6 +55,29 @@ def _mix(module, x, labels, training, keys, initial):
     return ContextPass(x, y, hams)
 
 
+def _constructor(context, kind):
+    return None if context is None else parts.resolve(context, f"{kind}: context")
+
+
+def _name_of_context(network):
+    if network.context is None:
+        return None
+    kind = type(network).__name__
+    return parts.name_of(
+        network.context_constructor, f"{kind}: context", network.context, given=("num_classes",)
+    )
+
+
+def _of_network(network):
+    """What every Keras model has in its configuration."""
+    return {
+        "name": network.name,
+        "trainable": network.trainable,
+        "dtype": keras.saving.serialize_keras_object(network.dtype_policy),
+    }
+
+
+@registered
 class UpBlock(keras.layers.Layer):
     """Residual block of the generator, [B, H, W, C] -> [B, 2H, 2W, filters]."""
 
@@ -61,7 +85,7 @@ class UpBlock(keras.layers.Layer):
         super().__init__(**kwargs)
         self.filters = filters
         self.num_classes = num_classes
-        self.norm = norm
+        self.norm = norm = parts.resolve(norm, "UpBlock: norm")
         policy = dict(dtype=self.dtype_policy)
         self.norm_1 = norm(num_classes=num_classes, name="norm_1", **policy)
         self.conv_1 = SpectralUpConv2D(filters, name="conv_1", **policy)
@@ -93,10 +117,11 @@ class UpBlock(keras.layers.Layer):
             **super().get_config(),
             "filters": self.filters,
             "num_classes": self.num_classes,
-            "norm": self.norm,
+            "norm": parts.name_of(self.norm, "UpBlock: norm", self.norm_1, given=("num_classes",)),
         }
 
 
+@registered
 class DownBlock(keras.layers.Layer):
     """Residual block of the discriminator, [B, H, W, C] -> [B, H/2, W/2, filters] (or [B, H, W, C]
     without `down`).
@@ -164,6 +189,7 @@ _SIZES = dict(
     latent_dim=arguments.whole(1),
     norm=arguments.constructor("@normalization.BatchNorm", of=keras.layers.Layer),
 )
+@registered
 class Generator(keras.Model):
     """z [B, latent_dim], labels int [B] -> images [B, image_size, image_size, 3] in [-1, 1].
 
@@ -202,6 +228,8 @@ class Generator(keras.Model):
         self.num_classes = num_classes
         self.width = width
         self.latent_dim = latent_dim
+        norm = self.norm_constructor = parts.resolve(norm, "Generator: norm")
+        context = self.context_constructor = _constructor(context, "Generator")
         self.context_resolution = context_resolution
         policy = dict(dtype=self.dtype_policy)
 
@@ -255,8 +283,23 @@ class Generator(keras.Model):
         images = tf.tanh(self.to_rgb(x, training=training))
         return (images, seen) if return_context else images
 
+    def get_config(self):
+        return {
+            **_of_network(self),
+            "image_size": self.image_size,
+            "num_classes": self.num_classes,
+            "width": self.width,
+            "latent_dim": self.latent_dim,
+            "norm": parts.name_of(
+                self.norm_constructor, "Generator: norm", self.norm, given=("num_classes",)
+            ),
+            "context": _name_of_context(self),
+            "context_resolution": self.context_resolution,
+        }
+
 
 @arguments.take(**_SIZES)
+@registered
 class Discriminator(keras.Model):
     """images [B, image_size, image_size, 3] in [-1, 1], labels int [B] -> logits [B, 1].
 
@@ -290,6 +333,7 @@ class Discriminator(keras.Model):
         self.image_size = image_size
         self.num_classes = num_classes
         self.width = width
+        context = self.context_constructor = _constructor(context, "Discriminator")
         if context_resolution is None:
             context_resolution = min(32, image_size // 2)
         self.context_resolution = context_resolution
@@ -352,3 +396,13 @@ class Discriminator(keras.Model):
         )
         logits = self.dense(h, training=training) + projection
         return (logits, seen) if return_context else logits
+
+    def get_config(self):
+        return {
+            **_of_network(self),
+            "image_size": self.image_size,
+            "num_classes": self.num_classes,
+            "width": self.width,
+            "context": _name_of_context(self),
+            "context_resolution": self.context_resolution,
+        }

@@ -8,6 +8,8 @@ import keras
 import tensorflow as tf
 
 from hamgan import arguments
+from hamgan.parts import registered
+from hamgan.shapes import check_map, class_labels
 
 
 def _moments(x):
@@ -60,6 +62,7 @@ def moments_from(layers, functions):
     momentum=arguments.number(0, most=1),
     epsilon=arguments.number(above=0),
 )
+@registered
 class BatchNorm(keras.layers.Layer):
     """Batch norm with moments over the global batch, and one scale and offset per class where there
     are classes.
@@ -97,6 +100,7 @@ class BatchNorm(keras.layers.Layer):
         self.cross_replica = cross_replica
 
     def build(self, input_shape):
+        check_map(self, input_shape)
         channels = input_shape[-1]
         rows = self.num_classes or 1
         self.gamma = self.add_weight(
@@ -111,6 +115,7 @@ class BatchNorm(keras.layers.Layer):
         self.moving_variance = self.add_weight(name="moving_variance", initializer="ones", **moving)
 
     def call(self, x, labels=None, training=False):
+        check_map(self, x.shape)
         if self.num_classes and labels is None:
             raise ValueError(
                 f"{self.name} has {self.num_classes} classes: labels are needed, got None."
@@ -118,6 +123,7 @@ class BatchNorm(keras.layers.Layer):
         mean, variance = self._moments(x, training)
         gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
         if self.num_classes:
+            labels = class_labels(self, labels)
             gamma, beta = tf.gather(gamma, labels), tf.gather(beta, labels)  # [B, C]
         scale = gamma * tf.math.rsqrt(variance + self.epsilon)  # [B or 1, C]
         offset = beta - mean * scale
@@ -132,7 +138,11 @@ class BatchNorm(keras.layers.Layer):
             mean, variance = _moments(x)
         kept = self.kept_variance(x, variance)
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, kept)):
-            moving.assign(self.momentum * moving + (1 - self.momentum) * tf.stop_gradient(value))
+            new = self.momentum * moving + (1 - self.momentum) * tf.stop_gradient(value)
+            if x.shape[0] is None or x.shape[0] == 0:
+                # An empty batch has no moments, and changes nothing.
+                new = tf.where(tf.size(x) > 0, new, tf.convert_to_tensor(moving))
+            moving.assign(new)
         return mean, variance
 
     def kept_variance(self, x, variance):

@@ -9,6 +9,9 @@ gradient through sigma.
 import keras
 import tensorflow as tf
 
+from hamgan.parts import registered
+from hamgan.shapes import check_map, check_rows, class_labels, sizes
+
 
 def power_iteration(matrix, u):
     """One power iteration.
@@ -131,6 +134,7 @@ class SpectralLayer(keras.layers.Layer):
         return {**super().get_config(), "use_bias": self.use_bias, "exact": self.exact}
 
 
+@registered
 class SpectralDense(SpectralLayer):
     """[B, C] -> [B, units]."""
 
@@ -139,10 +143,12 @@ class SpectralDense(SpectralLayer):
         self.units = units
 
     def build(self, input_shape):
+        check_rows(self, input_shape)
         self._add_kernel((input_shape[-1], self.units), rows=input_shape[-1])
         self._add_bias(self.units)
 
     def call(self, x, training=False):
+        check_rows(self, x.shape)
         shape = (x.shape[0], self.units)
         return self._with_bias(self._linear(tf.matmul, x, shape, training))
 
@@ -150,6 +156,7 @@ class SpectralDense(SpectralLayer):
         return {**super().get_config(), "units": self.units}
 
 
+@registered
 class SpectralConv2D(SpectralLayer):
     """[B, H, W, C] -> [B, H, W, filters], zero padding, stride 1."""
 
@@ -159,11 +166,13 @@ class SpectralConv2D(SpectralLayer):
         self.kernel_size = kernel_size
 
     def build(self, input_shape):
+        check_map(self, input_shape)
         size, channels = self.kernel_size, input_shape[-1]
         self._add_kernel((size, size, channels, self.filters), rows=size * size * channels)
         self._add_bias(self.filters)
 
     def call(self, x, training=False):
+        check_map(self, x.shape)
         return self._with_bias(
             self._linear(self._convolve, x, (*self._output_size(x), self.filters), training)
         )
@@ -211,6 +220,7 @@ def fuses(kernel_shape):
     return kernel_shape[2] * kernel_shape[3] <= _FUSED_CHANNELS_ON_CPU
 
 
+@registered
 class SpectralUpConv2D(SpectralConv2D):
     """Nearest upsampling by 2, then a 3x3 convolution: [B, H, W, C] -> [B, 2H, 2W, filters].
 
@@ -228,8 +238,8 @@ class SpectralUpConv2D(SpectralConv2D):
         # y[o] = sum_d k[d+1] x[(o+d)//2]: input pixel i meets output o = 2i - 1 + t with weight
         # k[2-t] + k[3-t].
         kernel = tf.transpose(_spread(tf.reverse(kernel, [0, 1])), [0, 1, 3, 2])
-        shape = tf.shape(x)
-        output_shape = [shape[0], 2 * x.shape[1], 2 * x.shape[2], self.filters]
+        batch, height, width, _ = sizes(x)
+        output_shape = [batch, 2 * height, 2 * width, self.filters]
         return tf.nn.conv2d_transpose(x, kernel, output_shape, strides=2, padding="SAME")
 
     def _output_size(self, x):
@@ -241,6 +251,7 @@ class SpectralUpConv2D(SpectralConv2D):
         return config
 
 
+@registered
 class SpectralDownConv2D(SpectralConv2D):
     """A 3x3 convolution, then 2x2 average pooling: [B, H, W, C] -> [B, H/2, W/2, filters].
 
@@ -265,9 +276,11 @@ class SpectralDownConv2D(SpectralConv2D):
         return config
 
 
+@registered
 class SpectralEmbedding(SpectralLayer):
-    """Labels [B] -> [B, dim]. The matrix whose norm counts is the embedding transposed, [dim,
-    classes].
+    """Labels [B] or [B, 1] -> [B, dim].
+
+    The matrix whose norm counts is the embedding transposed, [dim, classes].
     """
 
     def __init__(self, num_classes, dim, **kwargs):
@@ -283,6 +296,7 @@ class SpectralEmbedding(SpectralLayer):
         return tf.transpose(self.kernel)
 
     def call(self, labels, training=False):
+        labels = class_labels(self, labels)
         # Rows are taken first and divided after: the whole table is never written again.
         rows = tf.gather(tf.convert_to_tensor(self.kernel), labels)
         return tf.cast(rows / self.normalizer(training), self.compute_dtype)

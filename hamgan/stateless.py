@@ -10,6 +10,8 @@ import math
 
 import tensorflow as tf
 
+from hamgan.parts import registered
+
 # The same key must give the same numbers on a CPU and on a TPU. So the algorithm is named, because
 # the default differs between devices; and only integers are drawn, because XLA makes other floats
 # of the same bits than TensorFlow does.
@@ -87,27 +89,31 @@ def _normal(shape, key):
     return tf.sqrt(-2 * tf.math.log(1 - radius)) * tf.cos(2 * math.pi * angle)
 
 
-def _per_example(draw, keys, dtype):
+def _per_example(draw, shape, keys, dtype):
     # A loop over examples, because TensorFlow has no stateless draw with a batch of keys. Its
     # bodies are a few microseconds each, beside milliseconds for the networks.
-    return tf.map_fn(draw, keys, fn_output_signature=dtype)
+    drawn = tf.map_fn(draw, keys, fn_output_signature=dtype)
+    # Of no examples the loop says no shape.
+    return tf.reshape(drawn, [tf.shape(keys)[0], *shape])
 
 
+@registered
 def normal(shape, keys):
     """N(0, 1), float32 [B, *shape]; row i is a function of keys[i] alone."""
-    return _per_example(lambda key: _normal(shape, key), keys, tf.float32)
+    return _per_example(lambda key: _normal(shape, key), shape, keys, tf.float32)
 
 
+@registered
 def uniform(shape, keys):
     """U(0, 1), float32 [B, *shape]; row i is a function of keys[i] alone."""
-    return _per_example(lambda key: _uniform(shape, key), keys, tf.float32)
+    return _per_example(lambda key: _uniform(shape, key), shape, keys, tf.float32)
 
 
 def labels(num_classes, keys):
     """Uniform class labels in [0, num_classes), int32 [B]; entry i is a function of keys[i]
     alone.
     """
-    return _per_example(lambda key: _integers([], key, num_classes), keys, tf.int32)
+    return _per_example(lambda key: _integers([], key, num_classes), [], keys, tf.int32)
 
 
 def generator_inputs(parent, indices, *, latent_dim, num_classes):

@@ -317,7 +317,9 @@ def test_config_of_every_argument_round_trips():
         bases=LearnedBases,
     )
     assert_config_round_trips(build(layer, None, *SHAPE[1:]), None, *SHAPE[1:])
-    assert layer.get_config()["eval_steps"] == 9 and layer.get_config()["bases"] is LearnedBases
+    config = layer.get_config()
+    assert config["eval_steps"] == 9
+    assert type(layer).from_config(config).bases_constructor is LearnedBases
 
 
 @with_hams

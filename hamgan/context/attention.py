@@ -8,18 +8,22 @@ import numpy as np
 import tensorflow as tf
 
 from hamgan import arguments
+from hamgan.parts import registered
+from hamgan.shapes import check_map, sizes
 from hamgan.spectral import SpectralConv2D
 
 
 def _max_pool(x):
     """2x2 maxima as rows: [B, H, W, C] -> [B, H*W/4, C]."""
     x = tf.nn.max_pool2d(x, 2, 2, "VALID")
-    return tf.reshape(x, [tf.shape(x)[0], x.shape[1] * x.shape[2], x.shape[3]])
+    batch, height, width, channels = sizes(x)
+    return tf.reshape(x, [batch, height * width, channels])
 
 
 @arguments.take(
     **dict.fromkeys(("num_classes", "dim", "value_dim"), arguments.optional(arguments.whole(1)))
 )
+@registered
 class SelfAttention(keras.layers.Layer):
     """SAGAN's self-attention: every pixel attends to the 2x2 maxima of the whole image (Zhang et
     al. 2019).
@@ -50,8 +54,9 @@ class SelfAttention(keras.layers.Layer):
         self.value_dim = value_dim
 
     def build(self, input_shape):
+        check_map(self, input_shape)
         height, width, channels = input_shape[1:]
-        if height % 2 or width % 2:
+        if any(size is not None and size % 2 for size in (height, width)):
             raise ValueError(
                 f"{type(self).__name__}: height and width must be even, got {height}x{width}."
             )
@@ -83,7 +88,16 @@ class SelfAttention(keras.layers.Layer):
     def call(self, x, labels=None, training=False, keys=None):
         """Args: x [B, H, W, C]; labels and keys have no effect."""
         del labels, keys
-        batch, height, width = tf.shape(x)[0], *x.shape[1:3]
+        check_map(self, x.shape)
+        batch, height, width, _ = sizes(x)
+        if None in x.shape[1:3]:
+            # Of an odd size the pooling would leave out a row or a column.
+            even = tf.debugging.Assert(
+                (height % 2 == 0) & (width % 2 == 0),
+                [f"{type(self).__name__}: height and width must be even, got", height, width],
+            )
+            with tf.control_dependencies([even] if even is not None else []):
+                x = tf.identity(x)
         queries = self.theta(x, training=training)
         queries = tf.reshape(queries, [batch, height * width, queries.shape[-1]])  # [B, N, c]
         keys = _max_pool(self.phi(x, training=training))  # [B, N/4, c]
@@ -140,6 +154,7 @@ def sparse_masks(side):
     return tf.stack([right_floor, right_repetitive] * 2 + [left_floor, left_repetitive] * 2)
 
 
+@registered
 class SparseAttention(SelfAttention):
     """YLG's local sparse attention: eight heads, each with a two-dimensional sparse pattern (Daras
     et al. 2020).
@@ -157,6 +172,12 @@ class SparseAttention(SelfAttention):
     num_heads = 8
 
     def build(self, input_shape):
+        check_map(self, input_shape)
+        if None in input_shape[1:3]:
+            raise ValueError(
+                "SparseAttention: height and width must be known, since its patterns are of one "
+                f"size, got input shape {tuple(input_shape)}."
+            )
         if input_shape[1] != input_shape[2]:
             raise ValueError(
                 f"SparseAttention: the image must be square, got {input_shape[1]}x{input_shape[2]}."

@@ -5,10 +5,12 @@ import random
 import keras
 import tensorflow as tf
 
-from hamgan import arguments, stateless
+from hamgan import arguments, parts, stateless
 from hamgan import decomposition as decompositions
+from hamgan.parts import registered
 
 
+@registered
 class RandomBases(keras.layers.Layer):
     """Initial bases drawn anew in every forward pass, the paper's choice: keys [B, 2] -> [B,
     *shape] float32.
@@ -24,7 +26,7 @@ class RandomBases(keras.layers.Layer):
     def __init__(self, shape, *, draw, **kwargs):
         super().__init__(**kwargs)
         self.shape = tuple(shape)
-        self.draw = draw
+        self.draw = parts.resolve(draw, f"{type(self).__name__}: draw")
 
     def build(self, input_shape=None):
         del input_shape
@@ -33,10 +35,12 @@ class RandomBases(keras.layers.Layer):
         return self.draw(self.shape, keys)
 
     def get_config(self):
-        return {**super().get_config(), "shape": self.shape, "draw": self.draw}
+        draw = parts.name_of(self.draw, f"{type(self).__name__}: draw")
+        return {**super().get_config(), "shape": self.shape, "draw": draw}
 
 
 @arguments.take(seed=arguments.optional(arguments.seed()))
+@registered
 class FixedBases(RandomBases):
     """Initial bases drawn once and kept, the same for every example; as `RandomBases` otherwise.
 
@@ -78,6 +82,7 @@ class FixedBases(RandomBases):
         return {**super().get_config(), "seed": self.seed}
 
 
+@registered
 class LearnedBases(FixedBases):
     """Initial bases that the optimizer trains, which needs a gradient through all updates
     (`decomposition.unrolled`).
@@ -89,6 +94,7 @@ class LearnedBases(FixedBases):
 
 
 @arguments.take(rate=arguments.number(above=0, most=1))
+@registered
 class WarmStartBases(FixedBases):
     """Initial bases that follow the solved ones: bases += rate * (batch mean - bases), then columns
     of length 1.
@@ -119,6 +125,8 @@ class WarmStartBases(FixedBases):
             mean = replicas.all_reduce("mean", mean)
         bases = tf.convert_to_tensor(self.bases)
         mean = tf.cast(mean, bases.dtype)
+        # An empty batch has no mean.
+        mean = tf.where(tf.shape(solved)[0] > 0, mean, bases)
         self.bases.assign(decompositions.normalize_bases(bases + self.rate * (mean - bases)))
 
     def get_config(self):

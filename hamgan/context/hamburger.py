@@ -6,20 +6,16 @@ import operator
 import keras
 import tensorflow as tf
 
-from hamgan import arguments, stateless
+from hamgan import arguments, parts, stateless
 from hamgan import decomposition as decompositions
 from hamgan.context.bases import RandomBases
 from hamgan.normalization import BatchNorm
+from hamgan.parts import registered
+from hamgan.shapes import check_map, sizes
 from hamgan.spectral import SpectralConv2D
 
 # The parts of a Hamburger that its hams' bases are from.
 _BASES = {"space": "bases", "channels": "channel_bases"}
-
-
-def _sizes(x):
-    """The shape of x, integers where they are known and scalars where not."""
-    dynamic = tf.shape(x)
-    return [dynamic[axis] if size is None else size for axis, size in enumerate(x.shape)]
 
 
 def _island(x):
@@ -39,6 +35,7 @@ def _island(x):
     solve=arguments.function("@decomposition.unrolled"),
     bases=arguments.constructor("@context.LearnedBases", of=keras.layers.Layer),
 )
+@registered
 class Hamburger(keras.layers.Layer):
     """Hamburger V1: lower bread, matrix decomposition, upper bread (Geng et al. 2021, section 3.1).
 
@@ -49,7 +46,8 @@ class Hamburger(keras.layers.Layer):
 
     Args:
       num_classes: classes of the conditional batch norm after the ham; None: no batch norm.
-      norm: constructor of that batch norm.
+      norm: constructor of that batch norm. It, `decomposition`, `solve` and `bases` may also be
+        names ("nmf", "RandomBases"): see `hamgan.parts`.
       dim: d, channels of each section; None: as many as x has (the paper's rule).
       rank: r, columns of the bases; None: d / 8 (the paper's rule).
       num_steps: K, updates of the decomposition before the differentiable last one.
@@ -99,12 +97,13 @@ class Hamburger(keras.layers.Layer):
         )
         for name, value in sizes.items():
             setattr(self, name, value)
-        self.norm_constructor = norm
-        self.decomposition = decomposition
-        self.solve = solve
-        self.bases_constructor = bases
+        self.norm_constructor = parts.resolve(norm, f"{kind}: norm")
+        self.decomposition = parts.resolve(decomposition, f"{kind}: decomposition")
+        self.solve = parts.resolve(solve, f"{kind}: solve")
+        self.bases_constructor = parts.resolve(bases, f"{kind}: bases")
 
     def build(self, input_shape):
+        check_map(self, input_shape)
         self._dim = self.dim or input_shape[-1]
         self._rank = self.rank or max(1, self._dim // 8)
         ham_shape = (*input_shape[:-1], self.sections * self._dim)
@@ -172,7 +171,7 @@ class Hamburger(keras.layers.Layer):
 
         Args:
           x: [B, H, W, C].
-          labels: int [B].
+          labels: int [B] or [B, 1].
           training: whether batch norm, spectral norm and bases learn.
           keys: int32 [B, 2] of the bases; None: fresh ones at every call.
           initial: function keys -> {ham: [B, S, D, R] float32} that gives the initial bases in
@@ -181,13 +180,14 @@ class Hamburger(keras.layers.Layer):
           return_hams: also return what was decomposed into what, B * S matrices for each ham; of a
             decomposition that gives y alone, a `decomposition.Approximation`.
         """
+        check_map(self, x.shape)
         if keys is None:
             keys = stateless.fresh_keys(tf.shape(x)[0])
         initial = (initial or self.initial)(keys)
         kernel = _island(self._next_kernel(training))
         hams = self.decompose(x, initial, training=training)
         y = self._product(hams, kernel)
-        y = tf.reshape(y, [*_sizes(x)[:3], y.shape[-1]])
+        y = tf.reshape(y, [*sizes(x)[:3], y.shape[-1]])
         y = self._upper(tf.cast(y, x.dtype), labels, training)
         y = self._shortcut(x) + y
         return (y, hams) if return_hams else y
@@ -223,7 +223,7 @@ class Hamburger(keras.layers.Layer):
 
     def _pixels_as_rows(self, x):
         """[B, H, W, S*D] -> [B*S, H*W, D]."""
-        batch, height, width, channels = _sizes(x)
+        batch, height, width, channels = sizes(x)
         sections, dim = self.sections, channels // self.sections
         x = tf.reshape(x, [batch, height * width, sections, dim])
         x = tf.transpose(x, [0, 2, 1, 3]) if sections > 1 else x
@@ -231,7 +231,7 @@ class Hamburger(keras.layers.Layer):
 
     def _channels_as_rows(self, x):
         """[B, H, W, S*D] -> [B*S, D, H*W]."""
-        batch, height, width, channels = _sizes(x)
+        batch, height, width, channels = sizes(x)
         x = tf.reshape(x, [batch, height * width, channels])
         x = tf.transpose(x, [0, 2, 1])  # [B, S*D, N]
         return tf.reshape(x, [batch * self.sections, channels // self.sections, height * width])
@@ -240,7 +240,7 @@ class Hamburger(keras.layers.Layer):
         """x [B*S, N, D] from the bases initial [B, S, D, R], which `part` learns from where it
         learns online: `Factors` or `Approximation`.
         """
-        _, sections, dim, rank = _sizes(initial)
+        _, sections, dim, rank = sizes(initial)
         states = []
 
         def solve(update, x, state, num_steps):
@@ -278,7 +278,7 @@ class Hamburger(keras.layers.Layer):
         kernel = self._of_sections(kernel)
         if isinstance(found, decompositions.Factors):
             return self._small_product(found.coef, found.bases, kernel)
-        y = tf.reshape(found.y, [-1, self.sections, *_sizes(found.x)[1:]])
+        y = tf.reshape(found.y, [-1, self.sections, *sizes(found.x)[1:]])
         return tf.einsum("bsnd,sdc->bnc", y, kernel)
 
     def _channel_product(self, found, kernel):
@@ -286,7 +286,7 @@ class Hamburger(keras.layers.Layer):
         kernel = self._of_sections(kernel)
         if isinstance(found, decompositions.Factors):
             return self._small_product(found.bases, found.coef, kernel)
-        y = tf.reshape(found.y, [-1, self.sections, *_sizes(found.x)[1:]])
+        y = tf.reshape(found.y, [-1, self.sections, *sizes(found.x)[1:]])
         return tf.einsum("bsdn,sdc->bnc", y, kernel)
 
     def _of_sections(self, kernel):
@@ -300,7 +300,7 @@ class Hamburger(keras.layers.Layer):
         sections of pixels channels^T kernel.
         """
         sections, dim, filters = kernel.shape
-        size, rank = _sizes(pixels)[1:]
+        size, rank = sizes(pixels)[1:]
         channels = tf.reshape(channels, [-1, sections, dim, rank])
         small = tf.einsum("bsdr,sdc->bsrc", channels, kernel)
         small = tf.reshape(small, [-1, sections * rank, filters])
@@ -333,21 +333,28 @@ class Hamburger(keras.layers.Layer):
         return x
 
     def get_config(self):
+        kind = type(self).__name__
+        norm, bases = getattr(self, "norm", None), getattr(self, _BASES[self.hams[0]], None)
         return {
             **super().get_config(),
             "num_classes": self.num_classes,
-            "norm": self.norm_constructor,
+            "norm": parts.name_of(
+                self.norm_constructor, f"{kind}: norm", norm, given=("num_classes",)
+            ),
             "dim": self.dim,
             "rank": self.rank,
             "num_steps": self.num_steps,
             "eval_steps": self.eval_steps,
             "sections": self.sections,
-            "decomposition": self.decomposition,
-            "solve": self.solve,
-            "bases": self.bases_constructor,
+            "decomposition": parts.name_of(self.decomposition, f"{kind}: decomposition"),
+            "solve": parts.name_of(self.solve, f"{kind}: solve"),
+            "bases": parts.name_of(
+                self.bases_constructor, f"{kind}: bases", bases, given=("shape", "draw")
+            ),
         }
 
 
+@registered
 class HamburgerV2(Hamburger):
     """Hamburger V2: between ham and upper bread lies a cheese, a 1x1 convolution, the batch norm
     and a ReLU.
@@ -375,6 +382,7 @@ class HamburgerV2(Hamburger):
         )
 
 
+@registered
 class HamburgerV2Plus(HamburgerV2):
     """Hamburger V2+: a dual ham with V2's cheese, and learned scalars on both shortcut and ham.
 
@@ -392,6 +400,7 @@ class HamburgerV2Plus(HamburgerV2):
     hams = ("space", "channels")
 
     def build(self, input_shape):
+        check_map(self, input_shape)
         dim = self.dim or input_shape[-1]
         if dim % 2:
             raise ValueError(f"HamburgerV2Plus: dim must be even, to be halved, got {dim}.")

@@ -18,11 +18,13 @@ import tensorflow as tf
 from hamgan import context, stateless
 from hamgan import decomposition as decompositions
 from hamgan.context.bases import FixedBases
-from hamgan.segmentation.layers import BatchNorm, Conv2D, fan_in_uniform
+from hamgan.segmentation.layers import BatchNorm, Conv2D, fan_in_uniform, registered
+from hamgan.shapes import check_map
 
 HAMS = ("space", "channels")
 
 
+@registered
 class Hamburger(context.Hamburger):
     """Hamburger V1 for segmentation, [B, H, W, C] -> [B, H, W, C].
 
@@ -67,6 +69,7 @@ class Hamburger(context.Hamburger):
         self.hams = hams
 
     def build(self, input_shape):
+        check_map(self, input_shape)
         self._dim = self.dim or input_shape[-1]
         self._rank = self.rank or max(1, self._dim // 8)
         ham_shape = (*input_shape[:-1], len(self.hams) * self.sections * self._dim)
@@ -160,6 +163,7 @@ def _has_weights(bases):
     return issubclass(kind, FixedBases)
 
 
+@registered
 class HamburgerV2(Hamburger):
     """V2: a cheese between hams and upper bread, which has the norm.
 
@@ -196,6 +200,7 @@ class HamburgerV2(Hamburger):
         return {**super().get_config(), "cheese_factor": self.cheese_factor}
 
 
+@registered
 class HamburgerV2Plus(HamburgerV2):
     """V2+: learned factors of shortcut (1 at the start) and hams (0), whose channels are S * dim
     each.

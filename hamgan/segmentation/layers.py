@@ -15,6 +15,9 @@ from hamgan import normalization, stateless
 # second ham of V2+.
 DROPOUT, AUXILIARY_DROPOUT, DROP_PATH = 2, 3, 4
 
+# Names of their own in saved models: `hamgan.normalization` has a BatchNorm too.
+registered = keras.saving.register_keras_serializable(package="hamgan.segmentation")
+
 
 # Initializers: functions shape of the kernel [k, k, C_in, C_out] -> Keras initializer
 
@@ -127,6 +130,7 @@ class Conv2D(keras.layers.Layer):
         }
 
 
+@registered
 class BatchNorm(normalization.BatchNorm):
     """Batch norm over the global batch, whose running variance is the unbiased one.
 
@@ -148,6 +152,7 @@ class BatchNorm(normalization.BatchNorm):
         return variance * count / tf.maximum(count - 1, 1)
 
 
+@registered
 class GroupNorm(keras.layers.GroupNormalization):
     """Group norm as MMSegmentation's heads have it."""
 
