@@ -127,12 +127,12 @@ def test_installation_takes_the_requirements_in_order():
     lines = [remote(line) for line in dry_run("install", ZONE, ADDRESS)]
     clone = "git clone --depth=1 'https://host.example/my hamgan.git' ~/hamgan/source"
     assert lines[1] == f"rm -rf ~/hamgan/source && {clone}"
-    pip = "cd ~/hamgan/source && ~/hamgan/venv/bin/pip install --quiet "
+    pip = "cd ~/hamgan/source && ~/hamgan/venv/bin/pip install --quiet --no-deps "
+    version = "$(python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])')"
     assert lines[4:] == [
         "python3 -m venv --upgrade-deps ~/hamgan/venv",
-        f"{pip}-r requirements-tpu.txt",
-        f"{pip}--no-deps -r requirements-tpu-nodeps.txt",
-        f"{pip}--no-deps -e .",
+        f"{pip}-r requirements-tpu-{version}.lock",
+        f"{pip}-e .",
     ]
 
 
@@ -305,7 +305,7 @@ def test_a_slice_with_its_server_is_reached_by_name():
 
 
 def test_what_would_not_be_copied_stops_the_launch(tmp_path):
-    for name in ("requirements-tpu.txt", "setup.py", "scripts/train.py"):
+    for name in ("requirements-tpu-3.10.lock", "setup.py", "scripts/train.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@example.com"]

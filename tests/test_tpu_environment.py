@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from packaging.requirements import Requirement
 
 from hamgan.checks import environment as check_environment
@@ -125,3 +126,27 @@ def test_proof_of_installation_refuses_wrong_use(tmp_path):
         env={**os.environ, "PYTHON": "no-such-python"},
     )
     assert result.returncode == 2 and "PYTHON=no-such-python doesn't run" in result.stderr
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
+def test_lock_files_hold_all_that_is_required(python):
+    locked = {r.name: r for r in requirements(f"requirements-tpu-{python}.lock")}
+    assert all(len(r.specifier) == 1 and str(r.specifier)[:2] == "==" for r in locked.values())
+    for name in ("requirements-tpu.txt", "requirements-tpu-nodeps.txt"):
+        for requirement in requirements(name):
+            if requirement.marker and not requirement.marker.evaluate({"python_version": python}):
+                continue
+            key = re.sub(r"[-_.]+", "-", requirement.name).lower()
+            version = str(locked[key].specifier).removeprefix("==")
+            assert requirement.specifier.contains(version), requirement
+    others = set(check_environment.TENSORFLOW_WHEELS) - {"tensorflow-tpu"}
+    assert not others & set(locked)
+    pair = {name: str(locked[name].specifier)[2:] for name in ("tensorflow-tpu", "libtpu")}
+    assert check_environment.pairing_errors(pair) == []
+
+
+def test_pairs_that_do_not_load_are_told():
+    errors = check_environment.pairing_errors
+    assert "0.0.21" in errors({"tensorflow-tpu": "2.20.0", "libtpu": "0.0.52"})[0]
+    assert "never seen" in errors({"tensorflow-tpu": "2.19.0", "libtpu": "0.0.21"})[0]
+    assert errors({"tensorflow-tpu": "2.20.0", "libtpu": "0.0.29"}) == []

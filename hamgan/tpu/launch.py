@@ -36,6 +36,7 @@ _FREE_PYTHON = (
     '{ echo "ERROR: the image has $(python3 --version), but tensorflow-tpu needs 3.10, 3.11 or '
     '3.12. Choose another --runtime_version." >&2; exit 1; }'
 )
+_PYTHON = "$(python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])')"
 # Ubuntu's Python comes without the part of venv that brings pip; a new VM's own updates may hold
 # apt's lock.
 _ENSURE_VENV = (
@@ -329,14 +330,13 @@ class Launcher:
             self._checked([*words, *self.place.where, "--worker=all"])
             unpack = f"tar -xzf ~/launch_tpu.tar.gz -C {SOURCE}"
             self.ssh(f"rm -rf {SOURCE} && mkdir -p {SOURCE} && {unpack}", everywhere=True)
-        pip = f"cd {SOURCE} && {VENV}/bin/pip install --quiet"
+        pip = f"cd {SOURCE} && {VENV}/bin/pip install --quiet --no-deps"
         for command in (
             _FREE_PYTHON,
             _ENSURE_VENV,
             f"python3 -m venv --upgrade-deps {VENV}",
-            f"{pip} -r requirements-tpu.txt",
-            f"{pip} --no-deps -r requirements-tpu-nodeps.txt",
-            f"{pip} --no-deps -e .",
+            f"{pip} -r requirements-tpu-{_PYTHON}.lock",
+            f"{pip} -e .",
         ):
             self.ssh(command, everywhere=True)
 
@@ -471,7 +471,7 @@ def check_repository(path, *, strict=True):
             "repository must be a git checkout or an address to clone; in a copy without .git: "
             f"git init, add and commit; got {path!r}."
         )
-    for name in ("requirements-tpu.txt", "setup.py", "scripts/train.py"):
+    for name in ("requirements-tpu-3.10.lock", "setup.py", "scripts/train.py"):
         if not (pathlib.Path(path) / name).is_file():
             raise ValueError(f"repository must be this project, but {path} has no {name}.")
     changed = git("status", "--porcelain", "--untracked-files=no").stdout.splitlines()
