@@ -34,6 +34,8 @@ setup(
         "gin-config>=0.5.0,<0.6",
         # tensorflow-datasets imports it without asking for it.
         "importlib_resources",
+        # The checksums of TFRecord files, at 10 GB/s.
+        "google-crc32c",
         "matplotlib",
         "numpy",
         "pillow",

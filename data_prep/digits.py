@@ -8,6 +8,10 @@ The 1,797 8x8 grey images are the test part of the "Optical Recognition of Handw
 writes data/digits/1.0.0, and does nothing when that is already there.
 """
 
+# isort: off
+import data_prep  # noqa: F401 - first of all: it quiets TensorFlow's log
+# isort: on
+
 from collections.abc import Iterator
 
 import numpy as np

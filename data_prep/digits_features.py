@@ -8,6 +8,10 @@ writes data/digits_features, a SavedModel with the outputs that every feature ne
 already there.
 """
 
+# isort: off
+import data_prep  # noqa: F401 - first of all: it quiets TensorFlow's log
+# isort: on
+
 import os
 
 import keras

@@ -5,6 +5,10 @@ python scripts/sample.py --model_dir=runs/digits --per_class=100 --output=runs/d
 python data_prep/digits_recognition.py --model_dir=runs/digits --data_dir=data
 """
 
+# isort: off
+import data_prep  # noqa: F401 - first of all: it quiets TensorFlow's log
+# isort: on
+
 import io
 import os
 

@@ -19,6 +19,10 @@ A killed job goes on where it was when it is run again, and does nothing when al
 changing the images, choose another --name.
 """
 
+# isort: off
+import data_prep  # noqa: F401 - first of all: it quiets TensorFlow's log
+# isort: on
+
 from absl import flags
 
 from data_prep import packing, sources

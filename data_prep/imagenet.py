@@ -14,6 +14,10 @@ passing through memory, without its temporary copy of the data set. About 150 GB
 A killed job goes on where it was when it is run again, and does nothing when all is done.
 """
 
+# isort: off
+import data_prep  # noqa: F401 - first of all: it quiets TensorFlow's log
+# isort: on
+
 import contextlib
 import functools
 import io

@@ -18,6 +18,10 @@ data_prep/folder.py.
 A killed job goes on where it was when it is run again, and does nothing when all is done.
 """
 
+# isort: off
+import data_prep  # noqa: F401 - first of all: it quiets TensorFlow's log
+# isort: on
+
 from absl import flags
 
 from data_prep import packing, sources

@@ -28,6 +28,10 @@ numbers, from 0 on; 255 doesn't count (so masks of 0 and 255 have one class).
 A killed job goes on where it was when it is run again, and does nothing when all is done.
 """
 
+# isort: off
+import data_prep  # noqa: F401 - first of all: it quiets TensorFlow's log
+# isort: on
+
 import dataclasses
 import functools
 import io

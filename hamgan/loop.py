@@ -206,6 +206,9 @@ class _Run:
             self.save()
         else:
             self.announce("resumed", checkpoint=self.path, message=f"Going on from {self.path}")
+            # A run saves no such checkpoint; one may come from elsewhere.
+            if name := checkpoints.first_not_finite(self.variables):
+                self.roll_back(f"{name} isn't finite in {self.path}.", first_bad=name)
         # Of a run that goes on too: it may have ended between a checkpoint and its evaluation.
         self.sample_and_evaluate()
         while not self.is_to_stop() and self.step < self.schedule.num_steps:

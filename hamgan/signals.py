@@ -11,8 +11,8 @@ class _Interrupted(Exception):
 
 
 class Interruption:
-    """SIGTERM and Ctrl-C as a wish to stop that is looked at between host calls; a second Ctrl-C
-    stops at once.
+    """SIGTERM, SIGHUP (a closed terminal), SIGQUIT and Ctrl-C as a wish to stop that is looked at
+    between host calls; a second Ctrl-C stops at once.
 
     Attributes:
       signal: name of the signal that came; None: none yet.
@@ -26,7 +26,10 @@ class Interruption:
     def __enter__(self):
         # Python allows signal handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT):
+                # What a process was started to ignore (nohup) stays ignored.
+                if signal.getsignal(number) is signal.SIG_IGN:
+                    continue
                 self._handlers[number] = signal.signal(number, self._ask)
         return self
 
@@ -39,9 +42,9 @@ class Interruption:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
         # Not print: it can't be called while it is interrupted.
-        os.write(
-            2, f"\n{self.signal}: saving, then leaving. (Ctrl-C again: leave at once.)\n".encode()
-        )
+        words = f"\n{self.signal}: saving, then leaving. (Ctrl-C again: leave at once.)\n"
+        with contextlib.suppress(OSError):  # a terminal that was closed
+            os.write(2, words.encode())
         if self._raises:
             raise _Interrupted
 

@@ -1,6 +1,10 @@
 """See `hamgan.cli.train`, or --help."""
 
-from hamgan.cli import train
+from hamgan.cli import streams
+
+streams.keep_open()
+
+from hamgan.cli import train  # noqa: E402
 
 if __name__ == "__main__":
     train.run()

@@ -648,14 +648,41 @@ def test_larger_packed_squares_are_resized_exactly(photos, packed_dir):
 def test_flat_square_does_not_shift_others(tmp_path):
     flat, noise = b"\x30" * 48, bytes(range(47)) + b"\x30"
     before, behind = b"before \x30", b"behind"
-    (tmp_path / "file").write_bytes(before + noise + behind)
-    place = places.Place(str(tmp_path / "file"), 0, len(before + noise + behind))
+    with tf.io.TFRecordWriter(str(tmp_path / "file")) as file:
+        file.write(before + noise + behind)
+    place = places.Place(str(tmp_path / "file"), 12, len(before + noise + behind))
     square = np.empty([4, 4, 3], np.uint8)
     squares = places.SquareReader(max_kinds=2)
     squares.learn(before + flat + behind, flat, 3)
     assert squares.read(place, square) is None
     squares.learn(before + noise + behind, noise, 3)
     assert squares.read(place, square) == 3 and square.tobytes() == noise
+
+
+def test_every_flipped_bit_of_packed_squares_is_found(photos, packed_dir, tmp_path):
+    folder = shutil.copytree(packed_dir, tmp_path / "copy")
+    path = min((folder / "made" / "1.0.0").glob("*train*"))
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    common = dict(name="made", num_classes=len(photos), image_size=16, data_dir=folder, **RECORDS)
+    for position in rng.integers(0, 8 * len(whole), 30).tolist():
+        damaged = bytearray(whole)
+        damaged[position // 8] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        with pytest.raises(tf.errors.OpError, match="is damaged|was cut off"):
+            for _ in data.ImageDataset(**common).reference_batches(batch_size=7, split="train"):
+                pass
+    path.write_bytes(whole)
+    for _ in range(2):  # whole records are read, the second time as squares of known kinds
+        batches = data.ImageDataset(**common).reference_batches(batch_size=7, split="train")
+        assert sum(len(batch["label"]) for batch in batches) == len(photos)
+
+
+def test_a_missing_file_is_named_before_anything_is_read(photos, packed_dir, tmp_path):
+    folder = shutil.copytree(packed_dir, tmp_path / "copy")
+    path = min((folder / "made" / "1.0.0").glob("*train*"))
+    path.unlink()
+    with pytest.raises(ValueError, match=rf"made/1.0.0 is incomplete: .*{path.name} is missing"):
+        data.ImageDataset(name="made", num_classes=len(photos), image_size=16, data_dir=folder)
 
 
 def test_python_exits_while_something_is_read(photos, packed_dir):

@@ -1,8 +1,10 @@
+import gc
 import os
 import resource
 import signal
 import sys
 import time
+import weakref
 
 import made
 import numpy as np
@@ -571,3 +573,46 @@ def test_profile_covers_the_steps_asked_for(tmp_path):
         5,
         6,
     ]
+
+
+def test_a_damaged_record_is_set_aside_and_training_goes_on(tmp_path):
+    run(tmp_path, trainer=Pupil(), num_steps=4)
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\0" * 40 + b"\nstep,loss\n")
+    run(tmp_path, trainer=Pupil(), num_steps=6)
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == b"\0" * 40 + b"\nstep,loss\n"
+    assert path.read_bytes().startswith(whole)
+    assert {record["step"] for record in records.read(path, "train")} >= {4, 6}
+    found = [e for e in events(tmp_path) if e["event"] == "damaged record"]
+    lines = whole.count(b"\n")
+    assert [f"line {lines + i} of" in e["message"] for i, e in enumerate(found, 1)] == [True] * 2
+
+
+def test_a_rollback_passes_over_a_checkpoint_that_is_not_finite(tmp_path):
+    pupil = Pupil()
+    run(tmp_path, trainer=pupil, num_steps=6, save_every=2, max_to_keep=None)
+    # Such a checkpoint isn't written by a run; one of an earlier version may be there.
+    saved = tf.train.Checkpoint(
+        step=tf.Variable(6, dtype=tf.int64),
+        rollbacks=tf.Variable(0, dtype=tf.int64),
+        **{"generator/weight": tf.Variable(np.nan)},
+    )
+    saved.write(str(tmp_path / "checkpoints" / "ckpt-6"))
+    run(tmp_path, trainer=Pupil(), num_steps=8, save_every=2, max_to_keep=None)
+    (back,) = [e for e in events(tmp_path) if e["event"] == "rolled back"]
+    assert back["to"] == 4
+    assert checkpoints.available(str(tmp_path))[-1] == "ckpt-8"
+
+
+def test_what_was_logged_is_not_kept_in_memory(tmp_path):
+    class Number(float):
+        """A number that tells when it is gone."""
+
+    log = Log(str(tmp_path))
+    number = Number(0.123)
+    gone = weakref.ref(number)
+    log.write({"kind": "train", "step": 1, "loss": number})
+    del number
+    gc.collect()
+    assert gone() is None

@@ -7,10 +7,12 @@ import time
 import typing
 from collections.abc import Iterator
 
+import google_crc32c
 import numpy as np
 
 # TFRecord: the length as uint64 and its checksum, the record, its checksum.
-_BEFORE_RECORD, _AROUND_RECORD = 12, 16
+_LENGTH, _BEFORE_RECORD, _CHECKSUM = 8, 12, 4
+_AROUND_RECORD = _BEFORE_RECORD + _CHECKSUM
 
 # Seconds without a read, after which none is waited for.
 _QUIET = 0.05
@@ -52,6 +54,15 @@ class _Reads:
 READS = _Reads()
 
 
+class Damaged(ValueError):
+    """A record whose bytes aren't those that were written."""
+
+
+def _masked(crc: int) -> bytes:
+    """A checksum as TFRecord files hold it."""
+    return ((((crc >> 15) | (crc << 17)) + 0xA282EAD8) % 2**32).to_bytes(_CHECKSUM, "little")
+
+
 class Place(typing.NamedTuple):
     """Where a record is: `size` bytes of the file `path`, from the byte `start` on."""
 
@@ -60,11 +71,26 @@ class Place(typing.NamedTuple):
     size: int
 
     def read(self) -> bytes:
-        return self._access(os.pread, self.size)
+        """The record. Raises: Damaged: it isn't what was written."""
+        found = self._access(os.pread, self.size + _CHECKSUM)
+        record = found[: self.size]
+        if found[self.size :] != _masked(google_crc32c.value(record)):
+            raise Damaged
+        return record
 
-    def read_into(self, buffers: list[bytearray | np.ndarray]) -> int:
-        """Fills buffers, one after the other; returns how many bytes there were."""
-        return self._access(os.preadv, buffers)
+    def read_into(self, buffers: list[np.ndarray]) -> None:
+        """Fills buffers of as many bytes as the record has, one after the other.
+
+        Raises:
+          Damaged: it isn't what was written.
+        """
+        checksum = np.empty(_CHECKSUM, np.uint8)
+        count = self._access(os.preadv, [*buffers, checksum])
+        crc = 0
+        for buffer in buffers:
+            crc = google_crc32c.extend(crc, buffer)
+        if count < self.size + _CHECKSUM or checksum.tobytes() != _masked(crc):
+            raise Damaged
 
     def _access(self, read, what):
         # Opened anew each time: a data set has more files than a process may hold open.
@@ -76,7 +102,8 @@ class Place(typing.NamedTuple):
 
 
 class RecordFinder:
-    """Finds single records of local TFRecord files; reads nothing but the lengths of records.
+    """Finds single records of local TFRecord files; reads nothing but the lengths of records, which
+    it checks.
 
     Args:
       files: columns as `prepared.list_files` gives them.
@@ -120,11 +147,15 @@ class RecordFinder:
                 size = os.fstat(handle).st_size
                 for index in range(count):
                     start = int(starts[index])
-                    end = (
-                        start
-                        + int.from_bytes(os.pread(handle, 8, start), "little")
-                        + _AROUND_RECORD
-                    )
+                    header = os.pread(handle, _BEFORE_RECORD, start)
+                    length = header[:_LENGTH]
+                    end = start + int.from_bytes(length, "little") + _AROUND_RECORD
+                    whole = len(header) == _BEFORE_RECORD
+                    if whole and header[_LENGTH:] != _masked(google_crc32c.value(length)):
+                        raise ValueError(
+                            f"record {index} (from 0) of {path} is damaged: its length isn't what "
+                            "was written. Copy the file again, or prepare the data set again."
+                        )
                     if end > size:
                         raise ValueError(
                             f"{path} must hold {count} records, but ends within record {index} "
@@ -159,14 +190,17 @@ class SquareReader:
     def read(self, place: Place, square: np.ndarray) -> int | None:
         """Reads a square, and gives its label; None: it is of a new kind, and what `square` now
         holds isn't right.
+
+        Raises:
+          Damaged: the record isn't what was written.
         """
         num_before = self._before.get(place.size)
         if num_before is None:
             return None
-        before, behind = bytearray(num_before), bytearray(place.size - num_before - square.nbytes)
-        if place.read_into([before, square, behind]) < place.size:
-            return None
-        return self._labels.get((bytes(before), bytes(behind)))
+        before = np.empty(num_before, np.uint8)
+        behind = np.empty(place.size - num_before - square.nbytes, np.uint8)
+        place.read_into([before, square, behind])
+        return self._labels.get((before.tobytes(), behind.tobytes()))
 
     def learn(self, record: bytes, pixels: bytes, label: int) -> None:
         """Takes note of a record's kind."""

@@ -120,6 +120,21 @@ def find_features(info: tfds.core.DatasetInfo) -> tuple[str, str]:
     return image, label
 
 
+def _check_there(info: tfds.core.DatasetInfo, paths: list[str]) -> None:
+    # One listing a folder: asking for each file of a bucket takes minutes.
+    folders = {os.path.dirname(path) for path in paths}
+    there = {
+        os.path.join(folder, name) for folder in folders for name in tf.io.gfile.listdir(folder)
+    }
+    missing = [path for path in paths if path not in there]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(
+            f"{info.full_name} is incomplete: {missing[0]} is missing{more}. Copy it again, or "
+            "prepare the data set again."
+        )
+
+
 def list_files(info: tfds.core.DatasetInfo, split: str) -> dict[str, np.ndarray]:
     """Columns over a split's files: path, records to skip and to take, number of the first."""
     try:
@@ -132,6 +147,7 @@ def list_files(info: tfds.core.DatasetInfo, split: str) -> dict[str, np.ndarray]
     parts = [part for part in parts if part.take]
     if not parts:
         raise ValueError(f"split ({split!r}) of {info.name} must have examples; it has none.")
+    _check_there(info, [os.fspath(part.filename) for part in parts])
     take = np.array([part.take for part in parts], np.int64)
     return {
         "path": np.array([os.fspath(part.filename) for part in parts]),

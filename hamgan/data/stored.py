@@ -5,10 +5,14 @@ import tensorflow as tf
 from google.protobuf import message
 
 from hamgan.data import pixels
-from hamgan.data.places import RecordFinder, SquareReader
+from hamgan.data.places import Damaged, RecordFinder, SquareReader
 
 # The last two bytes of a whole JPEG and of a whole PNG.
 _ENDINGS = (b"\xff\xd9", b"`\x82")
+
+
+def _damaged(name: str) -> ValueError:
+    return ValueError(f"{name} is damaged. Copy the file again, or prepare the data set again.")
 
 
 class StoredExamples:
@@ -49,9 +53,15 @@ class StoredExamples:
         # One after the other, so that a record is in the processor's cache when it is copied:
         # faster than TensorFlow's operations on whole batches.
         for row, source in enumerate(finder.find(numbers) if records is None else records):
-            label = self._squares.read(source, images[row]) if side and records is None else None
+            try:
+                label = (
+                    self._squares.read(source, images[row]) if side and records is None else None
+                )
+                if label is None:
+                    record = source.read() if records is None else source
+            except Damaged:
+                raise _damaged(finder.name(numbers[row])) from None
             if label is None:
-                record = source.read() if records is None else source
                 image, label = self._parse(record, finder, numbers[row])
                 if side:
                     images[row] = np.frombuffer(image, np.uint8).reshape(side, side, 3)
@@ -71,10 +81,7 @@ class StoredExamples:
             (image,) = features[self._image_key].bytes_list.value
             (label,) = features[self._label_key].int64_list.value
         except (message.DecodeError, ValueError):
-            raise ValueError(
-                f"{finder.name(number)} is damaged. Copy the file again, or prepare the data set "
-                "again."
-            ) from None
+            raise _damaged(finder.name(number)) from None
         if not 0 <= label < self._num_classes:
             raise ValueError(
                 f"Label {label} of {finder.name(number)} must be in [0, num_classes), and "

@@ -2,11 +2,13 @@
 same outputs.
 """
 
+import contextlib
 import hashlib
 import os
 
 import tensorflow as tf
 import tensorflow_hub as hub
+from google.protobuf import message
 from tensorflow.core.protobuf import saved_model_pb2
 
 from hamgan import tfgan
@@ -43,13 +45,14 @@ class FeatureNetwork:
         self.size = size
         folder = _resolve(self.handle)
         self.digest = _digest(_files_of_saved_model(folder))
-        graphs = _graphs_of_tf1(folder)
+        with _readable(folder):
+            graphs = _graphs_of_tf1(folder)
+            # Kept: its functions hold its variables by weak references.
+            self._module = None if graphs else hub.load(folder)
         if graphs:
-            self._network = _network_of_tf1(folder, graphs, self.handle, size)
+            with _readable(folder):
+                self._network = _network_of_tf1(folder, graphs, self.handle, size)
         else:
-            self._module = hub.load(
-                folder
-            )  # kept: its functions hold its variables by weak references
             self._network = _network(self._module, self.handle, size)
 
     def __call__(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -150,6 +153,25 @@ def _resolve(handle):
         "digits' network is "
         f"made by: python data_prep/digits_features.py --data_dir=DATA_DIR\n{_THREE_WAYS}"
     )
+
+
+@contextlib.contextmanager
+def _readable(folder):
+    """What TensorFlow says of a damaged SavedModel, in one sentence.
+
+    Raises:
+      ValueError: its files can't be read: one is missing, cut or changed.
+    """
+    try:
+        yield
+    except (OSError, KeyError, IndexError, message.DecodeError, tf.errors.OpError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        files = ", ".join(os.path.relpath(path, folder) for path in _files_of_saved_model(folder))
+        raise ValueError(
+            f"The feature network in {folder} can't be read: {first[:300]} (files: {files}). One "
+            "of them is damaged or missing: copy it again, or make it anew (the digits' by python "
+            "data_prep/digits_features.py --data_dir=DATA_DIR in a folder without it)."
+        ) from error
 
 
 def _files_of_saved_model(folder):
