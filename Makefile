@@ -16,7 +16,7 @@ TRAIN_FLAGS ?=
 # Without TensorFlow's C++ log: on a machine without a GPU it begins with CUDA errors. What matters is raised in Python.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo compare test test-all lint format clean
+.PHONY: demo compare test test-all test-tpu-wheel lint format clean
 
 demo: .venv/installed
 	$(BIN)/python data_prep/digits.py --data_dir=$(DATA_DIR)
@@ -38,6 +38,11 @@ test: .venv/installed-test lint
 
 test-all: .venv/installed-test lint
 	$(BIN)/python -m pytest -n 2
+
+# The default tests with TensorFlow's TPU wheel, on a machine without a TPU; about 2 GB.
+test-tpu-wheel: .venv-tpu/installed
+	TPU_SKIP_MDS_QUERY=1 .venv-tpu/bin/python scripts/check_environment.py --tpu
+	TPU_SKIP_MDS_QUERY=1 .venv-tpu/bin/python -m pytest -n 2 -m "not slow"
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
@@ -61,6 +66,15 @@ format: .venv/installed-test
 			echo "$(PYTHON) has no ensurepip. Install it and run make again: sudo apt-get install $$package" >&2; exit 1; fi; fi
 	$(PYTHON) -m venv .venv
 
+.venv-tpu/installed: setup.py $(wildcard requirements-tpu-*.lock)
+	$(PYTHON) -m venv --upgrade-deps .venv-tpu
+	version=$$(.venv-tpu/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	.venv-tpu/bin/pip install --quiet --no-deps -r requirements-tpu-$$version.lock
+	.venv-tpu/bin/pip install --quiet --no-deps -e .
+	@# What the tests need; none of it asks for TensorFlow.
+	.venv-tpu/bin/pip install --quiet packaging pot prdc pytest pytest-xdist
+	touch $@
+
 .venv/installed: setup.py | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
@@ -70,4 +84,4 @@ format: .venv/installed-test
 	touch $@ .venv/installed
 
 clean:
-	rm -rf .venv $(DATA_DIR) $(MODEL_DIR)
+	rm -rf .venv .venv-tpu $(DATA_DIR) $(MODEL_DIR)

@@ -11,6 +11,7 @@ setup(
     ),
     license="Apache-2.0",
     packages=find_packages(include=["hamgan", "hamgan.*", "data_prep"]),
+    package_data={"hamgan.tpu": ["prices.json"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
         # One minor for both: tf-keras, which tensorflow-hub and tensorflow-probability need, is

@@ -1,596 +1,399 @@
-"""The TPU launcher's commands, as printed, as given to a stand-in for gcloud, and as a VM's shell
-would run them.
-"""
+"""The TPU launcher: what it would run, word for word, and what it does when a machine is taken."""
 
 import json
 import os
 import pathlib
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
 
 import pytest
-from packaging.requirements import Requirement
 
-from hamgan.checks import environment as check_environment
+from hamgan.cli import launch_tpu
+from hamgan.tpu import launch
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-LAUNCHER = ROOT / "scripts" / "launch_tpu.sh"
-FLAGS = [
-    "--zone=europe-west4-a",
-    "--model_dir=gs://bucket/run",
-    "--data_dir=gs://bucket/tensorflow_datasets",
-]
-GIN_FILE = "configs/hamgan_strong.gin"
-# What the VM needs of the project; the launcher refuses a repository without it.
-NEEDED = [
-    "requirements-tpu.txt",
-    "requirements-tpu-nodeps.txt",
-    "setup.py",
-    "scripts/train.py",
-    GIN_FILE,
-]
-NEEDED += ["scripts/check_environment.py"]
-
-pytestmark = pytest.mark.skipif(
-    not shutil.which("bash") or not shutil.which("git"), reason="needs bash and git"
+ZONE = "--zone=us-west4-a"
+JOB = ["--model_dir=gs://bucket/run", "--data_dir=gs://bucket/tensorflow_datasets"]
+ADDRESS = "--repository=https://host.example/my hamgan.git"
+SSH = "gcloud compute tpus tpu-vm ssh hamgan --zone=us-west4-a --worker="
+QUEUE = "gcloud compute tpus queued-resources"
+FLAGS = (
+    "--accelerator=tpu --tpu=local --gin_file=configs/hamgan_strong.gin "
+    "--model_dir=gs://bucket/run --data_dir=gs://bucket/tensorflow_datasets"
 )
+# Written by hand from gcloud's reference: what a dry run prints, line by line.
+RECORDED = {
+    ("up", ZONE, "--spot"): [
+        f"{QUEUE} describe hamgan --zone=us-west4-a '--format=value(state.state)'",
+        f"{QUEUE} create hamgan --node-id=hamgan --zone=us-west4-a "
+        "--accelerator-type=v5litepod-8 --runtime-version=v2-alpha-tpuv5-lite "
+        "--scopes=https://www.googleapis.com/auth/cloud-platform --spot",
+    ],
+    ("doctor", ZONE, *JOB, '--gin_param=a.b = "it\'s $HOME"'): [
+        f"{SSH}all '--command=cd ~/hamgan/source && ~/hamgan/venv/bin/python "
+        "scripts/check_environment.py --tpu'",
+        f"{SSH}0 '--command=cd ~/hamgan/source && ~/hamgan/venv/bin/python scripts/doctor.py "
+        # A quote inside quotes, twice: for the VM's shell and for this one.
+        + FLAGS
+        + """ '"'"'--gin_param=a.b = "it'"'"'"'"'"'"'"'"'s $HOME"'"'"''""",
+    ],
+    ("logs", ZONE): [f"{SSH}0 '--command=tail -n 100 -f ~/hamgan/train.log'"],
+    ("down", ZONE, "--project=p-1"): [
+        f"{QUEUE} delete hamgan --zone=us-west4-a --project=p-1 --force --quiet"
+    ],
+    ("cost", ZONE): [f"{QUEUE} describe hamgan --zone=us-west4-a --format=json"],
+}
 
 
-def launch(*flags, path=None, **environment):
-    variables = {**os.environ, **environment}
-    variables.pop("GIN_FILE", None)
-    variables.update(environment)
-    if path:
-        variables["PATH"] = path
-    return subprocess.run(
-        ["bash", str(LAUNCHER), *flags],
+class Recorded:
+    """Takes gcloud's place: keeps what it is given, and answers in turn.
+
+    Args:
+      states: of the request, one for each `describe`; the last stays; None: there is none.
+      training: what the VM says of its training, likewise.
+      failure: part of the command that fails.
+    """
+
+    dry_run = False
+
+    def __init__(self, states=("ACTIVE",), training=("running",), failure=None):
+        self.states, self.answers = list(states), list(training)
+        self.failure, self.ran = failure, []
+
+    def __call__(self, words, *, capture=False):
+        self.ran.append(words)
+        text = " ".join(words)
+        if self.failure and self.failure in text:
+            return launch.Result(7, "", "it broke")
+        if "describe" in words:
+            state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+            if state is None:
+                return launch.Result(1, "", "ERROR: NOT_FOUND: Resource 'hamgan' was not found")
+            return launch.Result(0, state + "\n", "")
+        if "training: gone" in text:
+            answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+            return launch.Result(0 if answer else 255, f"training: {answer}\n" if answer else "")
+        return launch.Result()
+
+    def verbs(self):
+        """What was done, a word each: 'create', 'delete', 'scp', 'train', ..."""
+        names = {"supervisor --folder": "start", "doctor.py": "doctor", "rm -rf": "copy"}
+        found = []
+        for words in self.ran:
+            text = " ".join(words)
+            verb = next((name for part, name in names.items() if part in text), None)
+            found.append(verb or next((w for w in ("create", "delete") if w in words), None))
+        return [verb for verb in found if verb]
+
+
+def run(*words, recorded=None, ask=None):
+    """(exit status, the `Recorded`) of a command."""
+    recorded = recorded or Recorded()
+    flags = launch_tpu.parser().parse_args([*words])
+    status = launch_tpu.execute(
+        flags, run=recorded, sleep=lambda _: None, ask=ask or (lambda _: "")
+    )
+    return status, recorded
+
+
+def dry_run(*words):
+    """The lines that a dry run prints, by the script itself."""
+    result = subprocess.run(
+        [sys.executable, "-S", str(ROOT / "scripts" / "launch_tpu.py"), *words, "--dry_run"],
         capture_output=True,
         text=True,
-        env=variables,
         cwd=ROOT,
         check=False,
     )
-
-
-def dry_run(*flags, **environment):
-    """The words of each command that would run."""
-    result = launch("--dry_run", *flags, **environment)
     assert result.returncode == 0, result.stderr
-    return [shlex.split(line) for line in result.stdout.splitlines()]
+    return result.stdout.splitlines()
 
 
 def remote(command):
-    """What an ssh command runs on the VM, None for other commands."""
-    return next(
-        (word.removeprefix("--command=") for word in command if word.startswith("--command=")), None
-    )
+    """What a printed ssh command runs on the VM."""
+    words = shlex.split(command)
+    return next(w.removeprefix("--command=") for w in words if w.startswith("--command="))
 
 
-def train_words(commands):
-    """The words of the training's command line, from scripts/train.py on."""
-    script = next(remote(c) for c in commands if "nohup" in (remote(c) or ""))
-    words = shlex.split(script)
-    start = words.index("scripts/train.py")
-    return words[start : words.index("&", start)]
+@pytest.mark.parametrize("words", RECORDED, ids=lambda words: words[0])
+def test_dry_run_prints_the_recorded_commands(words):
+    assert dry_run(*words) == RECORDED[words]
 
 
-@pytest.fixture
-def repository(tmp_path):
-    """A clean checkout with what the launcher looks for."""
-    folder = tmp_path / "checkout"
-    for name in NEEDED:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / name)
-    git(folder, "init", "--quiet")
-    git(folder, "add", "--all")
-    git(
-        folder,
-        "-c",
-        "user.name=t",
-        "-c",
-        "user.email=t@example.com",
-        "commit",
-        "--quiet",
-        "--message=x",
-    )
-    return folder
-
-
-def git(folder, *words):
-    subprocess.run(
-        ["git", "-C", str(folder), *words],
-        check=True,
-        env={**os.environ, "GIT_CONFIG_GLOBAL": os.devnull},
-    )
-
-
-@pytest.fixture
-def gcloud(tmp_path):
-    """A stand-in that writes its arguments down; FAKE_STATE is what describe answers, nothing: no
-    such VM.
-    """
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "gcloud").write_text(
-        f"#!{sys.executable}\n"
-        "import json, os, sys\n"
-        "with open(os.environ['FAKE_LOG'], 'a') as file:\n"
-        "    file.write(json.dumps(['gcloud', *sys.argv[1:]]) + '\\n')\n"
-        "if os.environ['FAKE_FAILURE'] and os.environ['FAKE_FAILURE'] in ' '.join(sys.argv):\n"
-        "    sys.exit(7)\n"
-        "if 'describe' in sys.argv:\n"
-        "    if not os.environ['FAKE_STATE']:\n"
-        "        sys.exit(\"ERROR: NOT_FOUND: Resource 'hamgan' was not found\")\n"
-        "    print(os.environ['FAKE_STATE'])\n"
-    )
-    (folder / "gcloud").chmod(0o755)
-    log = tmp_path / "log"
-
-    def run(*flags, state="", failure=""):
-        log.write_text("")
-        result = launch(
-            *flags,
-            path=f"{folder}{os.pathsep}{os.environ['PATH']}",
-            FAKE_LOG=str(log),
-            FAKE_STATE=state,
-            FAKE_FAILURE=failure,
-        )
-        return result, [json.loads(line) for line in log.read_text().splitlines()]
-
-    return run
-
-
-def test_dry_run_prints_the_steps_in_order():
-    commands = dry_run(*FLAGS, "--project=mine", "--name=tpu-1", "--spot")
-    whole = [" ".join(c) for c in commands]
-    expected = [
-        "tpu-vm describe tpu-1",
-        "tpu-vm create tpu-1",
-        "a training is running",
-        "archive",
-        "tpu-vm scp",
-        "tar -xzf",
-        "sys.version_info",
-        "ensurepip",
-        "-m venv",
-        "-r requirements-tpu.txt",
-        "--no-deps -r requirements-tpu-nodeps.txt",
-        "--no-deps -e .",
-        "scripts/check_environment.py --tpu",
-        "nohup",
+def test_installation_takes_the_requirements_in_order():
+    lines = [remote(line) for line in dry_run("install", ZONE, ADDRESS)]
+    clone = "git clone --depth=1 'https://host.example/my hamgan.git' ~/hamgan/source"
+    assert lines[1] == f"rm -rf ~/hamgan/source && {clone}"
+    pip = "cd ~/hamgan/source && ~/hamgan/venv/bin/pip install --quiet --no-deps "
+    version = "$(python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])')"
+    assert lines[4:] == [
+        "python3 -m venv --upgrade-deps ~/hamgan/venv",
+        f"{pip}-r requirements-tpu-{version}.lock",
+        f"{pip}-e .",
     ]
-    assert len(whole) == len(expected)
-    for text, line in zip(expected, whole, strict=True):
-        assert text in line
-    assert "--no-deps" not in whole[9]
-    assert commands[1][5:] == [
-        "tpu-1",
-        "--zone=europe-west4-a",
-        "--project=mine",
-        "--accelerator-type=v3-8",
-        "--version=tpu-ubuntu2204-base",
-        "--spot",
-    ]
-    for command in commands:
-        if command[0] == "gcloud":
-            assert command[:4] == ["gcloud", "compute", "tpus", "tpu-vm"]
-            assert "--zone=europe-west4-a" in command and "--project=mine" in command
-        if "scp" in command or remote(command):
-            of_the_training = any(
-                text in " ".join(command) for text in ("nohup", "a training is running")
-            )
-            assert ("--worker=0" if of_the_training else "--worker=all") in command
 
 
-def test_training_gets_all_its_flags():
-    bindings = ["trainer.Trainer.batch_size = 512", 'data.ImageDataset.name = "it\'s $HOME"']
-    words = train_words(dry_run(*FLAGS, *[f"--gin_param={b}" for b in bindings]))
-    assert words == [
-        "scripts/train.py",
-        "--accelerator=tpu",
-        "--tpu=local",
-        f"--gin_file={GIN_FILE}",
-        "--model_dir=gs://bucket/run",
-        "--data_dir=gs://bucket/tensorflow_datasets",
-        "--mode=train_and_evaluate",
-        *[f"--gin_param={b}" for b in bindings],
-    ]
-    # --helpfull after them: train.py parses them all, and refuses one it doesn't know, before it
-    # prints its help.
-    result = subprocess.run(
-        [sys.executable, *words, "--helpfull"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "flags:" in result.stdout and "FATAL" not in result.stderr, result.stderr
+def test_dry_run_is_what_runs():
+    words = ["train", ZONE, *JOB, "--gin_param=a.b = 'c d'", ADDRESS]
+    _, recorded = run(*words, "--detach", recorded=Recorded(training=(None,)))
+    printed = [shlex.split(line) for line in dry_run(*words)]
+    assert recorded.ran[1:] == printed
 
 
-def test_gin_file_comes_from_flag_or_environment():
-    assert "--gin_file=configs/digits.gin" in train_words(
-        dry_run(*FLAGS, GIN_FILE="configs/digits.gin")
-    )
-    words = train_words(
-        dry_run(*FLAGS, "--gin_file", "configs/hamgan_baby.gin", GIN_FILE="configs/digits.gin")
-    )
-    assert "--gin_file=configs/hamgan_baby.gin" in words
-
-
-def test_commands_in_the_headers_of_gin_files_are_accepted():
-    found = 0
-    for path in sorted((ROOT / "configs").glob("*.gin")):
-        header = re.sub(r"\\\n#", " ", path.read_text())
-        for line in re.findall(r"^#\s+scripts/launch_tpu\.sh(.*)$", header, re.M):
-            words = shlex.split(line)
-            assert dry_run(*words), path
-            if not any(word.startswith("--gin_file") for word in words):
-                assert path.name == os.path.basename(GIN_FILE)
-            found += 1
-    assert found
-
-
-def test_images_fit_the_types():
-    images = {
-        "v2-8": "tpu-ubuntu2204-base",
-        "v4-8": "tpu-ubuntu2204-base",
-        "v5litepod-4": "v2-alpha-tpuv5-lite",
+def test_requests_of_each_tier():
+    create = {
+        tier: shlex.split(dry_run("up", ZONE, "--type=v6e-8", *([f"--{tier}"] if tier else []))[1])
+        for tier in ("", "spot", "reserved", "flex_start")
     }
-    images |= {"v5p-8": "v2-alpha-tpuv5", "v6e-8": "v2-alpha-tpuv6e"}
-    for kind, image in images.items():
-        assert f"--version={image}" in dry_run(*FLAGS, f"--type={kind}")[1]
-    assert "--version=other" in dry_run(*FLAGS, "--version=other")[1]
-
-
-def test_slice_is_reached_by_name_from_its_first_host():
-    commands = dry_run(*FLAGS, "--type=v3-32", "--name=pod")
-    version = next(
-        r for r in requirements("requirements-tpu.txt") if r.name == "tensorflow-tpu"
-    ).specifier
-    assert f"--version=tpu-vm-tf-{str(version).removeprefix('==')}-pod-pjrt" in commands[1]
-    assert "--tpu=pod" in train_words(commands)
-    for command in commands:
-        if "venv/bin/python" in (remote(command) or ""):
-            assert "TPU_LOAD_LIBRARY=0" in remote(command)
-    assert "TPU_LOAD_LIBRARY" not in str(dry_run(*FLAGS))
-
-
-def test_address_is_cloned_on_the_vm_instead_of_copied():
-    commands = dry_run(*FLAGS, "--repository=https://host.example/my hamgan.git")
-    assert not any("scp" in c or "archive" in c for c in commands)
-    clone = next(remote(c) for c in commands if "git clone" in (remote(c) or ""))
-    assert shlex.split(clone)[-2:] == ["https://host.example/my hamgan.git", "~/hamgan/source"]
-
-
-def test_launch_runs_what_the_dry_run_prints(repository, gcloud):
-    flags = [*FLAGS, f"--repository={repository}", "--gin_param=a.b = 'c d'"]
-    result, ran = gcloud(*flags)
-    assert result.returncode == 0, result.stderr
-    assert ran == [c for c in dry_run(*flags) if c[0] == "gcloud"]
-    names = subprocess.check_output(
-        ["tar", "-tzf", repository / ".git" / "launch_tpu.tar.gz"], text=True
-    ).split()
-    assert set(NEEDED) <= set(names)
-    for hint in ("tail -n 100 -f ~/hamgan/train.log", "tpu-vm delete hamgan --zone=europe-west4-a"):
-        assert hint in result.stderr
-
-
-def test_existing_vm_is_reused(repository, gcloud):
-    flags = [*FLAGS, f"--repository={repository}"]
-    result, ran = gcloud(*flags, state="READY\tv3-8")
-    assert result.returncode == 0, result.stderr
-    assert not any("create" in command for command in ran)
-    assert ran[1:] == [c for c in dry_run(*flags, "--no_create") if c[0] == "gcloud"]
-    assert gcloud(*flags, "--no_create")[1] == ran[1:]
+    assert "--spot" in create["spot"] and "--reserved" in create["reserved"]
+    assert create["flex_start"][:2] == ["gcloud", "alpha"]
+    assert create["flex_start"][-2:] == ["--provisioning-model=flex-start", "--max-run-duration=7d"]
+    assert not {"--spot", "--reserved", "alpha"} & set(create[""])
 
 
 @pytest.mark.parametrize(
-    "state, message",
+    "kind, image",
     [
-        ("PREEMPTED\tv3-8", "is PREEMPTED and can't be started again. Delete it"),
-        ("STOPPED\tv3-8", "Start it and launch again: gcloud compute tpus tpu-vm start hamgan"),
-        ("CREATING\tv3-8", "is 'CREATING', not READY. Wait"),
-        ("READY\tv2-8", "the VM hamgan is a v2-8, but --type=v3-8. Give --type=v2-8"),
+        ("v2-8", "tpu-ubuntu2204-base"),
+        ("v4-8", "tpu-ubuntu2204-base"),
+        ("v5litepod-4", "v2-alpha-tpuv5-lite"),
+        ("v5p-8", "v2-alpha-tpuv5"),
+        ("v6e-8", "v2-alpha-tpuv6e"),
     ],
 )
-def test_unusable_vm_stops_the_launch(repository, gcloud, state, message):
-    result, ran = gcloud(*FLAGS, f"--repository={repository}", state=state)
-    assert result.returncode == 2 and message in result.stderr
-    assert len(ran) == 1
+def test_images_fit_the_types(kind, image):
+    assert f"--runtime-version={image}" in shlex.split(dry_run("up", ZONE, f"--type={kind}")[1])
 
 
-def test_failing_step_stops_the_launch(repository, gcloud):
-    result, ran = gcloud(*FLAGS, f"--repository={repository}", failure="requirements-tpu.txt")
-    assert result.returncode == 7
-    assert "-r requirements-tpu.txt" in ran[-1][-1]
-    assert (
-        "this command ended with status 7" in result.stderr
-        and "tpu-vm delete hamgan" in result.stderr
+def test_up_asks_once_and_waits():
+    states = (None, "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")
+    assert run("up", ZONE, recorded=Recorded(states))[1].verbs() == ["create"]
+    assert run("up", ZONE, recorded=Recorded(("PROVISIONING", "ACTIVE")))[1].verbs() == []
+    assert run("up", ZONE)[1].verbs() == []
+
+
+@pytest.mark.parametrize("state", ["SUSPENDED", "FAILED"])
+def test_up_makes_again_what_was_taken(state):
+    recorded = run("up", ZONE, recorded=Recorded((state, "PROVISIONING", "ACTIVE")))[1]
+    assert recorded.verbs() == ["delete", "create"]
+
+
+def test_up_waits_for_the_end_of_a_suspension():
+    recorded = run("up", ZONE, recorded=Recorded(("SUSPENDING", "SUSPENDED", "ACTIVE")))[1]
+    assert recorded.verbs() == ["delete", "create"]
+
+
+def test_up_gives_up():
+    with pytest.raises(ValueError, match="FAILED again"):
+        run("up", ZONE, recorded=Recorded(("FAILED",)))
+    with pytest.raises(ValueError, match="The request stays; .* delete hamgan"):
+        run("up", ZONE, "--timeout=-1", recorded=Recorded(("WAITING_FOR_RESOURCES",)))
+    with pytest.raises(ValueError, match="can't say whether there is"):
+        run("up", ZONE, recorded=Recorded(failure="describe"))
+
+
+def test_training_goes_on_after_a_preemption():
+    states = ("ACTIVE", "SUSPENDED", "SUSPENDED", "PROVISIONING", "ACTIVE")
+    recorded = Recorded(states, training=("gone", "running", "0"))
+    status, recorded = run("train", ZONE, *JOB, ADDRESS, recorded=recorded)
+    assert status == 0
+    again = ["delete", "create", "copy", "doctor", "start"]
+    assert recorded.verbs() == ["doctor", "start", *again]
+
+
+def test_training_goes_on_after_a_restart_of_the_vm():
+    recorded = Recorded(training=("gone", "running", "gone", "3"))
+    status, recorded = run("train", ZONE, *JOB, ADDRESS, recorded=recorded)
+    assert status == 3 and recorded.verbs() == ["doctor", "start", "doctor", "start"]
+
+
+def test_a_running_training_is_left_alone():
+    status, recorded = run("train", ZONE, *JOB, recorded=Recorded(training=("running", "0")))
+    assert status == 0 and recorded.verbs() == []
+
+
+def test_nothing_starts_when_the_doctor_finds_something():
+    recorded = Recorded(training=("gone",), failure="doctor.py")
+    with pytest.raises(ValueError, match="status 7.*tpus queued-resources delete hamgan"):
+        # One line: what a message says is matched over its lines.
+        try:
+            run("train", ZONE, *JOB, recorded=recorded)
+        except ValueError as error:
+            raise ValueError(str(error).replace("\n", " ")) from error
+    assert "start" not in recorded.verbs()
+
+
+def test_evaluation_has_a_machine_of_its_own():
+    recorded = Recorded((None, "ACTIVE"))
+    words = ["evaluate", ZONE, "--name=judge", "--type=v5litepod-1", *JOB, ADDRESS]
+    _, recorded = run(*words, recorded=recorded)
+    assert recorded.verbs() == ["create", "copy", "doctor", "start"]
+    assert "scripts/evaluate.py" in recorded.ran[-1][-1] and "--watch" in recorded.ran[-1][-1]
+    assert all("judge" in words for words in recorded.ran)
+
+
+def test_down_asks():
+    assert run("down", ZONE, ask=lambda _: "n")[1].verbs() == []
+    assert run("down", ZONE, ask=lambda _: "y")[1].verbs() == ["delete"]
+
+
+def test_down_when_done():
+    recorded = Recorded(training=("running", "running", "0"))
+    assert run("down", ZONE, "--when_done", recorded=recorded)[1].verbs() == ["delete"]
+    recorded = Recorded(training=("running", "3"))
+    with pytest.raises(ValueError, match="didn't end well, so the VM is kept"):
+        run("down", ZONE, "--when_done", recorded=recorded)
+    assert recorded.verbs() == []
+
+
+def test_cost_to_the_end():
+    place = launch.Place(name="a", zone="us-west4-a", type="v5litepod-8")
+    table = {"date": "2000-01", "source": "made", "on_demand": {"v5e": 2.0}}
+    text = "\n".join(launch.cost(place, hours=3.0, steps_done=250, steps=1000, table=table))
+    # 8 chips at $2: $16 an hour; a quarter is done in 3 hours.
+    assert "3.0 h x $16.00/h = $48.00" in text and "9.0 h more, $144.00 more, $192.00" in text
+    assert "2000-01" in text
+    table = {**table, "on_demand": {}}
+    assert "no price of v5litepod-8" in "\n".join(launch.cost(place, hours=1.0, table=table))
+
+
+def test_hours_count_from_the_request():
+    text = json.dumps({"createTime": "1970-01-01T01:30:00.123456Z"})
+    assert launch.hours_of(text, now=3 * 3600) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["train", ZONE], "train needs --model_dir"),
+        (["train", ZONE, "--model_dir=runs/x", JOB[1]], "folder in a bucket, .* got 'runs/x'"),
+        (["train", ZONE, "--model_dir=gs://b", JOB[1]], "folder in a bucket, .* got 'gs://b'"),
+        (["train", ZONE, JOB[0], "--data_dir=data"], "data_dir must be .* got 'data'"),
+        (["train", ZONE, *JOB, "--gin_file=configs/no.gin"], "in the repository, got 'configs/no"),
+        (["train", ZONE, *JOB, "--gin_file=/etc/a.gin"], "a path inside the repository"),
+        (["up", "--zone=mars"], "zone must be like us-west4-a.* got 'mars'"),
+        (["up", ZONE, "--name=My_TPU"], "name must be small letters, .* got 'My_TPU'"),
+        (["up", ZONE, "--type=v3"], "accelerator type like .* got 'v3'"),
+        (["up", ZONE, "--type=v5litepod-3"], "a host has 1, 4 or 8 chips, not 3"),
+        (["up", ZONE, "--type=v5p-8", "--flex_start"], "offered for v5e and v6e"),
+        (["up", ZONE, "--type=v5litepod-16"], "v5litepod-16 has 2 hosts.* Take one host: v5lite"),
+        (["up", ZONE, "--type=v3-32"], "v3-32 has 4 hosts.*-pod-pjrt if gcloud"),
+        (
+            ["up", ZONE, "--type=v3-32", "--runtime_version=tpu-vm-tf-2.17.0-pod-pjrt"],
+            "of one TensorFlow version",
+        ),
+        (["install", ZONE, "--repository=/"], "a git checkout or an address to clone"),
+    ],
+)
+def test_wrong_use_is_explained(words, message):
+    recorded = Recorded(training=("gone",))
+    with pytest.raises(ValueError, match=message):
+        run(*words, recorded=recorded)
+    assert "create" not in recorded.verbs() and "copy" not in recorded.verbs()
+
+
+def test_a_slice_with_its_server_is_reached_by_name():
+    image = f"--runtime_version=tpu-vm-tf-{launch_tpu.tensorflow_version()}-pod-pjrt"
+    lines = dry_run("train", ZONE, "--name=pod", "--type=v3-32", image, *JOB)
+    assert "--tpu=pod" in remote(lines[-1])
+    python = [remote(line) for line in lines if "venv/bin/python" in line]
+    assert len(python) == 3 and all("TPU_LOAD_LIBRARY=0" in line for line in python)
+    assert "TPU_LOAD_LIBRARY" not in "".join(dry_run("train", ZONE, *JOB))
+
+
+def test_what_would_not_be_copied_stops_the_launch(tmp_path):
+    for name in ("requirements-tpu-3.10.lock", "setup.py", "scripts/train.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@example.com"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *words], check=True)
+    archive = launch.check_repository(str(tmp_path))
+    assert archive == str(tmp_path / ".git" / "launch_tpu.tar.gz")
+    (tmp_path / "setup.py").write_text("changed")
+    with pytest.raises(ValueError, match="last commit, which is copied, hasn't got.*setup.py"):
+        launch.check_repository(str(tmp_path))
+
+
+def test_missing_gcloud_is_explained(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ValueError, match="gcloud isn't on the PATH. Install"):
+        launch.Runner()(["gcloud"])
+
+
+def test_start_runs_in_a_shell(tmp_path):
+    """The VM's shell starts the supervisor, which runs the training with the words given."""
+    source = tmp_path / "hamgan" / "source"
+    (source / "scripts").mkdir(parents=True)
+    (source / "scripts" / "train.py").write_text(
+        "import json, sys\nopen('arguments.json', 'w').write(json.dumps(sys.argv))\n"
+        "print('trained')\n"
     )
-    result, ran = gcloud(*FLAGS, f"--repository={repository}", failure="describe")
-    assert result.returncode == 2 and "gcloud can't say whether there is a VM" in result.stderr
-
-
-def test_vm_is_deleted_after_a_good_end_only(repository, gcloud):
-    flags = [*FLAGS, f"--repository={repository}", "--delete"]
-    result, ran = gcloud(*flags)
-    assert result.returncode == 0, result.stderr
-    assert "delete" in ran[-1] and "--quiet" in ran[-1] and "while" in remote(ran[-2])
-    assert ran == [c for c in dry_run(*flags) if c[0] == "gcloud"]
-    result, ran = gcloud(*flags, failure="while")
-    assert result.returncode == 2 and "status 7), so the VM is kept" in result.stderr
-    assert not any("delete" in command for command in ran)
-
-
-def vm_shell(script, home):
-    return subprocess.run(
-        ["bash", "-c", script],
-        env={**os.environ, "HOME": str(home)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-@pytest.fixture
-def vm_home(tmp_path):
-    """A home folder like the VM's when all is installed, with a training that writes down its
-    arguments and ends.
-    """
-    source = tmp_path / "hamgan" / "source" / "scripts"
-    source.mkdir(parents=True)
-    (source / "train.py").write_text(
-        "import json, sys, time\n"
-        "open('arguments.json', 'w').write(json.dumps(sys.argv))\n"
-        "print('training')\n"
-        "sys.exit(3)\n"
-    )
+    (source / "hamgan").symlink_to(ROOT / "hamgan")
     python = tmp_path / "hamgan" / "venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)
-    return tmp_path
-
-
-def test_start_command_runs_in_a_shell(vm_home):
-    commands = dry_run(*FLAGS, '--gin_param=a.b = "it\'s $HOME"')
-    result = vm_shell(next(remote(c) for c in commands if "nohup" in (remote(c) or "")), vm_home)
-    # The training's end within the first minute is the launcher's failure, with its log.
-    assert result.returncode == 3, result.stderr
-    assert "training" in result.stdout
-    hamgan = vm_home / "hamgan"
-    assert json.loads((hamgan / "source" / "arguments.json").read_text()) == train_words(commands)
-    assert (hamgan / "train.status").read_text() == "3\n"
-    assert "training" in (hamgan / "train.log").read_text()
-
-
-def test_running_training_is_left_alone(vm_home):
-    commands = dry_run(*FLAGS, "--delete")
-    guard, wait = (
-        next(remote(c) for c in commands if t in (remote(c) or ""))
-        for t in ("a training is", "while")
+    binding = 'a.b = "it\'s $HOME"'
+    line = remote(dry_run("train", ZONE, *JOB, f"--gin_param={binding}")[-1])
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    result = subprocess.run(
+        ["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=90
     )
-    assert vm_shell(guard, vm_home).returncode == 0
-    hamgan = vm_home / "hamgan"
-    (hamgan / "train.pid").write_text(f"{os.getpid()}\n")
-    assert vm_shell(guard, vm_home).returncode == 0, "that number is of another process now"
-    (hamgan / "source" / "scripts" / "train.py").write_text("import time\ntime.sleep(60)\n")
-    training = subprocess.Popen([sys.executable, "scripts/train.py"], cwd=hamgan / "source")
+    assert result.returncode == 0 and "trained" in result.stdout, result.stderr
+    arguments = json.loads((source / "arguments.json").read_text())
+    assert arguments[0] == "scripts/train.py" and f"--gin_param={binding}" in arguments
+    assert (tmp_path / "hamgan" / "train.status").read_text() == "0\n"
+
+
+def test_supervisor_starts_again_and_counts(tmp_path):
+    script = tmp_path / "fails_twice.py"
+    script.write_text(
+        "import pathlib, sys\ncount = pathlib.Path('count')\n"
+        "done = int(count.read_text()) if count.exists() else 0\n"
+        "count.write_text(str(done + 1))\nsys.exit(0 if done == 2 else 4)\n"
+    )
+    words = [sys.executable, "-m", "hamgan.tpu.supervisor", f"--folder={tmp_path}", "--wait=0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def supervise(*more):
+        (tmp_path / "count").unlink(missing_ok=True)
+        command = [*words, *more, "--", sys.executable, str(script)]
+        return subprocess.run(command, cwd=tmp_path, env=environment, timeout=60).returncode
+
+    assert supervise() == 0
+    assert (tmp_path / "count").read_text() == "3"
+    assert (tmp_path / "train.status").read_text() == "0\n"
+    assert supervise("--failures=2") == 4
+    assert (tmp_path / "count").read_text() == "2"
+    assert (tmp_path / "train.status").read_text() == "4\n"
+    assert "no more is tried" in (tmp_path / "train.log").read_text()
+
+
+def test_supervisor_hands_on_the_end(tmp_path):
+    script = tmp_path / "waits.py"
+    script.write_text(
+        "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\n"
+        "print('ready', flush=True)\ntime.sleep(60)\n"
+    )
+    words = [sys.executable, "-m", "hamgan.tpu.supervisor", f"--folder={tmp_path}", "--"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([*words, sys.executable, str(script)], env=environment)
     try:
-        (hamgan / "train.pid").write_text(f"{training.pid}\n")
-        time.sleep(0.2)
-        result = vm_shell(guard, vm_home)
-        assert (
-            result.returncode == 1
-            and f"a training is running on this VM, process {training.pid}" in result.stderr
-        )
+        log, end = tmp_path / "train.log", time.monotonic() + 30
+        while not (log.exists() and "ready" in log.read_text()):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(timeout=30) == 5
     finally:
-        training.kill()
-        training.wait()
-    (hamgan / "train.status").write_text("4\n")
-    assert vm_shell(wait, vm_home).returncode == 4
+        process.kill()
+    assert (tmp_path / "train.status").read_text() == "5\n"
 
 
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        (FLAGS[1:], "--zone is missing. Give one that has v3-8"),
-        ([FLAGS[0], FLAGS[2]], "--model_dir is missing. Give the run's folder in a bucket"),
-        (
-            [*FLAGS, "--model_dir=runs/x"],
-            "--model_dir must be a folder in a bucket, .* got 'runs/x'",
-        ),
-        (
-            [*FLAGS, "--model_dir=gs://bucket"],
-            "--model_dir must be a folder in a bucket, .* got 'gs://bucket'",
-        ),
-        (FLAGS[:2], "--data_dir is missing"),
-        ([*FLAGS, "--data_dir=data"], "--data_dir must be gs://BUCKET/FOLDER, .* got 'data'"),
-        ([*FLAGS, "--type=v3"], "--type must be an accelerator type like v3-8, .* got 'v3'"),
-        ([*FLAGS, "--name=My_TPU"], "--name must be small letters, .* got 'My_TPU'"),
-        ([*FLAGS, "--name"], "--name needs a value"),
-        ([*FLAGS, "--zone="], "--zone must not be empty"),
-        ([*FLAGS, "--modeldir=x"], "unknown flag --modeldir=x. See: .* --help"),
-        ([*FLAGS, "more"], "an argument without a flag name: more"),
-        ([*FLAGS, "--dry_run=false"], "--dry_run takes no value"),
-        (
-            [*FLAGS, "--gin_file=configs/nothing.gin"],
-            "has no configs/nothing.gin. It has: .*configs/hamgan_strong.gin",
-        ),
-        (
-            [*FLAGS, f"--gin_file={ROOT / GIN_FILE}"],
-            "--gin_file must be a path inside the repository",
-        ),
-        (
-            [*FLAGS, "--repository=/"],
-            "--repository must be a git checkout or an address to clone, got '/'",
-        ),
-    ],
-)
-def test_wrong_use_is_explained(flags, message):
-    for mode in (["--dry_run"], []):
-        result = launch(*mode, *flags)
-        assert result.returncode == 2 and result.stdout == ""
-        assert re.search(message, result.stderr), result.stderr
-
-
-def test_changes_that_would_not_be_copied_stop_the_launch(repository, gcloud):
-    flags = [*FLAGS, f"--repository={repository}"]
-    (repository / "setup.py").write_text("changed")
-    (repository / "configs" / "new.gin").write_text("")
-    for more, message in (
-        ([], "setup.py"),
-        (["--gin_file=configs/new.gin"], "configs/new.gin isn't committed"),
-    ):
-        result, ran = gcloud(*flags, *more)
-        assert result.returncode == 2 and message in result.stderr and not ran
-        # A dry run copies nothing: it says so and goes on.
-        result = launch("--dry_run", *flags, *more)
-        assert (
-            result.returncode == 0
-            and "A launch would stop here" in result.stderr
-            and message in result.stderr
-        )
-
-
-def test_missing_gcloud_is_explained(repository, tmp_path):
-    folder = tmp_path / "tools"
-    folder.mkdir()
-    for tool in ("bash", "git", "sed", "dirname", "head", "tr"):
-        (folder / tool).symlink_to(shutil.which(tool))
-    result = launch(*FLAGS, f"--repository={repository}", path=str(folder))
-    assert result.returncode == 2 and "gcloud isn't on the PATH. Install" in result.stderr
-    assert (
-        launch("--dry_run", *FLAGS, f"--repository={repository}", path=str(folder)).returncode == 0
-    )
-
-
-def test_help_names_every_flag():
-    result = launch("--help")
-    assert result.returncode == 0
-    known = set(re.findall(r"(--[a-z_]+)=\*", LAUNCHER.read_text())) | {
-        "--dry_run",
-        "--no_create",
-        "--delete",
-    }
-    assert {"--model_dir", "--gin_param"} < known
-    for flag in known:
-        assert re.search(rf"^  {flag}\b", result.stdout, re.M), flag
-
-
-def requirements(name):
-    lines = [line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
-    return [Requirement(line) for line in lines if line]
-
-
-def setup_requirements():
-    """What setup.py asks for, read from its text: it isn't a module that may be imported."""
-    text = (ROOT / "setup.py").read_text()
-    text = text[text.index("install_requires") : text.index("extras_require")]
-    return [Requirement(line) for line in re.findall(r'^\s*"(.*)",$', text, re.M)]
-
-
-def test_tpu_environment_has_all_that_setup_asks_for():
-    asked = setup_requirements()
-    assert len(asked) > 10
-    pins = {
-        r.name: r
-        for name in ("requirements-tpu.txt", "requirements-tpu-nodeps.txt")
-        for r in requirements(name)
-    }
-    for requirement in asked:
-        pin = pins["tensorflow-tpu" if requirement.name == "tensorflow" else requirement.name]
-        exact = [s.version for s in pin.specifier if s.operator == "=="]
-        for version in exact:
-            assert requirement.specifier.contains(version), f"{pin}, but setup.py has {requirement}"
-    tensorflow = next(r for r in asked if r.name == "tensorflow")
-    assert str(tensorflow.specifier) == f"=={check_environment.TENSORFLOW_VERSION}.*"
-
-
-def test_wheels_that_ask_for_tensorflow_are_installed_without_dependencies():
-    names = {r.name for r in requirements("requirements-tpu-nodeps.txt")}
-    assert names == {"tf-keras", "tensorflow-hub", "tensorflow-gan"}
-    first = {r.name for r in requirements("requirements-tpu.txt")}
-    assert first & set(check_environment.TENSORFLOW_WHEELS) == {"tensorflow-tpu"}
-    assert not first & names
-
-
-def test_check_tells_wrong_tensorflow_wheels():
-    assert check_environment.wheel_error({"tensorflow-tpu": "2.20.0"}, tpu=True) is None
-    assert check_environment.wheel_error({"tensorflow": "2.20.0"}, tpu=False) is None
-    assert "installed: tensorflow" in check_environment.wheel_error(
-        {"tensorflow": "2.20.0"}, tpu=True
-    )
-    assert "installed: none" in check_environment.wheel_error({}, tpu=True)
-    assert "installed: tensorflow-tpu" in check_environment.wheel_error(
-        {"tensorflow-tpu": "2.20.0"}, tpu=False
-    )
-    both = {"tensorflow": "2.20.0", "tensorflow-tpu": "2.20.0"}
-    for tpu in (False, True):
-        assert "overwrite each other's files" in check_environment.wheel_error(both, tpu=tpu)
-
-
-def test_check_tells_missing_and_wrong_versions():
-    lines = [
-        "# comment",
-        "",
-        "tf-keras==2.20.1  # why",
-        "lib.tpu==0.0.21",
-        "old==1; python_version < '3'",
-        "PIL>=2",
-    ]
-    lines += ['pytest>=1; extra == "test"']
-    assert (
-        check_environment.requirement_errors(
-            lines, {"tf-keras": "2.20.1", "lib-tpu": "0.0.21", "pil": "2"}
-        )
-        == []
-    )
-    assert check_environment.requirement_errors(
-        lines, {"tf-keras": "2.20.1", "lib-tpu": "0.0.52"}
-    ) == [
-        "lib.tpu must be ==0.0.21, but is 0.0.52",
-        "PIL>=2 isn't installed",
-    ]
-
-
-def test_check_speaks_where_nothing_is_installed():
-    # -S hides the installed packages from the script; the child that it starts to ask TensorFlow
-    # still sees them.
-    script = ROOT / "scripts" / "check_environment.py"
-    result = subprocess.run(
-        [sys.executable, "-S", script, "--tpu"], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 1 and "of the checks failed" in result.stderr
-    lines = result.stdout.splitlines()
-    assert all(re.match(r"ok    \S|FAIL  \S.*\. Do: \S", line) for line in lines), lines
-    for text in (
-        "one TensorFlow wheel: .* installed: none",
-        "versions as required: .*packaging",
-        "import gin: .*'gin'",
-    ):
-        assert any(
-            re.match(f"FAIL  {text}.* Do: .*requirements-tpu-nodeps.txt", line) for line in lines
-        ), lines
-
-
-def test_proof_of_installation_refuses_wrong_use(tmp_path):
-    result = subprocess.run(
-        ["bash", ROOT / "scripts" / "check_tpu_environment.sh", ROOT / "scripts"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 2 and "FOLDER must be new or empty" in result.stderr
-    result = subprocess.run(
-        ["bash", ROOT / "scripts" / "check_tpu_environment.sh", tmp_path / "venv"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHON": "no-such-python"},
-    )
-    assert result.returncode == 2 and "PYTHON=no-such-python doesn't run" in result.stderr
+def test_help_names_every_command():
+    text = launch_tpu.parser().format_help()
+    for command in launch_tpu.COMMANDS:
+        assert re.search(rf"^{command}\b", text, re.MULTILINE), command

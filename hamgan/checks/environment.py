@@ -35,9 +35,9 @@ TENSORFLOW_WHEELS = (
     "tf-nightly-cpu",
     "tf-nightly-tpu",
 )
-# Each was loaded by tensorflow-tpu 2.20.0; 0.0.10, 0.0.37 and 0.0.52 end the process that imports
-# TensorFlow.
-LIBTPU_VERSIONS = ("0.0.17", "0.0.21", "0.0.23.1", "0.0.24", "0.0.29")
+# {tensorflow-tpu: versions of libtpu that it was seen to load}. With 2.20.0, libtpu 0.0.10, 0.0.37
+# and 0.0.52 end the process that imports TensorFlow.
+LIBTPU_PAIRS = {"2.20.0": ("0.0.17", "0.0.21", "0.0.23.1", "0.0.24", "0.0.29")}
 MODULES = (
     "keras",
     "tf_keras",
@@ -109,11 +109,15 @@ def pairing_errors(installed):
         version = installed.get(name)
         if version and tf_keras and version.split(".")[:2] != tf_keras.split(".")[:2]:
             errors.append(f"{name} {version} and tf-keras {tf_keras} must be of one minor version")
-    libtpu = installed.get("libtpu")
-    if "tensorflow-tpu" in installed and libtpu not in LIBTPU_VERSIONS:
+    libtpu, wheel = installed.get("libtpu"), installed.get("tensorflow-tpu")
+    if wheel and wheel not in LIBTPU_PAIRS:
         errors.append(
-            f"tensorflow-tpu was seen to load libtpu {', '.join(LIBTPU_VERSIONS)}, but not "
-            f"{libtpu or 'none'}"
+            f"tensorflow-tpu {wheel} was never seen to load a libtpu; {', '.join(LIBTPU_PAIRS)} was"
+        )
+    elif wheel and libtpu not in LIBTPU_PAIRS[wheel]:
+        errors.append(
+            f"tensorflow-tpu {wheel} was seen to load libtpu {', '.join(LIBTPU_PAIRS[wheel])}, but "
+            f"not {libtpu or 'none'}"
         )
     return errors
 

@@ -1,0 +1,139 @@
+"""Compiles a training's step for a TPU that isn't there, and says what it takes.
+
+    python scripts/tpu_plan.py --gin_file=configs/hamgan_strong.gin --topology=v5e:2x4
+
+Memory of a core, FLOPs and bytes are those of the real TPU compiler; times, hours and dollars are
+estimates from published peaks and the table hamgan/tpu/prices.json. The compiler has an environment
+of its own (jax and libtpu), which is made at first; $HAMGAN_PLAN_PYTHON names another. A full-size
+step takes 200 to 460 seconds on two cores; what was compiled is kept in ~/.cache/hamgan.
+
+--sweep="G/context.Hamburger.rank=8,16" plans each value, more of them each combination.
+"""
+
+import dataclasses
+import itertools
+import json
+import re
+import subprocess
+import sys
+
+from absl import flags
+from tqdm import tqdm
+
+from hamgan.cli import common, configuration
+from hamgan.tpu import chips, plan
+
+FLAGS = flags.FLAGS
+_MARK = "plan: "
+_COLUMNS = ("fits", "HBM", "GFLOP", "GB", "ms*", "images/s*")
+
+
+def points(sweeps):
+    """The combinations of 'NAME=A,B' texts, each a tuple of bindings.
+
+    Raises:
+      ValueError: a text of another form.
+    """
+    axes = []
+    for text in sweeps:
+        name, equals, values = text.partition("=")
+        values = re.findall(r"(?:[^,(\[]|\([^)]*\)|\[[^\]]*\])+", values)
+        if not equals or not values:
+            raise ValueError(f"--sweep must be NAME=VALUE,VALUE,..., got {text!r}.")
+        axes.append([f"{name.strip()} = {value.strip()}" for value in values])
+    return list(itertools.product(*axes))
+
+
+def row(bindings, answer):
+    """A line of the sweep's table."""
+    if "error" in answer:
+        return f"| {'; '.join(bindings)} | {answer['error'].splitlines()[0][:100]} |"
+    cells = [str(answer[column]) for column in _COLUMNS]
+    return f"| {'; '.join(bindings)} | {' | '.join(cells)} |"
+
+
+def summary(made):
+    """The numbers of a `plan.Plan` by the table's columns."""
+    return dict(
+        zip(
+            _COLUMNS,
+            (
+                "yes" if made.fits else "NO",
+                f"{made.used / 1e9:.2f} GB",
+                round(made.compiled["flops"] / 1e9, 1),
+                round(made.compiled["bytes"] / 1e9, 2),
+                round(made.step_seconds * 1e3, 2),
+                round(made.images_per_second),
+            ),
+            strict=True,
+        )
+    )
+
+
+def sweep(combinations):
+    """Plans each combination in a process of its own and prints the table."""
+    own = [word for word in sys.argv[1:] if not re.match(r"--?sweep", word)]
+    rows = []
+    for bindings in tqdm(combinations, unit="plan"):
+        more = [f"--gin_param={binding}" for binding in bindings]
+        words = [sys.executable, "-m", "hamgan.cli.tpu_plan", *own, *more, "--json"]
+        done = subprocess.run(words, capture_output=True, text=True)
+        found = re.search(rf"^{_MARK}(.*)$", done.stdout, re.MULTILINE)
+        error = re.search(r"^ERROR: (.*)$", done.stderr, re.MULTILINE)
+        words = error[1] if error else f"exit status {done.returncode}"
+        rows.append(row(bindings, json.loads(found[1]) if found else {"error": words}))
+    print(f"| settings | {' | '.join(_COLUMNS)} |")
+    print("|---" * (len(_COLUMNS) + 1) + "|")
+    print("\n".join(rows))
+    print(f"* estimates. {plan.FORMULA}")
+
+
+def main():
+    machine = chips.from_topology(FLAGS.topology)
+    if FLAGS.sweep:
+        sweep(points(FLAGS.sweep))
+        return
+    python = plan.python_of_compiler(make=FLAGS.make_environment)
+    experiment = configuration.load_experiment(**common.configuration_flags())
+    arguments = dict(python=python, cache=FLAGS.cache)
+    made = plan.make_plan(experiment, machine, batch_size=FLAGS.batch_size, **arguments)
+    if FLAGS.json:
+        print(_MARK + json.dumps(summary(made) | dataclasses.asdict(made)["compiled"]))
+        return
+    print("\n".join(made.lines(steps=experiment.schedule.num_steps, tier=FLAGS.tier)))
+    if FLAGS.largest_batch:
+
+        def fits(size):
+            tried = plan.make_plan(experiment, machine, batch_size=size, **arguments)
+            print(
+                f"batch {size}: {tried.used / 1e9:.2f} GB, {'fits' if tried.fits else 'too much'}"
+            )
+            return tried.fits
+
+        start = made.batch_size
+        largest = plan.largest_batch(fits, start=start, step=machine.replicas)
+        print(f"largest batch that fits: {largest} ({largest // machine.replicas} a core)")
+
+
+def define_flags():
+    """Defines the flags of the command."""
+    common.define_flags(model_dir_required=False)
+    flags.DEFINE_string("topology", "v5e:2x4", "Chip and shape: v5e:2x4, v5p:2x2x1, v6e:2x2, ...")
+    flags.DEFINE_integer("batch_size", None, "Over all replicas; default: the experiment's.")
+    flags.DEFINE_enum("tier", "on_demand", chips.TIERS, "Which prices.")
+    flags.DEFINE_bool("largest_batch", False, "Look for it by bisection: several compilations.")
+    flags.DEFINE_multi_string("sweep", [], "NAME=VALUE,VALUE,...: a gin setting. May be repeated.")
+    flags.DEFINE_bool("json", False, "Print numbers as one line of JSON.")
+    flags.DEFINE_bool("make_environment", True, "Make jax's and libtpu's environment if need be.")
+    flags.DEFINE_string("cache", None, "Folder of what was compiled; default: ~/.cache/hamgan.")
+
+
+def run():
+    """The command."""
+    define_flags()
+    common.show_in_help(sys.modules[__name__], common)
+    common.run(main)
+
+
+if __name__ == "__main__":  # as a sweep starts it
+    run()

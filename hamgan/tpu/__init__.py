@@ -1,0 +1,1 @@
+"""Cloud TPUs: chips, plans of what a training takes on them, and their launch."""

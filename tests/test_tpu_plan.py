@@ -1,0 +1,231 @@
+"""Plans: chips and shapes, the arithmetic of a plan, and steps given to the TPU's own compiler."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hamgan import augmentation, context, experiment, networks, regularization
+from hamgan import trainer as trainers
+from hamgan.cli import tpu_plan
+from hamgan.tpu import chips, plan, program
+
+MODULES = {
+    "none": None,
+    "nmf": functools.partial(context.Hamburger, rank=2, num_steps=1),
+    "v2": functools.partial(context.HamburgerV2, dim=4, rank=2, num_steps=1),
+    "v2plus": functools.partial(context.HamburgerV2Plus, dim=4, rank=2, num_steps=1),
+    "attention": context.SelfAttention,
+    "sparse": functools.partial(context.SparseAttention, dim=4, value_dim=4),
+}
+PARTS = {
+    "r1": dict(regularizers=(regularization.R1(),)),
+    "consistency": dict(regularizers=(regularization.Consistency(),)),
+    "augmentation and average": dict(augment=augmentation.DiffAugment(), ema_decay=0.9),
+}
+
+
+def small(module="none", **parts):
+    """A tiny experiment, 32x32 images, with a context module in both networks."""
+    sizes = dict(image_size=32, num_classes=3, width=2, context=MODULES[module])
+    sizes["context_resolution"] = 16
+    return experiment.Experiment(
+        generator=functools.partial(networks.Generator, latent_dim=8, **sizes),
+        discriminator=functools.partial(networks.Discriminator, **sizes),
+        trainer=functools.partial(trainers.Trainer, batch_size=16, **parts),
+    )
+
+
+@pytest.mark.parametrize(
+    "text, chip, replicas, hosts, topology",
+    [
+        ("v2-8", "v2", 8, 1, "v2:2x2"),
+        ("v3-8", "v3", 8, 1, "v3:2x2"),
+        ("v3-32", "v3", 32, 4, "v3:4x4"),
+        ("v4-8", "v4", 4, 1, "v4:2x2x1"),
+        ("v5litepod-1", "v5e", 1, 1, "v5e:1x1"),
+        ("v5litepod-8", "v5e", 8, 1, "v5e:2x4"),
+        ("v5litepod-16", "v5e", 16, 2, "v5e:4x4"),
+        ("v5p-8", "v5p", 4, 1, "v5p:2x2x1"),
+        ("v6e-8", "v6e", 8, 1, "v6e:2x4"),
+    ],
+)
+def test_machines_by_type_and_topology(text, chip, replicas, hosts, topology):
+    machine = chips.from_type(text)
+    assert (machine.chip.name, machine.replicas, machine.hosts) == (chip, replicas, hosts)
+    assert machine.topology == topology and machine.accelerator_type == text
+    again = chips.from_topology(topology)
+    assert (again.chips, again.accelerator_type) == (machine.chips, text)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("v9:2x2", "begin with a chip, one of v2, .* got 'v9:2x2'"),
+        ("v5e", "must be v5e:AxB.* got 'v5e'"),
+        ("v5e:2x2x1", "must be v5e:AxB"),
+        ("v5p:2x2", "must be v5p:AxBxC"),
+        ("v5e:0x2", "must be v5e:AxB"),
+    ],
+)
+def test_wrong_topologies_are_explained(text, message):
+    with pytest.raises(ValueError, match=message):
+        chips.from_topology(text)
+
+
+def test_every_chip_has_a_price_for_each_chip_and_hour():
+    table = chips.prices()
+    assert table["date"] and "tpu/pricing" in table["source"]
+    assert set(table["on_demand"]) == set(chips.CHIPS)
+    made = {"on_demand": {"v5e": 1.5}, "date": "", "source": ""}
+    assert chips.dollars_per_hour(chips.from_topology("v5e:2x4"), table=made) == 12.0
+    assert chips.dollars_per_hour(chips.from_topology("v5e:2x4"), tier="spot", table=made) is None
+    with pytest.raises(ValueError, match="tier must be one of .* got 'cheap'"):
+        chips.dollars_per_hour(chips.from_topology("v5e:2x4"), tier="cheap", table=made)
+
+
+COMPILED = dict(arguments=int(1e9), outputs=int(6e8), aliased=int(5e8), temporaries=int(2e9))
+COMPILED |= dict(code=int(1e8), flops=197e9, bytes=8.19e9, all_reduces=3, seconds=1.0)
+
+
+def test_plan_is_the_roofline_of_a_core():
+    machine = chips.from_topology("v5e:2x4")
+    made = plan.Plan(machine=machine, batch_size=64, compiled=COMPILED, image_size=128)
+    # 197 GFLOP take 1 ms of 197 TFLOP/s, 8.19 GB take 10 ms of 819 GB/s: memory it is.
+    assert made.step_seconds == pytest.approx(0.010)
+    assert made.images_per_second == pytest.approx(6400)
+    assert made.used == int(3.2e9) and made.available == 16e9 and made.fits
+    table = {"date": "2000-01", "source": "made", "on_demand": {"v5e": 2.0}}
+    text = "\n".join(made.lines(steps=360_000, table=table))
+    # 360,000 steps of 10 ms are an hour, 8 chips at $2 are $16 an hour.
+    assert "1.0 hours for 360,000 steps, $16 (on_demand, prices of 2000-01" in text
+    assert plan.FORMULA in text and text.count("ESTIMATE") == 3
+    # 6400 images of 128 x 128 x 3 bytes.
+    assert "6,400 images/s, 315 MB/s decoded" in text
+
+
+def test_chips_of_two_cores_share_memory_and_peaks():
+    machine = chips.from_topology("v3:2x2")
+    compiled = {**COMPILED, "temporaries": int(15e9), "bytes": 4.5e9}
+    made = plan.Plan(machine=machine, batch_size=8, compiled=compiled)
+    assert made.available == 16e9 and not made.fits
+    assert made.step_seconds == pytest.approx(0.010)
+    assert "DOESN'T FIT" in "\n".join(made.lines(steps=1))
+
+
+@pytest.mark.parametrize("limit", [0, 8, 24, 40, 1000])
+def test_bisection_finds_the_largest_multiple(limit):
+    tried = []
+
+    def fits(size):
+        tried.append(size)
+        return size <= limit
+
+    assert plan.largest_batch(fits, start=16, step=8) == limit // 8 * 8
+    assert all(size % 8 == 0 for size in tried) and len(tried) == len(set(tried)) <= 14
+    with pytest.raises(ValueError, match="multiple of step"):
+        plan.largest_batch(fits, start=12, step=8)
+
+
+def fake_compiler(path, answer):
+    """A Python that prints an answer and counts its calls in a file beside it."""
+    path.write_text(
+        f"#!{sys.executable}\nimport pathlib\n"
+        f"count = pathlib.Path({str(path)!r} + '.count')\n"
+        "count.write_text(count.read_text() + 'x' if count.exists() else 'x')\n"
+        f"print('compiled: ' + {json.dumps(answer)!r})\n"
+    )
+    path.chmod(0o755)
+    return path
+
+
+def test_a_program_is_compiled_once(tmp_path):
+    python = fake_compiler(tmp_path / "python", COMPILED)
+    for topology in ("v5e:2x2", "v5e:2x2", "v6e:2x2"):
+        machine = chips.from_topology(topology)
+        answer = plan.compile_for(b"hlo", machine, python=python, cache=tmp_path / "cache")
+        assert answer == COMPILED
+    assert (tmp_path / "python.count").read_text() == "xx"
+
+
+def test_what_does_not_compile_is_named_by_layer(tmp_path):
+    error = "XlaRuntimeError: no f64: generator_1/block_1_1/norm_1_1/mul in fusion"
+    python = fake_compiler(tmp_path / "python", {"error": error})
+    machine = chips.from_topology("v5e:1x1")
+    with pytest.raises(ValueError, match=r"v5e:1x1 can't run this step: generator_1/block_1_1/no"):
+        plan.compile_for(b"hlo", machine, python=python, cache=tmp_path)
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_an_environment_without_jax_is_explained(tmp_path, monkeypatch):
+    monkeypatch.delenv("HAMGAN_PLAN_PYTHON", raising=False)
+    with pytest.raises(ValueError, match=r"has no jax and libtpu. .*pip install jax=="):
+        plan.python_of_compiler(folder=tmp_path)
+
+
+def test_sweeps_are_all_combinations():
+    found = tpu_plan.points(["a.rank=8,16", "b.modules=@X,(1, 2)"])
+    assert found == [
+        ("a.rank = 8", "b.modules = @X"),
+        ("a.rank = 8", "b.modules = (1, 2)"),
+        ("a.rank = 16", "b.modules = @X"),
+        ("a.rank = 16", "b.modules = (1, 2)"),
+    ]
+    with pytest.raises(ValueError, match="must be NAME=VALUE"):
+        tpu_plan.points(["rank"])
+
+
+def test_replicas_on_paper_are_summed():
+    lowered = program.lower(small(), replicas=2)
+    # Each trainable variable's gradient, and two moments of each batch norm in three passes.
+    assert lowered.hlo.count(b"all-reduce") > 20
+    assert (lowered.batch_size, lowered.image_size, lowered.discriminator_steps) == (16, 32, 1)
+
+
+def test_a_batch_that_replicas_cannot_share_is_refused():
+    with pytest.raises(ValueError, match="divisible by the number of replicas"):
+        program.lower(small(), replicas=3)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        program.PlannedStrategy(0)
+
+
+@pytest.fixture(scope="module")
+def compiler_python():
+    try:
+        return plan.python_of_compiler(make=os.environ.get("HAMGAN_MAKE_PLAN") == "1")
+    except ValueError as error:
+        pytest.skip(f"HAMGAN_MAKE_PLAN=1 makes it: {error}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:1x1"])
+@pytest.mark.parametrize("case", [*MODULES, *PARTS])
+def test_steps_compile_for_tpus(case, topology, compiler_python, tmp_path):
+    parts = dict(parts=PARTS[case]) if case in PARTS else dict(module=case, parts={})
+    made = plan.make_plan(
+        small(parts.get("module", "none"), **parts["parts"]),
+        chips.from_topology(topology),
+        python=compiler_python,
+        cache=tmp_path,
+    )
+    assert made.compiled["flops"] > 1e6 and made.compiled["bytes"] > 1e6 and made.fits
+    assert (made.compiled["all_reduces"] > 0) == (made.machine.replicas > 1)
+
+
+@pytest.mark.slow
+def test_the_command_prints_a_plan(compiler_python, tmp_path):
+    words = ["scripts/tpu_plan.py", "--gin_file=configs/digits.gin", "--topology=v5e:1x1"]
+    settings = ("WIDTH = 1", "trainer.Trainer.batch_size = 8", "G/context.Hamburger.num_steps = 1")
+    words += [f"--gin_param={setting}" for setting in settings]
+    done = subprocess.run(
+        [sys.executable, *words, f"--cache={tmp_path}"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HAMGAN_PLAN_PYTHON": str(compiler_python), "PYTHONPATH": "."},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "v5e:1x1 (v5litepod-1), 1 replicas, batch 8" in done.stdout
+    assert ": fits" in done.stdout and "ESTIMATE" in done.stdout
