@@ -193,14 +193,13 @@ class Trainer:
         ema_start=0,
         seed=0,
     ):
+        adam = dict(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
         _check(
             regularizers,
             discriminator_steps=discriminator_steps,
             generator_learning_rate=generator_learning_rate,
             discriminator_learning_rate=discriminator_learning_rate,
-            beta_1=beta_1,
-            beta_2=beta_2,
-            epsilon=epsilon,
+            **adam,
             ema_decay=ema_decay,
             ema_start=ema_start,
             seed=seed,
@@ -225,7 +224,6 @@ class Trainer:
                 f"({self._replica_batch_size}: "
                 f"batch_size {batch_size} on {self._replicas} replicas)."
             )
-        adam = dict(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, name="adam")
         with strategy.scope():
             keras.utils.set_random_seed(_seed_of_weights(seed))
             self.generator = generator()
@@ -245,7 +243,9 @@ class Trainer:
     def _optimizer(self, network, rate, adam):
         # A rate that depends on the step is asked for at every step.
         optimizer = SummedAdam(
-            (lambda: rate(tf.convert_to_tensor(self.step))) if callable(rate) else rate, **adam
+            (lambda: rate(tf.convert_to_tensor(self.step))) if callable(rate) else rate,
+            **adam,
+            name="adam",
         )
         optimizer.build(network.trainable_variables)
         return optimizer

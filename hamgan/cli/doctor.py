@@ -77,14 +77,15 @@ def import_project():
     return ok("the project's modules import", value=modules)
 
 
-def main(checkup, common, configuration, distribution, doctor):
+def define_flags(common):
+    """Defines the flags of the command."""
     from absl import flags
+
+    from hamgan.cli import paths
 
     common.define_flags()
     flags.DEFINE_bool("json", False, "Print JSON and nothing else.")
     flags.DEFINE_bool("quick", False, "Read samples of the records instead of all.")
-    from hamgan.cli import paths
-
     paths.define_path(
         "output",
         None,
@@ -108,7 +109,11 @@ def main(checkup, common, configuration, distribution, doctor):
     flags.DEFINE_float(
         "steps_per_second", None, "Of the device, if known: warn when the input can't keep up.", 0.0
     )
-    FLAGS = flags.FLAGS
+    return flags.FLAGS
+
+
+def main(checkup, common, configuration, distribution, doctor):
+    FLAGS = define_flags(common)
 
     def load():
         distribution.cluster_in_words()  # as training will read it
