@@ -84,4 +84,4 @@ format: .venv/installed-test
 	touch $@ .venv/installed
 
 clean:
-	rm -rf .venv .venv-tpu $(DATA_DIR) $(MODEL_DIR)
+	rm -rf .venv .venv-tpu $(DATA_DIR)/digits $(DATA_DIR)/digits_features runs/digits

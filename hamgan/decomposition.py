@@ -255,7 +255,7 @@ def draw_bases_of(decomposition):
 
 def normalize_bases(bases):
     """Bases [..., D, R] with columns of length 1 (columns below 1e-6 are divided by that)."""
-    return tf.math.l2_normalize(bases / _scale(bases, axis=-2), axis=-2, epsilon=EPSILON**2)
+    return tf.math.l2_normalize(bases, axis=-2, epsilon=EPSILON**2)
 
 
 # Non-negative matrix factorisation
@@ -332,18 +332,15 @@ nmf.draw_bases = stateless.uniform
 
 def _squared_length(x):
     """(squares, scale), each [B, N, 1]: the rows' lengths are scale * sqrt(squares)."""
-    scale = _scale(x, axis=2)
-    x = x / scale
     # Not the sum of a square: without XLA that would be one more tensor of the size of x.
-    return tf.einsum("bnd,bnd->bn", x, x)[..., None], scale
+    return tf.einsum("bnd,bnd->bn", x, x)[..., None]  # [B, N, 1]
 
 
 def _soft_means(x, bases, *, temperature):
     """Means of the rows of x, weighted by a softmax of their cosines with bases of length 1."""
     # The length of a row of x scales its logits: a normalised copy of x would be one more tensor of
     # its size.
-    squares, scale = _squared_length(x)
-    inverse_length = tf.math.rsqrt(tf.maximum(squares, EPSILON**2)) / scale
+    inverse_length = tf.math.rsqrt(tf.maximum(_squared_length(x), EPSILON**2))
     coef = tf.nn.softmax(tf.matmul(x, bases) * (inverse_length / temperature), axis=-1)  # [B, N, R]
     total = tf.reduce_sum(coef, axis=1, keepdims=True)  # [B, 1, R]
     # Dividing the small product, [B, D, R], is dividing coef.
@@ -384,8 +381,7 @@ def vq(x, bases, *, num_steps, solve=one_step, temperature=0.01):
     _check_positive("vq", temperature=temperature)
     update = functools.partial(_update_vq, temperature=temperature)
     (bases,) = solve(update, x, (normalize_bases(bases),), num_steps)
-    squares, scale = _squared_length(tf.stop_gradient(x))
-    length = scale * tf.sqrt(squares)
+    length = tf.sqrt(_squared_length(tf.stop_gradient(x)))
     logits = tf.matmul(x, normalize_bases(bases)) * (1 / temperature / (EPSILON + length))
     return Factors(x, bases, tf.nn.softmax(logits, axis=-1))
 

@@ -178,6 +178,7 @@ def test_sweeps_are_all_combinations():
         tpu_plan.points(["rank"])
 
 
+@pytest.mark.slow
 def test_replicas_on_paper_are_summed():
     lowered = program.lower(small(), replicas=2)
     # Each trainable variable's gradient, and two moments of each batch norm in three passes.
