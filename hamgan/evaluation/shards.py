@@ -111,7 +111,7 @@ class Shards:
                     f"{name} has {bad} values that aren't finite in the rows {start} to {end - 1}"
                 )
         if self.folder:
-            held = {**{name: np.asarray(array) for name, array in arrays.items()}}
+            held: dict[str, Any] = {n: np.asarray(array) for n, array in arrays.items()}
             held["about"] = np.array(self._about)
             buffer = io.BytesIO()
             np.savez(buffer, **held, sha256=sha256_of(held))

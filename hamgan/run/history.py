@@ -140,7 +140,7 @@ def key_of(record: Record) -> tuple | None:
     )
 
 
-def _part(record, field, name):
+def _part(record: Record, field: str, name: str) -> Any:
     value = record.get(field)
     return value.get(name) if isinstance(value, dict) else None
 
@@ -224,7 +224,7 @@ class History:
           fingerprint: of the protocol; None: any.
         """
 
-        def is_of_it(record):
+        def is_of_it(record: Record) -> bool:
             known = record.get("checkpoint_digest")
             protocol = _part(record, "protocol", "fingerprint")
             same = known == digest if known and digest else record["step"] == step
