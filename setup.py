@@ -41,6 +41,8 @@ setup(
         "pillow",
         "psutil",
         "scikit-learn",
+        # TensorFlow 2.20 brings it, 2.21 no longer does.
+        "tensorboard",
         "scipy",
         "tqdm",
         # tensorflow-gan imports distutils, which Python 3.12 has only through setuptools;

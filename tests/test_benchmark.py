@@ -39,7 +39,7 @@ def test_macs_of_products_by_hand():
 def test_macs_of_a_convolution_by_hand(size):
     layer = SpectralConv2D(7, size)
     layer.build((2, 5, 6, 4))
-    per_weight_of_the_norm = 3
+    per_weight_of_the_norm = 2  # W^T u and W v
     kernel = size * size * 4 * 7
     expected = 2 * 5 * 6 * kernel + per_weight_of_the_norm * kernel
     assert measure.count_macs(layer, tf.TensorSpec([2, 5, 6, 4])) == expected

@@ -12,7 +12,17 @@ import tensorflow as tf
 from test_features import Network
 
 from hamgan import sampling, tfgan
-from hamgan.evaluation import features, metrics, protocol, reference, runner, scores, shards, watch
+from hamgan.evaluation import (
+    features,
+    metrics,
+    protocol,
+    reference,
+    runner,
+    scores,
+    shards,
+    terminal,
+    watch,
+)
 from hamgan.run import checkpoints, history
 
 
@@ -765,3 +775,27 @@ def test_neighbours_of_samples_are_sought_in_the_training_split(network, generat
     np.testing.assert_allclose(
         [row[0] for row in record["shown"]["distances"]], distances.min(axis=1), rtol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    "counts, told",
+    [
+        ((64, 65, 65), None),
+        ((64, 64, 65), "64 samples are too few for 64 features"),
+        ((2048, 50_000, 3), "3 real images are too few for 2,048 features"),
+        ((2048, 500, 3), "500 samples and 3 real images are too few for 2,048 features"),
+    ],
+)
+def test_fewer_images_than_features_are_a_caution(counts, told):
+    words = runner.too_few(*counts)
+    assert words is None if told is None else words.startswith(told)
+
+
+def test_a_record_of_too_few_samples_carries_the_caution(network, generator, tmp_path):
+    path = save(tmp_path, generator, 3)
+    few = make_evaluator(network, generator, settings=dict(num_samples=12))
+    record = few.evaluate(checkpoint=path, step=3)
+    assert record["caution"].startswith("12 samples are too few for 12 features")
+    assert terminal.line_of(record).endswith("none of other counts.")
+    enough = make_evaluator(network, generator)
+    assert "caution" not in enough.evaluate(checkpoint=path, step=3)

@@ -147,8 +147,8 @@ class Case:
 
 
 def _spectral_norm_macs(inputs, outputs):
-    # W^T u, W v, and W v again where the gradient passes.
-    return 3 * inputs * outputs
+    # W^T u and W v.
+    return 2 * inputs * outputs
 
 
 def _conv_macs(shape, inputs, outputs):

@@ -5,7 +5,7 @@ import dataclasses
 import tensorflow as tf
 
 from hamgan.evaluation import reference, report, runner, selftest, terminal, watch
-from hamgan.run import checkpoints, records
+from hamgan.run import checkpoints, history, records
 from hamgan.run.folder import Folder
 from hamgan.run.log import Log
 
@@ -97,7 +97,11 @@ def evaluate(
     if paths:
         # The generator has the weights of the last one.
         evaluator.compare_with_training(model_dir, step=checkpoints.step_in(paths[-1]))
-    print(terminal.table(records.read(metrics) if tf.io.gfile.exists(metrics) else []))
+    print(
+        terminal.table(
+            history.surviving(records.read(metrics) if tf.io.gfile.exists(metrics) else [])
+        )
+    )
     print(f"Report: {report.write_report(model_dir)}")
 
 

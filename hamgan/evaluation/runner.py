@@ -404,7 +404,11 @@ class Evaluator:
         if self._share.index:
             return None
         generated.wait(self._share)
-        return scores(real, generated, self.protocol)
+        found = scores(real, generated, self.protocol)
+        num_features = real.features.shape[1]
+        if words := too_few(num_features, self.protocol.num_samples, len(real.features)):
+            found["caution"] = words
+        return found
 
     def compare_with_training(
         self, model_dir: str, *, step: int, num_samples: int = 1000, num_training: int = 50_000
@@ -545,6 +549,19 @@ def _describes(record: history.Record, about: dict[str, Any]) -> bool:
         and record["generator"]["digest"] == about["generator"]
         and record["reference"]["content"] == about["content"]
         and record["measures"] == about.get("measures", record["measures"])
+    )
+
+
+def too_few(num_features: int, num_samples: int, num_real: int) -> str | None:
+    """What to beware of where a covariance has no full rank, as a sentence; None: nothing."""
+    counts = {"samples": num_samples, "real images": num_real}
+    few = [f"{count:,} {what}" for what, count in counts.items() if count <= num_features]
+    if not few:
+        return None
+    return (
+        f"{' and '.join(few)} are too few for {num_features:,} features: the covariance is "
+        "rank-deficient, and this FID depends on their number. Compare it with none of other "
+        "counts."
     )
 
 

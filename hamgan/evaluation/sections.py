@@ -80,7 +80,8 @@ def headline(train: list[Record], evaluations: list[Record], aggregates: list[Re
             if score is HEADLINE and best is not None:
                 at_best = f"step {markup.number(best['step'])}"
                 card(f"{score.title}, best", markup.number(best[score.name]), at_best)
-        below = _measured_with(last, best)
+        below = markup.missing(last["caution"]) if last.get("caution") else ""
+        below += _measured_with(last, best)
     rates = [
         r["images_per_second"]
         for r in train[-_RATE_RECORDS:]

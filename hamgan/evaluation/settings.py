@@ -5,6 +5,10 @@ import hashlib
 import json
 from typing import Any
 
+import keras
+
+from hamgan.layers import layers_of
+
 # What a layer is called decides nothing, and Keras numbers the layers of a process.
 _ASIDE = ("name", "build_config", "registered_name")
 
@@ -16,7 +20,7 @@ def settings_of(model) -> list[Any]:
     """
     return [
         [type(layer).__name__, _plain(_config_of(layer))]
-        for layer in model._flatten_layers()  # there is no public function for layers of layers
+        for layer in (model, *layers_of(model, keras.layers.Layer))
     ]
 
 

@@ -90,4 +90,5 @@ def line_of(record: Record) -> str:
         f"{record['checkpoint']}: {numbers}  ({record['protocol']['name']}, "
         f"{record['num_samples']:,} samples, {of}, {real['count']:,} images of "
         f"{real['dataset']} {real['split']})"
+        + (f"\nCAUTION: {record['caution']}" if record.get("caution") else "")
     )
