@@ -7,26 +7,45 @@ import functools
 import io
 import os
 import re
+import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 from tensorflow_datasets.core import hashing
 
 from hamgan import data
 from hamgan.data import prepared
 
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".webp", ".avif", ".bmp")
+SUFFIXES += (".gif", ".tif", ".tiff")
+
+# What is opened, whatever a file is called: a PostScript file would start Ghostscript.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF")
+# Width times height; decoding takes some 10 bytes for each.
+MAX_PIXELS = 150_000_000
 
 _SPLITS = {
     "train": "train",
+    "training": "train",
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
+    "dev": "validation",
     "test": "test",
+    "testing": "test",
+}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
 
 
@@ -40,6 +59,7 @@ class Stored(NamedTuple):
     size: int = -1
 
     def read(self) -> bytes:
+        _check_file(self.path)
         with tf.io.gfile.GFile(self.path, "rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
@@ -118,18 +138,7 @@ class Tree:
         if not tf.io.gfile.isdir(root):
             raise ValueError(f"image_dir ({root}) must be a folder; it isn't there.")
         images, folders = self._list(root)
-        if folders and not images and set(folders) <= set(_SPLITS) and "train" in folders:
-            # Train first: the other splits have its classes.
-            below = {
-                _SPLITS[name]: os.path.join(root, name)
-                for name in sorted(folders, key=lambda n: n != "train")
-            }
-            if len(below) < len(folders):
-                raise ValueError(
-                    f"image_dir ({root}) must have one validation folder; it has {sorted(folders)}."
-                )
-        else:
-            below = {"train": root}
+        below = {"train": root} if images else self._splits_of(root, folders)
         class_names, splits = None, {}
         for split, folder in below.items():
             found = self._list_classes(folder)
@@ -150,6 +159,27 @@ class Tree:
                 salt=split,
             )
         return class_names, splits
+
+    def _splits_of(self, root: str, folders: list[str]) -> dict[str, str]:
+        """{split: folder}, train first, since the other splits have its classes."""
+        splits = {name: _SPLITS[name.lower()] for name in folders if name.lower() in _SPLITS}
+        if not splits:
+            return {"train": root}
+        if len(splits) < len(folders) or "train" not in splits.values():
+            others = sorted(set(folders) - set(splits))
+            raise ValueError(
+                f"image_dir ({root}) must hold folders of splits, train among them, or of classes: "
+                f"{_some(sorted(splits))} are called as splits are"
+                + (f", {_some(others)} not. " if others else ", and none is train. ")
+                + "Move what isn't a split away, or rename folders that are classes."
+            )
+        if len(set(splits.values())) < len(splits):
+            raise ValueError(
+                f"image_dir ({root}) must have one folder of each split (one validation folder); "
+                f"it has {sorted(folders)}."
+            )
+        order = sorted(folders, key=lambda name: splits[name] != "train")
+        return {splits[name]: os.path.join(root, name) for name in order}
 
     def _list_classes(self, folder: str) -> dict[str, list[str]]:
         """{class: paths of its images}."""
@@ -177,8 +207,19 @@ class Tree:
             )
         empty = sorted(name for name, images in classes.items() if not images)
         if empty:
+            passed = sorted(
+                path[len(folder) + 1 :]
+                for path in self.ignored
+                if os.path.dirname(path) in {os.path.join(folder, name) for name in empty}
+            )
             raise ValueError(
                 f"Each class folder in {folder} must hold images; there are none in {_some(empty)}."
+                + (
+                    f" Passed over by their suffixes: {_some(passed)}; known are "
+                    f"{', '.join(SUFFIXES)}. (HEIC photographs must be converted, to JPEG say.)"
+                    if passed
+                    else ""
+                )
             )
         if not classes:
             raise ValueError(
@@ -199,10 +240,10 @@ class Tree:
             path = os.path.join(folder, name)
             if name.startswith("."):
                 continue
-            if name.lower().endswith(SUFFIXES):
-                images.append(name)
-            elif name.endswith("/") or tf.io.gfile.isdir(path):  # buckets list folders with a slash
+            if name.endswith("/") or tf.io.gfile.isdir(path):  # buckets list folders with a slash
                 folders.append(name.rstrip("/"))
+            elif name.lower().endswith(SUFFIXES):
+                images.append(name)
             else:
                 self.ignored.add(path)
         return images, folders
@@ -308,26 +349,101 @@ def decode_photo(encoded: bytes, size: int) -> np.ndarray:
 
 
 def photo_pixels(encoded: bytes) -> np.ndarray:
-    """Any image as a viewer shows it, uint8 [h, w, 1 or 3]: what Pillow reads, turned as its EXIF
-    data says.
+    """Any image as a viewer shows it, uint8 [h, w, 1 or 3], turned as its EXIF orientation says.
 
-    Transparent pixels are put on white. 16 bits are scaled to 8. CMYK is converted without its
-    colour profile. Of an animation the first picture is taken.
+    Transparent pixels are put on white. 16 bits are scaled to 8. Colours are converted to sRGB by
+    the image's own profile where it has one. Of an animation the first picture is taken.
+
+    Raises:
+      ValueError: the bytes are of no format in FORMATS; more than MAX_PIXELS; samples without a
+        fixed white (32 bits, floating point, signed).
     """
     try:
-        opened = Image.open(io.BytesIO(encoded))
+        opened = Image.open(io.BytesIO(encoded), formats=[f for f in FORMATS if f in _known()])
     except UnidentifiedImageError as error:
-        raise ValueError("Pillow knows no such image format") from error
+        raise ValueError(f"it is none of {', '.join(FORMATS)}, by its content") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"it has more than {MAX_PIXELS:,} pixels ({error})") from error
     with opened as image:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion cuts off above 255
-            grey = np.asarray(image).astype(np.float64)
-            return np.clip(np.rint(grey / 257), 0, 255).astype(np.uint8)[..., np.newaxis]
-        if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-        return np.asarray(image.convert("RGB"))
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"it has {width} x {height} pixels, more than {MAX_PIXELS:,}")
+        orientation = _orientation(image)
+        if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+            kind = "floating-point" if image.mode == "F" else "integer"
+            raise ValueError(f"32-bit {kind} samples: convert it to 8 or 16 bits")
+        if image.mode.startswith("I"):
+            image = _of_16_bits(image)
+        else:
+            image = _in_srgb(image, encoded)
+        if orientation in _TURNS:
+            image = image.transpose(_TURNS[orientation])
+        pixels = np.asarray(image)
+        return pixels if pixels.ndim == 3 else pixels[..., np.newaxis]
+
+
+def _known():
+    Image.init()
+    return Image.OPEN
+
+
+def _orientation(image):
+    """Of the EXIF data; an entry that can't be read counts as none, and no other entry matters."""
+    try:
+        return image.getexif().get(0x112)
+    except Exception:  # whatever Pillow's parser stumbles over
+        return None
+
+
+def _of_16_bits(image):
+    """A grey image of 16 bits in 8: `L`."""
+    grey = np.asarray(image).astype(np.float64)
+    transparent = image.info.get("transparency")
+    white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0
+    values = np.clip(np.rint((65535 - grey if white_is_zero else grey) / 257), 0, 255)
+    if isinstance(transparent, int):
+        values = np.where(grey == transparent, 255, values)
+    return Image.fromarray(values.astype(np.uint8))
+
+
+def _in_srgb(image, encoded):
+    """An image of 8 bits or less as `RGB`, transparent pixels on white."""
+    transparent = image.info.get("transparency")
+    if image.format == "PNG" and image.mode in ("1", "L") and isinstance(transparent, int):
+        # Pillow stretches samples of 1, 2 and 4 bits to 8, and leaves this value as it is stored.
+        image = image.convert("L")
+        image.info["transparency"] = transparent * 255 // (2 ** min(encoded[24], 8) - 1)
+    profile = image.info.get("icc_profile")
+    alpha = None
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+        image = image.convert("RGB")
+    image = _by_profile(image, profile) if profile else image
+    image = image.convert("RGB")
+    if alpha is None:
+        return image
+    return Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
+
+
+def _by_profile(image, profile):
+    """An image in sRGB; as it is where its profile can't be used."""
+    if image.mode not in ("RGB", "L", "CMYK"):
+        image = image.convert("RGB")
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(source).lower():
+            return image
+        target = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+        return image
+
+
+def _check_file(path: str) -> None:
+    """ValueError for a local path that has no end, or that opening would wait for."""
+    if "://" not in path and os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("it is no file but a pipe, socket or device")
 
 
 def _to_square(pixels: tf.Tensor, size: int) -> tf.Tensor:

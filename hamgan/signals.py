@@ -27,8 +27,8 @@ class Interruption:
         # Python allows signal handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT):
-                # What a process was started to ignore (nohup) stays ignored.
-                if signal.getsignal(number) is signal.SIG_IGN:
+                # A process that was started to outlive its terminal (nohup) does.
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
                     continue
                 self._handlers[number] = signal.signal(number, self._ask)
         return self

@@ -39,6 +39,12 @@ def test_closed_streams_and_pipes_change_nothing(tmp_path, redirection):
     assert "Exception" not in result.stderr
 
 
+def with_signals():
+    """In the child: signals as a terminal has them, whatever these tests were started with."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 WAITING = """
 import sys, time
 from hamgan import signals
@@ -53,7 +59,11 @@ print("saved", interruption.signal, flush=True)
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGQUIT", "SIGINT"])
 def test_signals_that_end_a_process_are_a_wish_to_stop(name):
     process = subprocess.Popen(
-        [sys.executable, "-c", WAITING], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", WAITING],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=with_signals,
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(getattr(signal, name))
@@ -64,7 +74,9 @@ def test_signals_that_end_a_process_are_a_wish_to_stop(name):
 def test_a_terminal_that_is_gone_does_not_keep_a_run_from_saving(tmp_path):
     words = tmp_path / "words"
     process = subprocess.Popen(
-        ["bash", "-c", f"exec {sys.executable} -c '{WAITING}' >{words} 2>&-"], cwd=ROOT
+        ["bash", "-c", f"exec {sys.executable} -c '{WAITING}' >{words} 2>&-"],
+        cwd=ROOT,
+        preexec_fn=with_signals,
     )
     deadline = time.monotonic() + 60
     while not words.exists() or "ready" not in words.read_text():
