@@ -11,6 +11,8 @@ from hamgan.run.folder import Folder
 def build(experiment, *, strategy, data_dir):
     """(trainer, data set) of an experiment; networks are made in the strategy's scope."""
     dataset = experiment.dataset(data_dir=data_dir)
+    if hasattr(dataset, "check_files"):  # a data set of one's own may have no files
+        dataset.check_files()
     trainer = experiment.trainer(
         strategy=strategy, generator=experiment.generator, discriminator=experiment.discriminator
     )

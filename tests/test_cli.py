@@ -323,10 +323,9 @@ def test_name_of_a_published_protocol_cannot_be_worn_by_other_values(load, tmp_p
     )
     with pytest.raises(ValueError, match=f"the name '{name}' means .*num_samples"):
         load(f"--gin_file={tmp_path / 'mine.gin'}")
-    (tmp_path / "config.gin").write_text(
-        "from __gin__ import dynamic_registration\n"
-        f"from hamgan.evaluation import protocol\n{bindings}\n"
-    )
+    load("--gin_file=configs/digits.gin")
+    text = configuration.resolved_configuration(str(tmp_path))
+    (tmp_path / "config.gin").write_text(f"{text}\n{bindings}\n")
     with pytest.raises(ValueError, match=f"the name '{name}' means .*num_samples"):
         load()
     # As the shipped file has it, gin's wrappers of its parts too.

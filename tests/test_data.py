@@ -681,8 +681,12 @@ def test_a_missing_file_is_named_before_anything_is_read(photos, packed_dir, tmp
     folder = shutil.copytree(packed_dir, tmp_path / "copy")
     path = min((folder / "made" / "1.0.0").glob("*train*"))
     path.unlink()
+    dataset = data.ImageDataset(
+        name="made", num_classes=len(photos), image_size=16, data_dir=folder
+    )
     with pytest.raises(ValueError, match=rf"made/1.0.0 is incomplete: .*{path.name} is missing"):
-        data.ImageDataset(name="made", num_classes=len(photos), image_size=16, data_dir=folder)
+        dataset.check_files()
+    dataset.check_files("validation")
 
 
 def test_python_exits_while_something_is_read(photos, packed_dir):

@@ -238,7 +238,11 @@ def test_evaluate_scores_the_checkpoint_that_is_named(finished, data_dir):
 
 def test_evaluation_repeats_what_training_measured(finished, data_dir):
     model_dir, _ = finished
-    (kept,) = (model_dir / "evaluation").rglob("ckpt-40-*-seed0.json")
+    (kept,) = [
+        path
+        for path in (model_dir / "evaluation").rglob("*-seed0-*.json")
+        if records.read(path)[-1]["step"] == 40
+    ]
     in_training = json.loads(kept.read_text())
     kept.unlink()
     run(command("train.py", model_dir, data_dir, "--mode=evaluate"))

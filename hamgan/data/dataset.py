@@ -135,6 +135,15 @@ class ImageDataset:
             num_classes=num_classes,
         )
 
+    def check_files(self, *splits: str) -> None:
+        """Asks whether the files of splits are there; none: of training and of reference.
+
+        Raises:
+          ValueError: one isn't; it is named.
+        """
+        for split in splits or (self.train_split, self.reference_split):
+            prepared.check_there(self._info, self._files_of(split)["path"].tolist())
+
     def num_examples(self, split: str) -> int:
         """How many examples a split holds.
 

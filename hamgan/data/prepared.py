@@ -120,7 +120,8 @@ def find_features(info: tfds.core.DatasetInfo) -> tuple[str, str]:
     return image, label
 
 
-def _check_there(info: tfds.core.DatasetInfo, paths: list[str]) -> None:
+def check_there(info: tfds.core.DatasetInfo, paths: list[str]) -> None:
+    """Raises: ValueError: one of a data set's files isn't there; it is named."""
     # One listing a folder: asking for each file of a bucket takes minutes.
     folders = {os.path.dirname(path) for path in paths}
     there = {
@@ -147,7 +148,6 @@ def list_files(info: tfds.core.DatasetInfo, split: str) -> dict[str, np.ndarray]
     parts = [part for part in parts if part.take]
     if not parts:
         raise ValueError(f"split ({split!r}) of {info.name} must have examples; it has none.")
-    _check_there(info, [os.fspath(part.filename) for part in parts])
     take = np.array([part.take for part in parts], np.int64)
     return {
         "path": np.array([os.fspath(part.filename) for part in parts]),

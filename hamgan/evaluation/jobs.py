@@ -54,6 +54,8 @@ def evaluate(
       share, keep_features, changed: as in `runner.Evaluator`.
     """
     dataset = experiment.dataset(data_dir=data_dir)
+    if hasattr(dataset, "check_files"):
+        dataset.check_files()
     with strategy.scope():
         generator = experiment.generator()
     evaluator = runner.Evaluator(

@@ -32,7 +32,8 @@ def digest_of(model) -> str:
 
 def _config_of(layer):
     try:
-        return layer.get_config()
+        # The policy by its name, which is a setting; names of layers aren't.
+        return {**layer.get_config(), "dtype": layer.dtype_policy.name}
     except NotImplementedError:  # a network of one's own that tells nothing but its layers
         return {"dtype": layer.dtype_policy.name}
 

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -235,9 +236,13 @@ def writing(model_dir: str, *, take_over: bool = False) -> Iterator[Lock]:
     if whole in _held:
         yield _held[whole]
         return
+    is_new = "://" not in whole and not os.path.exists(whole)
     lock = _held[whole] = _acquire(model_dir, take_over)
     try:
         yield lock
     finally:
         del _held[whole]
         lock.release()
+        # What failed before it began leaves no folder behind.
+        if is_new and os.listdir(whole) == [os.path.basename(Folder(whole).lock)]:
+            shutil.rmtree(whole)
