@@ -236,13 +236,15 @@ def test_evaluate_scores_the_checkpoint_that_is_named(finished, data_dir):
     assert f"FID {record['fid']:.3f}" in output
 
 
+def kept_evaluations(model_dir, step):
+    """The files of finished evaluations of a step."""
+    paths = (model_dir / "evaluation").rglob("*-seed*.json")
+    return [path for path in paths if json.loads(path.read_text())["step"] == step]
+
+
 def test_evaluation_repeats_what_training_measured(finished, data_dir):
     model_dir, _ = finished
-    (kept,) = [
-        path
-        for path in (model_dir / "evaluation").rglob("*-seed0-*.json")
-        if records.read(path)[-1]["step"] == 40
-    ]
+    (kept,) = kept_evaluations(model_dir, 40)
     in_training = json.loads(kept.read_text())
     kept.unlink()
     run(command("train.py", model_dir, data_dir, "--mode=evaluate"))
@@ -266,12 +268,12 @@ def test_killed_evaluation_goes_on_where_it_was(finished, data_dir, tmp_path):
     process = subprocess.Popen(
         evaluating, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    while not (kept := list((model_dir / "evaluation").rglob("ckpt-30-*/*.npz"))):
+    while not (kept := list((model_dir / "evaluation").rglob("*-seed0-*/*.npz"))):
         assert process.poll() is None, "the evaluation ended before it could be killed"
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not list((model_dir / "evaluation").rglob("ckpt-30-*.json"))
+    assert not kept_evaluations(model_dir, 30)
     stamps = {path: path.stat().st_mtime_ns for path in kept}
     run(evaluating)
     assert {path: path.stat().st_mtime_ns for path in kept} == stamps
