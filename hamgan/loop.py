@@ -242,7 +242,10 @@ class _Run:
         # Of a run that goes on too: it may have ended between a checkpoint and its evaluation.
         self.sample_and_evaluate()
         while not self.is_to_stop() and self.step < self.schedule.num_steps:
-            if self.train_until_something_is_due():
+            num_steps = self.begin_call()
+            start = time.monotonic()
+            metrics = self.trainer.train_steps(self.batches, num_steps)
+            if self.end_call(metrics, num_steps, time.monotonic() - start):
                 # What is evaluated is saved first: a record names a checkpoint that exists.
                 if self.is_due(self.schedule.save_every) or (
                     self.evaluator and self.is_due(self.schedule.evaluate_every)
@@ -334,15 +337,17 @@ class _Run:
                 message=f"{error}\nTraining goes on; the last good one is {self.path}.",
             )
 
-    def train_until_something_is_due(self):
-        """One host call; returns whether training is further than before (and not rolled back)."""
+    def begin_call(self):
+        """How many steps the next host call takes."""
         if self.batches is None:
             self.batches = watching.TimedBatches.of(self.trainer.batches(self.dataset))
         self.profile.follow(self.step)
-        num_steps = self.schedule.steps_until_due(self.step, self.profile.steps)
-        start = time.monotonic()
-        metrics = self.trainer.train_steps(self.batches, num_steps)
-        seconds = time.monotonic() - start
+        return self.schedule.steps_until_due(self.step, self.profile.steps)
+
+    def end_call(self, metrics, num_steps, seconds):
+        """After a host call; returns whether training is further than before (and not rolled
+        back).
+        """
         self.step += num_steps
         self.profile.follow(self.step)
         first_bad_step = int(metrics.pop("first_bad_step"))

@@ -237,7 +237,7 @@ class Trainer:
             )
             self.ema = None if ema_decay is None else self._copy_of_generator(generator)
         _check_weights(fake_labels, self.generator.num_classes)
-        self._step = self._training_step()
+        self.step_of_replica = self._training_step()
         self._values, self._at_start, self._sigmas = (Packing() for _ in range(3))
 
     def _optimizer(self, network, rate, adam):
@@ -388,7 +388,7 @@ class Trainer:
             reals = [next(batches) for _ in range(self.discriminator_steps)]
             args = (reals, tf.identity(self.step), tf.identity(self.rollbacks))
             # One vector, so that replicas are summed once.
-            values = self.strategy.run(lambda *a: self._values.pack(self._step(*a)), args=args)
+            values = self.strategy.run(lambda *a: self._values.pack(self.step_of_replica(*a)), args=args)
             total = self.strategy.reduce("sum", values, axis=None)
             self.step.assign_add(1)
             index = guard.first_bad(tf.gather(total, list(self._checked())))

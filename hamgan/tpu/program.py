@@ -98,7 +98,7 @@ def lower(experiment, *, replicas, batch_size=None):
             {"image": image, "label": label}
             for image, label in zip(batches[::2], batches[1::2], strict=True)
         ]
-        values = trainer.strategy.run(trainer._step, args=(reals, number, rollbacks))
+        values = trainer.strategy.run(trainer.step_of_replica, args=(reals, number, rollbacks))
         return tf.stack(list(values.values()))
 
     try:
