@@ -388,7 +388,9 @@ class Trainer:
             reals = [next(batches) for _ in range(self.discriminator_steps)]
             args = (reals, tf.identity(self.step), tf.identity(self.rollbacks))
             # One vector, so that replicas are summed once.
-            values = self.strategy.run(lambda *a: self._values.pack(self.step_of_replica(*a)), args=args)
+            values = self.strategy.run(
+                lambda *a: self._values.pack(self.step_of_replica(*a)), args=args
+            )
             total = self.strategy.reduce("sum", values, axis=None)
             self.step.assign_add(1)
             index = guard.first_bad(tf.gather(total, list(self._checked())))
