@@ -4,12 +4,14 @@ import os
 import re
 import sys
 
-import tensorflow as tf
 from absl import app, flags, logging
 
-from hamgan import distribution
-from hamgan.cli import paths
-from hamgan.run import checkpoints
+from hamgan import choices
+from hamgan.cli import lazily, paths
+
+with lazily.imports():
+    from hamgan import distribution
+    from hamgan.run import checkpoints
 
 FLAGS = flags.FLAGS
 
@@ -49,7 +51,7 @@ def define_flags(*, model_dir_required=True):
     flags.DEFINE_enum(
         "accelerator",
         "auto",
-        distribution.ACCELERATORS,
+        choices.ACCELERATORS,
         "What to compute on. With several hosts in the environment variable TF_CONFIG: on all of "
         "them.",
     )
@@ -69,6 +71,10 @@ def run(main):
     def guarded(argv):
         if len(argv) > 1:
             raise app.UsageError(f"Arguments without a flag name: {argv[1:]}. Write --name=value.")
+        # Not before: wrong flags are told at once.
+        import tensorflow as tf
+
+        lazily.load()
         # TensorFlow's notes on saved models and graph passes say nothing to a user.
         tf.get_logger().setLevel("ERROR")
         if not FLAGS["verbosity"].present:
