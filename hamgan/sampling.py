@@ -143,7 +143,7 @@ class Sampler:
         )
         if self._truncation is not None:
             keys_of_noise = stateless.example_keys(stateless.fold(parent, stateless.NOISE), indices)
-            z = _truncated_normal([self.generator.latent_dim], keys_of_noise, self._truncation)
+            z = truncated_normal([self.generator.latent_dim], keys_of_noise, self._truncation)
         if self._psi != 1:
             z = self._psi * z
         if self._labels is not None:
@@ -306,12 +306,19 @@ def _filled(rows, count):
     return np.concatenate([rows, np.repeat(rows[-1:], count - len(rows), axis=0)])
 
 
-def _truncated_normal(shape, keys, bound):
-    """N(0, 1) within [-bound, bound], float32 [B, *shape]; row i is a function of keys[i] alone."""
+def truncated_normal(shape, keys, bound):
+    """N(0, 1) within [-bound, bound], float32 [B, *shape]; row i is a function of keys[i] alone.
+
+    Args:
+      bound: number, or float32 scalar tensor.
+    """
     # The distribution function turned round; half a step of the uniform numbers, so that none is at
     # an end.
     u = stateless.uniform(shape, keys) + 2**-25
-    return math.sqrt(2) * tf.math.erfinv((2 * u - 1) * math.erf(bound / math.sqrt(2)))
+    share = (
+        tf.math.erf(bound / math.sqrt(2)) if tf.is_tensor(bound) else math.erf(bound / math.sqrt(2))
+    )
+    return math.sqrt(2) * tf.math.erfinv((2 * u - 1) * share)
 
 
 class MovingAverages:
@@ -430,6 +437,19 @@ class StandingStatistics:
         return tf.nest.map_structure(
             lambda value: self._sampler.strategy.experimental_local_results(value)[0], moments
         )
+
+
+def batch_norm_named(name, sampler, *, progress=True):
+    """Where a sampler's batch norm has its moments from, by one of `choices.BATCH_NORMS`.
+
+    Standing statistics are of batches that any number of replicas can share.
+    """
+    if name == "standing_statistics":
+        replicas = sampler.strategy.num_replicas_in_sync
+        found = StandingStatistics(sampler, batch_size=-(-256 // replicas) * replicas)
+        found.progress = progress
+        return found
+    return {"moving_averages": MovingAverages, "batch": BatchStatistics}[name](sampler)
 
 
 _FIRST = tf.VariableAggregation.ONLY_FIRST_REPLICA

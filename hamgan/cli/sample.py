@@ -29,7 +29,6 @@ with lazily.imports():
     from hamgan.cli import configuration, sampled
 
 FLAGS = flags.FLAGS
-BATCH_NORMS = ("moving_averages", "standing_statistics", "batch")
 # What `main` hands over, beside the configuration.
 _NAMES = (
     "model_dir data_dir checkpoint classes per_class seeds count seed weights batch_norm "
@@ -75,7 +74,7 @@ def define_choice_flags():
     flags.DEFINE_enum(
         "batch_norm",
         None,
-        BATCH_NORMS,
+        choices.BATCH_NORMS,
         "Moments of batch norm: of training, of some batches that these weights generate, or of "
         "each batch of samples. "
         "Default: standing_statistics with --weights=ema, since training's belong to the other "

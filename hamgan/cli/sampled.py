@@ -111,21 +111,6 @@ def _numbers(name, texts):
         raise ValueError(f"--{name} must be numbers, got {','.join(texts)!r}.") from None
 
 
-def standing_statistics(sampler):
-    """Standing statistics of batches that any number of replicas can share."""
-    replicas = sampler.strategy.num_replicas_in_sync
-    found = sampling.StandingStatistics(sampler, batch_size=-(-256 // replicas) * replicas)
-    found.progress = True
-    return found
-
-
-_BATCH_NORMS = {
-    "moving_averages": sampling.MovingAverages,
-    "standing_statistics": standing_statistics,
-    "batch": sampling.BatchStatistics,
-}
-
-
 class Drawing:
     """A request, with the generator that it is asked of.
 
@@ -176,8 +161,7 @@ class Drawing:
     @functools.cached_property
     def batch_norm(self):
         """Where batch norm has its moments from, by the flag's names."""
-        averaged = self.request.weights == "ema"
-        return self.request.batch_norm or ("standing_statistics" if averaged else "moving_averages")
+        return self.request.batch_norm or choices.BATCH_NORM_OF[self.request.weights]
 
     def sampler(self, truncation, psi):
         """A sampler of this request."""
@@ -193,7 +177,8 @@ class Drawing:
 
     def applied(self, sampler):
         """The context within which the sampler has the moments asked for."""
-        return _BATCH_NORMS[self.batch_norm](sampler).applied(tf.constant(self.request.seed))
+        batch_norm = sampling.batch_norm_named(self.batch_norm, sampler)
+        return batch_norm.applied(tf.constant(self.request.seed))
 
     def about(self, truncation, psi):
         """What decides an image beside class and seed, for records."""
