@@ -30,7 +30,7 @@ setup(
         "keras>=3.10,<3.16",
         "absl-py",
         # Dynamic registration works with Keras 3 from 0.5.0 on.
-        # hamgan/cli/configuration.py reads what gin has parsed, by names that aren't public.
+        # hamgan/cli/configuration/lookup.py reads what gin has parsed, by names that aren't public.
         "gin-config>=0.5.0,<0.6",
         # tensorflow-datasets imports it without asking for it.
         "importlib_resources",

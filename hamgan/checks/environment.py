@@ -189,6 +189,19 @@ class Report:
         print(f"skip  {what}", flush=True)
 
 
+def _why_ended(child):
+    lines = child.stderr.strip().splitlines()
+    telling = [
+        line for line in lines if "Error" in line or "not available in this library" in line
+    ] or lines
+    how = (
+        f"ended by signal {-child.returncode}"
+        if child.returncode < 0
+        else f"exit status {child.returncode}"
+    )
+    return f"{how}: {telling[-1] if telling else 'no message'}"
+
+
 def _check_devices(report, *, tpu, install):
     """TensorFlow and its devices, from a child process: an unsuitable libtpu aborts the process
     that loads it.
@@ -210,18 +223,7 @@ def _check_devices(report, *, tpu, install):
             "when this machine has no TPU",
         )
     if child.returncode or _MARK not in child.stdout:
-        lines = child.stderr.strip().splitlines()
-        telling = [
-            line for line in lines if "Error" in line or "not available in this library" in line
-        ] or lines
-        how = (
-            f"ended by signal {-child.returncode}"
-            if child.returncode < 0
-            else f"exit status {child.returncode}"
-        )
-        return report.check(
-            "import tensorflow", f"{how}: {telling[-1] if telling else 'no message'}", install
-        )
+        return report.check("import tensorflow", _why_ended(child), install)
     version, devices, schemes = json.loads(child.stdout.rpartition(_MARK)[2])
     report.check("import tensorflow", None, install)
     other = not version.startswith(TENSORFLOW_VERSION + ".")

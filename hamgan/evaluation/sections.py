@@ -209,6 +209,30 @@ def quality(evaluations: list[Record]) -> str:
     )
 
 
+def _curves(train, keys):
+    prefix = os.path.commonprefix(keys) if len(keys) > 1 else ""
+    prefix = prefix[: prefix.rfind("/") + 1]
+    return [
+        charts.Curve(
+            key.removeprefix(prefix).replace("_", " "),
+            charts.condense(summary.points(train, key)),
+            colour,
+        )
+        for key, colour in zip(keys, itertools.cycle(charts.LINE_COLOURS), strict=False)
+    ]
+
+
+def _group_chart(train, group, keys):
+    if len(keys) <= len(charts.LINE_COLOURS):
+        title = group if len(keys) > 1 else keys[0]
+        return charts.chart(markup.name(title), _curves(train, keys))
+    # Of every layer, say: what lies between the smallest and the largest.
+    points = summary.spread([summary.points(train, key) for key in keys])
+    curve = charts.Curve("", charts.condense(points), charts.LINE_COLOURS[0])
+    title = f"{markup.name(group)}: mean of {len(keys)}, smallest to largest"
+    return charts.chart(title, [curve])
+
+
 def training(train: list[Record]) -> str:
     if not train:
         return markup.missing("No training step has been recorded yet.")
@@ -223,21 +247,9 @@ def training(train: list[Record]) -> str:
     ]
     rest = [key for key in keys if key not in losses and key not in outputs]
 
-    def curves(chosen):
-        prefix = os.path.commonprefix(chosen) if len(chosen) > 1 else ""
-        prefix = prefix[: prefix.rfind("/") + 1]
-        return [
-            charts.Curve(
-                key.removeprefix(prefix).replace("_", " "),
-                charts.condense(summary.points(train, key)),
-                colour,
-            )
-            for key, colour in zip(chosen, itertools.cycle(charts.LINE_COLOURS), strict=False)
-        ]
-
     drawings = [
-        charts.chart("Losses", curves(losses)),
-        charts.chart("Discriminator outputs", curves(outputs)),
+        charts.chart("Losses", _curves(train, losses)),
+        charts.chart("Discriminator outputs", _curves(train, outputs)),
     ]
     constants = []
     groups = collections.defaultdict(list)
@@ -248,22 +260,7 @@ def training(train: list[Record]) -> str:
             constants.append(f"{markup.name(key)} {markup.number(values.pop())}")
         else:
             groups[key.rpartition("/")[0] or key].append(key)
-    for group, keys in groups.items():
-        if len(keys) > len(charts.LINE_COLOURS):
-            # Of every layer, say: what lies between the smallest and the largest.
-            curve = charts.Curve(
-                "",
-                charts.condense(summary.spread([summary.points(train, key) for key in keys])),
-                charts.LINE_COLOURS[0],
-            )
-            drawings.append(
-                charts.chart(
-                    f"{markup.name(group)}: mean of {len(keys)}, smallest to largest", [curve]
-                )
-            )
-        else:
-            title = group if len(keys) > 1 else keys[0]
-            drawings.append(charts.chart(markup.name(title), curves(keys)))
+    drawings += [_group_chart(train, group, keys) for group, keys in groups.items()]
     note = (
         f'<p class="note">Constant: {markup.escape(", ".join(constants))}.</p>' if constants else ""
     )
