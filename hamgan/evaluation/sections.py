@@ -34,8 +34,8 @@ def subtitle(model_dir: str, all_records: list[Record]) -> str:
 
 def _card_of_repeats(score, of, at_last):
     # The mean of repeats is the result, the best of them is luck.
-    parts = (("std", "±"), ("min", "min"))
-    details = [f"{name} {markup.number(of[part])}" for part, name in parts if part in of]
+    parts = (("std", "± {} (std)"), ("min", "min {}"))
+    details = [words.format(markup.number(of[part])) for part, words in parts if part in of]
     title = f"{score.title}, mean of {len(of.get('values', []))}"
     return title, markup.number(of["mean"]), ", ".join([*details, at_last])
 
@@ -43,7 +43,7 @@ def _card_of_repeats(score, of, at_last):
 def _card_of_last(score, last, first, at_last):
     details = [at_last]
     if is_number(last.get(score.error)):
-        details.insert(0, f"± {markup.number(last[score.error])}")
+        details.insert(0, f"± {markup.number(last[score.error])} (standard error)")
     elif interval_of := summary.interval(last, score.name):
         details.insert(0, markup.interval_text(interval_of))
     title = score.title
@@ -72,16 +72,20 @@ def headline(train: list[Record], evaluations: list[Record], aggregates: list[Re
         at_last = f"step {markup.number(last['step'])}"
         aggregate = summary.aggregate_of(last, aggregates)
         means = summary.statistics(aggregate) if aggregate else {}
+        warned = ". Too few images, see below" if last.get("caution") else ""
         for score in LEADING:
             if score.name in means:
-                card(*_card_of_repeats(score, means[score.name], at_last))
+                name, value, note = _card_of_repeats(score, means[score.name], at_last)
+                card(name, value, note + warned)
             elif score.name in last:
-                card(*_card_of_last(score, last, first, at_last))
+                name, value, note = _card_of_last(score, last, first, at_last)
+                card(name, value, note + warned)
             if score is HEADLINE and best is not None:
-                at_best = f"step {markup.number(best['step'])}"
-                card(f"{score.title}, best", markup.number(best[score.name]), at_best)
+                mean, of = best
+                title = f"{score.title}, best" + (f" mean of {len(of)}" if len(of) > 1 else "")
+                card(title, markup.number(mean), f"step {markup.number(of[-1]['step'])}")
         below = markup.missing(last["caution"]) if last.get("caution") else ""
-        below += _measured_with(last, best)
+        below += _measured_with(last, best[1][-1] if best else None)
     rates = [
         r["images_per_second"]
         for r in train[-_RATE_RECORDS:]

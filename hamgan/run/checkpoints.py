@@ -320,7 +320,7 @@ def find(
 
 def _best_of(model_dir, directory, score, better):
     found = History(Folder(model_dir).metrics)
-    scores = found.scores(score, better=better)
+    scores = found.scores(score)
     there = {step_of(name) for name in available(model_dir)}
     best = [step for step in found.best_steps(score, len(scores), better=better) if step in there]
     if not best:
