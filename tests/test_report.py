@@ -309,7 +309,7 @@ def test_discriminator_outputs_and_other_scalars_have_curves(tmp_path):
     page = _page(tmp_path)
     assert len(_curve(page, "Discriminator outputs", 0)) == 3
     assert len(_curve(page, "Discriminator outputs", 1)) == 3
-    assert len(_curve(page, "Gate")) == 3
+    assert len(_curve(page, "Weight of the context module")) == 3
     assert "Constant: Rate 0.5." in page.text()
 
 
@@ -375,7 +375,7 @@ def test_numbers_of_one_group_share_a_chart(tmp_path):
             ),
         )
     page = _page(tmp_path)
-    assert len(_curve(page, "Gate", 1)) == 3
+    assert len(_curve(page, "Weight of the context module", 1)) == 3
     sigma = "Largest singular value, generator: mean of 9, smallest to largest"
     mean = _curve(page, sigma)[:, 1]
     top, bottom = _band(page, sigma)
