@@ -10,7 +10,7 @@ import tqdm
 
 from hamgan import arguments, choices, distribution, normalization, stateless
 from hamgan.layers import layers_of
-from hamgan.run import checkpoints
+from hamgan.run import contents
 
 PREFIXES = choices.WEIGHTS
 
@@ -63,7 +63,7 @@ def restore(generator, path, *, weights="raw"):
             "moving average. "
             "Use weights 'raw'."
         )
-    checkpoints.restore(path, checkpoints.network_variables(prefix, generator), partial=True)
+    contents.restore(path, contents.network_variables(prefix, generator), partial=True)
 
 
 class Sampler:

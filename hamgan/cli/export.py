@@ -28,7 +28,7 @@ with lazily.imports():
     from hamgan.cli import configuration
     from hamgan.evaluation import settings
     from hamgan.export import bundle
-    from hamgan.run import checkpoints, class_names
+    from hamgan.run import checkpoints, class_names, contents
 
 FLAGS = flags.FLAGS
 
@@ -44,8 +44,8 @@ def main():
         generator, discriminator = experiment.generator(), None
         if "keras" in FLAGS.formats:
             discriminator = experiment.discriminator()
-            checkpoints.restore(
-                path, checkpoints.network_variables("discriminator", discriminator), partial=True
+            contents.restore(
+                path, contents.network_variables("discriminator", discriminator), partial=True
             )
     sampling.restore(generator, path, weights=FLAGS.weights)
     sampler = sampling.Sampler(
@@ -56,8 +56,8 @@ def main():
     )
     moments = FLAGS.batch_norm or choices.BATCH_NORM_OF[FLAGS.weights]
     facts = {
-        "checkpoint": f"{os.path.basename(path)}, step {checkpoints.step_in(path)}, "
-        f"digest {checkpoints.digest(path)}",
+        "checkpoint": f"{os.path.basename(path)}, step {contents.step_in(path)}, "
+        f"digest {contents.digest(path)}",
         "weights": FLAGS.weights,
         "batch norm": moments.replace("_", " "),
         "image size": str(generator.image_size),

@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from hamgan import choices, distribution, grids, pictures, sampling
 from hamgan.drawing import choice, films, interpolation, neighbourhood, outputs
-from hamgan.evaluation import runner, settings
-from hamgan.run import checkpoints, class_names
+from hamgan.evaluation import embedding, settings
+from hamgan.run import checkpoints, class_names, contents
 from hamgan.run.folder import Folder
 
 # Rows or columns of a sheet beyond which nobody can see it.
@@ -183,8 +183,8 @@ class Drawing:
     def about(self, truncation, psi):
         """What decides an image beside class and seed, for records."""
         found = {
-            "checkpoint": checkpoints.digest(self.checkpoint),
-            "step": checkpoints.step_in(self.checkpoint),
+            "checkpoint": contents.digest(self.checkpoint),
+            "step": contents.step_in(self.checkpoint),
             "generator": settings.digest_of(self.generator),
             "weights": choices.WEIGHTS[self.request.weights],
             "batch_norm": self.batch_norm,
@@ -307,7 +307,7 @@ def _draw_nearest(drawing, sampler, wanted):
     """Rows of a sample and its nearest training images."""
     request, experiment = drawing.request, drawing.experiment
     dataset = experiment.dataset(data_dir=request.data_dir)
-    embed = runner.Embedder(
+    embed = embedding.Embedder(
         strategy=drawing.strategy, protocol=experiment.protocol, data_dir=request.data_dir
     )
     with drawing.applied(sampler):

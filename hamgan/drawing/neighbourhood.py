@@ -11,7 +11,7 @@ def nearest_training_images(images, *, embed, dataset, k):
 
     Args:
       images: [N, S, S, 3] floating point in [-1, 1].
-      embed: `hamgan.evaluation.runner.Embedder`.
+      embed: `hamgan.evaluation.embedding.Embedder`.
       dataset: a `hamgan.data.ImageDataset`.
       k: how many for each.
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 from hamgan import grids, pictures
 from hamgan.evaluation import settings
 from hamgan.export import card, check, onnx_graph, saved_model
-from hamgan.run import checkpoints, records
+from hamgan.run import contents, records
 from hamgan.run.folder import Folder
 
 FORMATS = {
@@ -124,7 +124,7 @@ class Bundle:
         """
         evaluations = card.evaluations_of(
             Folder(model_dir).metrics,
-            checkpoint=checkpoints.digest(checkpoint),
+            checkpoint=contents.digest(checkpoint),
             weights=weights,
             generator=settings.digest_of(self._generator),
         )
@@ -140,7 +140,7 @@ class Bundle:
             title=os.path.basename(os.path.normpath(model_dir)),
             facts=facts,
             evaluations=evaluations,
-            data=card.data_of(checkpoints.read_identity(checkpoint), evaluations),
+            data=card.data_of(contents.read_identity(checkpoint), evaluations),
             class_names=self._class_names,
             licence=licence,
             files=self._files,
