@@ -31,8 +31,8 @@ def define_flags(*, model_dir_required=True):
     )
     paths.define_paths(
         "gin_file",
-        "Gin file of the experiment, e.g. configs/digits.gin; default: the configuration in "
-        "model_dir.",
+        "Gin file of the experiment, or the name of a shipped one: digits, hamgan_strong; default: "
+        "the configuration in model_dir.",
     )
     flags.DEFINE_multi_string(
         "gin_param",
@@ -126,4 +126,15 @@ def show_in_help(*modules):
     for module in modules:
         for flag in FLAGS.get_key_flags_for_module(module.__name__):
             FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    sys.modules["__main__"].__doc__ = modules[0].__doc__
+    sys.modules["__main__"].__doc__ = _as_called(modules[0].__doc__)
+
+
+def _as_called(text):
+    """Words on a command, with the commands that are installed where it was called as one."""
+    if not os.path.basename(sys.argv[0]).startswith("hamgan-"):
+        return text
+    text = text.replace("python scripts/inspect_ham.py", "hamgan-inspect")
+    text = re.sub(r"python data_prep/(\w+)\.py", r"hamgan-prepare \1", text)
+    return re.sub(
+        r"python scripts/(train|evaluate|sample|export|doctor|segment)\.py", r"hamgan-\1", text
+    )

@@ -19,12 +19,16 @@ import json
 import os
 import sys
 
-import tensorflow as tf
+import numpy as np
 from absl import flags
 
-from hamgan import distribution, inspection, sampling, stateless
-from hamgan.cli import common, configuration, paths
-from hamgan.run import checkpoints, contents, records
+from hamgan import choices
+from hamgan.cli import common, lazily, paths
+
+with lazily.imports():
+    from hamgan import distribution, inspection, sampling, stateless
+    from hamgan.cli import configuration
+    from hamgan.run import checkpoints, contents, records
 
 FLAGS = flags.FLAGS
 
@@ -35,7 +39,7 @@ def inspected(experiment, path, *, network, images, weights, batch_size, num_ste
     key = stateless.key(seed, stateless.EVALUATION)
     z, labels, keys = stateless.generator_inputs(
         key,
-        tf.range(batch_size),
+        np.arange(batch_size),
         latent_dim=generator.latent_dim,
         num_classes=generator.num_classes,
     )
@@ -56,13 +60,15 @@ def inspected(experiment, path, *, network, images, weights, batch_size, num_ste
         sampling.restore(generator, path, weights=weights)
         images = generator(z, labels, training=False, keys=keys)
     keys = stateless.example_keys(
-        stateless.fold(key, stateless.DISCRIMINATOR_BASES), tf.range(len(images))
+        stateless.fold(key, stateless.DISCRIMINATOR_BASES), np.arange(len(images))
     )
     _, found = inspection.inspect(discriminator, images, labels, keys=keys, num_steps=num_steps)
     return images.numpy(), labels.numpy(), found, discriminator.context
 
 
 def main():
+    import tensorflow as tf
+
     if FLAGS.images == "real" and FLAGS.network == "generator":
         raise ValueError(
             "--images=real is for --network=discriminator: a generator sees no images."
@@ -163,7 +169,7 @@ def define_flags():
     flags.DEFINE_enum(
         "weights",
         "raw",
-        [*sampling.PREFIXES],
+        [*choices.WEIGHTS],
         "The generator's weights, or their moving average (batch norm as in training).",
     )
     flags.DEFINE_enum(

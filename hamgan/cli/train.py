@@ -19,10 +19,13 @@ import sys
 
 from absl import flags
 
-from hamgan import distribution, loop, training
-from hamgan.cli import common, configuration
-from hamgan.evaluation import jobs, report
-from hamgan.run import checkpoints, identity, lock
+from hamgan.cli import common, lazily
+
+with lazily.imports():
+    from hamgan import distribution, loop, training
+    from hamgan.cli import configuration
+    from hamgan.evaluation import jobs, report
+    from hamgan.run import checkpoints, identity, lock
 
 FLAGS = flags.FLAGS
 MODES = ("train", "train_and_evaluate", "evaluate_continuously", "evaluate")
