@@ -16,11 +16,14 @@ Jobs:
 import runpy
 import sys
 
+from hamgan.cli import streams
+
 JOBS = ("digits", "digits_features", "folder", "imagenet", "pack", "segmentation")
 
 
 def run():
     """Takes the job's name from the command line, and runs it with the flags that follow."""
+    streams.keep_open()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--help", "-h", "help"):
         print(__doc__.strip())

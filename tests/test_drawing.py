@@ -1,15 +1,12 @@
 """What is drawn of a checkpoint: choices, paths between images, files."""
 
 import json
-import subprocess
-import sys
 import zipfile
 
 import helpers
 import made
 import numpy as np
 import pytest
-import tensorflow as tf
 import test_sampling
 from PIL import Image
 
@@ -284,18 +281,3 @@ def test_nearest_images_are_the_nearest():
 def test_wrong_requests_are_refused_at_once(flags, message):
     with pytest.raises(ValueError, match=message):
         sampled.Request(model_dir="run", **flags).check()
-
-
-@pytest.mark.parametrize("wrong", [["--help"], ["--sead=1"]])
-def test_help_and_mistyped_flags_come_without_tensorflow(wrong):
-    code = (
-        "import sys; from hamgan.cli import sample\n"
-        "try: sample.run()\n"
-        "finally: print('with' if 'tensorflow' in sys.modules else 'without', 'TensorFlow')"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code, *wrong], capture_output=True, text=True, timeout=60
-    )
-    assert "without TensorFlow" in result.stdout
-    assert "per_class" in result.stdout or "sead" in result.stderr
-    assert tf.__version__  # there to be imported
