@@ -13,7 +13,7 @@ import pytest
 from hamgan.cli.configuration import sources
 
 ROOT = pathlib.Path(__file__).parent.parent
-COMMANDS = "train evaluate sample export doctor inspect segment prepare".split()
+COMMANDS = "train evaluate sample export explore doctor inspect segment prepare".split()
 _HELP = """
 import runpy, sys
 sys.argv = {arguments!r}
@@ -44,6 +44,7 @@ def run(code, *, path=ROOT, cwd=None):
         ("sample", ["--help"], "--per_class"),
         ("export", ["--help"], "--formats"),
         ("export", ["--model_dir=x", "--weights=best"], "should be one of"),
+        ("explore", ["--help"], "--starts"),
         ("inspect_ham", ["--help"], "--network"),
         ("doctor", ["--help"], "--steps_per_second"),
         ("doctor", ["--model_dir=x", "--quik"], "quik"),

@@ -14,6 +14,7 @@ ham        the codes of an image's pixels as maps, the image without each base, 
 Images are of the data set, its reference split, or one file of --image.
 """
 
+import io
 import json
 import os
 import sys
@@ -164,29 +165,14 @@ def find(path, generator, discriminator, label, names, experiment):
         title=f"steps {', '.join(map(str, found.steps))}; the real image",
     )
     arrays = os.path.splitext(output)[0] + ".npz"
-    with records_file(arrays) as file:
-        np.savez(file, **{k: v for k, v in found._asdict().items() if k != "strip"})
+    buffer = io.BytesIO()
+    np.savez(buffer, **{k: v for k, v in found._asdict().items() if k != "strip"})
+    records.write_whole(arrays, buffer.getvalue())
     print(
         f"{len(images)} images found again: pixels' error {found.pixel_error.mean():.3f} "
         f"(root of the mean square, of a range of 2), features' {found.feature_error.mean():.3f} "
         f"of their length; {output}, {arrays}"
     )
-
-
-class records_file:
-    """A file of bytes that appears when it is complete."""
-
-    def __init__(self, path):
-        import io
-
-        self._path, self._buffer = path, io.BytesIO()
-
-    def __enter__(self):
-        return self._buffer
-
-    def __exit__(self, *error):
-        if error[0] is None:
-            records.write_whole(self._path, self._buffer.getvalue())
 
 
 def define_flags():

@@ -143,8 +143,7 @@ def draw(found, path, *, pixels=(), most=16, title=None):
     for row, column in pixels:
         if not (0 <= row < height and 0 <= column < width):
             raise ValueError(
-                f"Pixels are [row, column] within the map of {height}x{width}, got "
-                f"{row}, {column}."
+                f"Pixels are [row, column] within the map of {height}x{width}, got {row}, {column}."
             )
     effects = found.effects()
     chosen = np.argsort(-effects, kind="stable")[:most]

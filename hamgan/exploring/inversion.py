@@ -62,8 +62,8 @@ def invert(
       images: [N, S, S, 3] in [-1, 1].
       keys: [N, 2] of the initial bases, which stay as they are.
       labels: [N], the classes to begin with; None: the mean of all classes.
-      discriminator: whose features, before its context module or at its end, are compared too; None:
-        pixels alone.
+      discriminator: whose features, before its context module or at its end, are compared too;
+        None: pixels alone.
       feature_weight: of the features' loss, beside 1 for pixels.
       starts: from as many draws of noise, the best of which counts.
       steps: of Adam.
@@ -151,7 +151,9 @@ class _Search:
         """What the variables give now."""
         z, shares = (tf.convert_to_tensor(variable) for variable in self._fast)
         # One class has no shares: its labels are zeros.
-        return self._generator(z, shares if shares.shape[1] > 1 else shares[:, 0] * 0, keys=self._keys)
+        return self._generator(
+            z, shares if shares.shape[1] > 1 else shares[:, 0] * 0, keys=self._keys
+        )
 
     def _losses(self, images):
         """(pixels' [B], features' [B]): mean squares, the features' beside those of the target."""
