@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import file_adapters
 
 from hamgan import arguments
-from hamgan.data import content, pixels, prepared
+from hamgan.data import content, photos, pixels, prepared
 from hamgan.data.order import numbers_of, range_of, shuffled
 from hamgan.data.places import READS, RecordFinder
 from hamgan.data.stored import StoredExamples
@@ -35,6 +35,7 @@ from hamgan.data.stored import StoredExamples
     data_dir=arguments.optional(arguments.text()),
     cache_bytes=arguments.whole(0),
     random_access=arguments.optional(arguments.truth()),
+    max_pixels=arguments.whole(1),
 )
 class ImageDataset:
     """A prepared TFDS data set with an image and a label feature, as batches of images in [-1, 1].
@@ -65,6 +66,8 @@ class ImageDataset:
       flip: mirror images of the training stream left to right, each with probability 1/2.
       inexact_decode: decode a JPEG at 1/2, 1/4 or 1/8 of its size where its square is then no
         smaller than image_size. Faster, and not the published pixels.
+      max_pixels: an encoded image with more (width times height) is refused by name, before it is
+        decoded.
 
     Attributes:
       crop: what `preprocess` does with an image, in words: part of the fingerprint of reference
@@ -94,10 +97,12 @@ class ImageDataset:
         random_access: bool | None = None,
         flip: bool = False,
         inexact_decode: bool = False,
+        max_pixels: int = photos.MAX_PIXELS,
     ):
         _check_at_least("image_size", image_size, 1)
         _check_at_least("num_classes", num_classes, 1)
         _check_at_least("shuffle_buffer", shuffle_buffer, 1)
+        _check_at_least("max_pixels", max_pixels, 1)
         self.name = name
         self.image_size = image_size
         self.num_classes = num_classes
@@ -133,6 +138,7 @@ class ImageDataset:
             label_key=label_key,
             side=self._packed_side,
             num_classes=num_classes,
+            max_pixels=max_pixels,
         )
 
     def check_files(self, *splits: str) -> None:
