@@ -187,6 +187,56 @@ def write(
     tf.io.gfile.rmtree(unfinished)
 
 
+def _squares_info(source, *, name, size):
+    """What TFDS keeps of a data set of squares."""
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.dataset_info.DatasetIdentity(
+            name=name, version=tfds.core.Version(VERSION), data_dir="", module_name=""
+        ),
+        description=(
+            f"{source.identity} as squares of {size} x {size}: central crop, bilinear, uint8."
+        ),
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Tensor(
+                    shape=(size, size, 3), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
+                ),
+                "label": tfds.features.ClassLabel(names=source.class_names),
+            }
+        ),
+        supervised_keys=("image", "label"),
+    )
+    info.set_file_format(file_adapters.FileFormat.TFRECORD)
+    return info
+
+
+def _check_arguments(name, **numbers):
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError(
+            f"name ({name!r}) must be small letters, digits and underscores, a letter first: give "
+            "--name."
+        )
+    for argument, value in numbers.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{argument} ({value}) must be at least 1.")
+
+
+def _square_parts(source, *, size, shard_bytes):
+    record_bytes = size * size * 3 + 70  # names of the features, label, lengths and checksums
+    parts = []
+    for split, count in source.num_examples.items():
+        num_parts = math.ceil(count * record_bytes / max(shard_bytes, record_bytes))
+        for start, stop in cut(count, num_parts):
+            examples = source.examples(split, start, stop)
+            parts.append(Part(split, examples, stop - start, (stop - start) * record_bytes))
+    if source.ignored:
+        print(
+            f"Passed over, not images by their suffix: {len(source.ignored)} files, such as "
+            f"{min(source.ignored)}"
+        )
+    return parts
+
+
 def pack(
     source: sources.Tree | sources.Prepared,
     *,
@@ -228,67 +278,23 @@ def pack(
         space; the data set is there, and the source has other images by now.
     """
     name = name or f"{source.name}_{size}"
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise ValueError(
-            f"name ({name!r}) must be small letters, digits and underscores, a letter first: give "
-            "--name."
-        )
-    for argument, value in (
-        ("size", size),
-        ("shard_bytes", shard_bytes),
-        ("num_workers", num_workers),
-        ("max_pixels", max_pixels),
-        ("min_side", min_side),
-    ):
-        if value is not None and value < 1:
-            raise ValueError(f"{argument} ({value}) must be at least 1.")
+    _check_arguments(
+        name,
+        size=size,
+        shard_bytes=shard_bytes,
+        num_workers=num_workers,
+        max_pixels=max_pixels,
+        min_side=min_side,
+    )
     folder = os.path.join(os.path.expanduser(data_dir), name, VERSION)
     settings = {"source": source.identity, "size": size, "decoding": decode.__name__}
-    settings["decoder"] = _DECODER
-    if min_side > 1:
-        settings["min_side"] = min_side
+    settings |= {"decoder": _DECODER, **({"min_side": min_side} if min_side > 1 else {})}
     if is_done(folder, settings):
         manifest.check_same(source, folder, name)
         return folder, False
 
-    features = tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Tensor(
-                shape=(size, size, 3), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
-            ),
-            "label": tfds.features.ClassLabel(names=source.class_names),
-        }
-    )
-    info = tfds.core.DatasetInfo(
-        builder=tfds.core.dataset_info.DatasetIdentity(
-            name=name, version=tfds.core.Version(VERSION), data_dir="", module_name=""
-        ),
-        description=(
-            f"{source.identity} as squares of {size} x {size}: central crop, bilinear, uint8."
-        ),
-        features=features,
-        supervised_keys=("image", "label"),
-    )
-    info.set_file_format(file_adapters.FileFormat.TFRECORD)
-    num_examples = source.num_examples
-    if source.ignored:
-        print(
-            f"Passed over, not images by their suffix: {len(source.ignored)} files, such as "
-            f"{min(source.ignored)}"
-        )
-    record_bytes = size * size * 3 + 70  # names of the features, label, lengths and checksums
-    parts = []
-    for split, count in num_examples.items():
-        num_parts = math.ceil(count * record_bytes / max(shard_bytes, record_bytes))
-        for start, stop in cut(count, num_parts):
-            parts.append(
-                Part(
-                    split,
-                    source.examples(split, start, stop),
-                    stop - start,
-                    (stop - start) * record_bytes,
-                )
-            )
+    info = _squares_info(source, name=name, size=size)
+    parts = _square_parts(source, size=size, shard_bytes=shard_bytes)
     if max_pixels != photos.MAX_PIXELS:
         decode = functools.partial(decode, max_pixels=max_pixels)
     content = getattr(source, "content", None)
@@ -296,13 +302,13 @@ def pack(
         parts,
         folder=folder,
         info=info,
-        encode=functools.partial(_encode_square, features=features, decode=decode, size=size),
+        encode=functools.partial(_encode_square, features=info.features, decode=decode, size=size),
         settings=settings,
         num_workers=num_workers or os.cpu_count(),
         skip_bad=skip_bad,
         size=size,
         min_side=min_side,
-        content=content and {split: content(split) for split in num_examples},
+        content=content and {split: content(split) for split in source.num_examples},
     )
     return folder, True
 
