@@ -11,6 +11,7 @@ memory, or TensorFlow's global seed. A stream can therefore be entered at any ba
 resumed run goes on with the data it would have seen.
 """
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable
@@ -194,6 +195,29 @@ class ImageDataset:
     def records(self, path: str) -> tf.data.Dataset:
         """The serialised examples of one of the data set's files, string [] each."""
         return file_adapters.ADAPTER_FOR_FORMAT[self._info.file_format].make_tf_data(path)
+
+    @property
+    def packed_side(self) -> int | None:
+        """The side of packed squares; None: images are encoded files."""
+        return self._packed_side
+
+    @property
+    def stored_shape(self) -> tuple[int | None, int | None]:
+        """Height and width that all stored images have; None where they differ."""
+        height, width, _ = self._features[self._image_key].shape
+        return height, width
+
+    def sides(self, path: str, *, limit: int) -> list[int]:
+        """The shorter sides of the first encoded images in one of the data set's files, pixels;
+        those that can't be read are passed over.
+        """
+        feature = {self._image_key: tf.io.FixedLenFeature([], tf.string)}
+        found = []
+        for record in self.records(path).take(limit):
+            encoded = tf.io.parse_single_example(record, feature)[self._image_key].numpy()
+            with contextlib.suppress(ValueError, OSError, SyntaxError):
+                found.append(photos.side_of(encoded))
+        return found
 
     def parse_labels(self, records: tf.Tensor) -> tf.Tensor:
         """The labels of serialised examples [B] as they are stored, int64 [B], be they those of

@@ -79,16 +79,14 @@ def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 
 
 def wrong_folder_level(class_names: list[str]) -> str | None:
-    """What is wrong when classes are called what splits are called, else None."""
-    if not {name.lower() for name in class_names} <= {
-        "train",
-        "training",
-        "val",
-        "valid",
-        "validation",
-        "dev",
-        "test",
-    }:
+    """What is wrong when classes are called what splits are called, else None.
+
+    All of them, or one for training and one for something else: a class of trains alone is one.
+    """
+    names = {name.lower() for name in class_names}
+    training = names & {"train", "training"}
+    splits = training | names & {"val", "valid", "validation", "dev", "test", "testing"}
+    if splits < names and not (training and splits > training):
         return None
     return (
         f"the classes are called {', '.join(class_names)}, as splits are, so the images were read "
