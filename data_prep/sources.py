@@ -95,7 +95,7 @@ class Tree:
 
     Raises:
       ValueError: when it is listed: no such folder, no images, a class without images, images at
-        two levels, a class that train doesn't have.
+        two levels, a class that train doesn't have, a class whose name a data set can't keep.
     """
 
     def __init__(self, folder: str):
@@ -175,6 +175,7 @@ class Tree:
             )
         if images:
             return {"all": [os.path.join(folder, image) for image in images]}
+        _check_names(folder, folders)
         classes, deeper = {}, []
         for name in folders:
             path = os.path.join(folder, name)
@@ -336,6 +337,16 @@ def decode_photo(encoded: bytes, size: int, *, max_pixels: int = photos.MAX_PIXE
 # Two names from when data sets and photographs were decoded differently.
 decode_as_stored = decode_photo
 photo_pixels = photos.shown
+
+
+def _check_names(folder, names):
+    """Refuses names that a data set, which keeps one a line, would give back as others."""
+    lost = [name for name in names if name != name.strip() or "\n" in name or "\r" in name]
+    if lost:
+        raise ValueError(
+            f"A class folder's name must be one line without blanks at its ends, and in {folder} "
+            f"there are {_some([repr(name) for name in lost])}: rename them."
+        )
 
 
 def _check_file(path: str) -> None:
