@@ -89,6 +89,11 @@ class Folder:
         return os.path.join(self.grids, f"step-{step:08d}.png")
 
     @property
+    def shown(self) -> str:
+        """TensorBoard's pictures and texts: a run of its own there, beside the numbers."""
+        return self._of("tensorboard")
+
+    @property
     def doctor(self) -> str:
         """The picture of the doctor."""
         return self._of("doctor.png")
