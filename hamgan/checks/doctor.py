@@ -1,6 +1,6 @@
 """All checks of a run, each once, in the order of what they need."""
 
-from hamgan.checks import evaluation, images, machine
+from hamgan.checks import evaluation, images, labels, machine
 
 _SAMPLE_IMAGES, _QUICK_IMAGES = 512, 64
 _DEVICES = "choose what is there, e.g. --accelerator=cpu"
@@ -98,8 +98,8 @@ def _check_records(check, dataset, *, quick, progress):
     files = check("files", images.files, dataset)
     check("memory", machine.memory, dataset, files)
     scans = check("records", images.records, dataset, files, quick=quick, progress=progress)
-    check("training labels", images.labels, dataset, scans, training=True, quick=quick)
-    check("reference labels", images.labels, dataset, scans, training=False, quick=quick)
+    check("training labels", labels.check, dataset, scans, training=True, quick=quick)
+    check("reference labels", labels.check, dataset, scans, training=False, quick=quick)
     number = _QUICK_IMAGES if quick else _SAMPLE_IMAGES
     check("images", images.sample, dataset, files, number=number, progress=progress)
     check("small images", images.small, dataset, files, number=number)
