@@ -52,7 +52,7 @@ _PARTS = (
 )
 
 # Settings that say how long and how often, not what: a run may go on with others.
-_CHANGEABLE = ("loop.Schedule.", "protocol.", "sampling.")
+_CHANGEABLE = ("loop.Schedule.", "protocol.", "sampling.", "evaluation.")
 
 # How a run's own file is called.
 _CONFIG_NAME = os.path.basename(Folder("MODEL_DIR").config)
@@ -61,7 +61,14 @@ _ERRORS = (ValueError, OSError, SyntaxError, ImportError, AttributeError, NameEr
 
 
 def load_experiment(
-    *, gin_files=(), gin_params=(), model_dir=None, protocol=None, trusted_modules=()
+    *,
+    gin_files=(),
+    gin_params=(),
+    model_dir=None,
+    protocol=None,
+    trusted_modules=(),
+    root=experiment.Experiment,
+    header=_PARAM_HEADER,
 ):
     """Parses a configuration and builds the experiment from it.
 
@@ -72,6 +79,8 @@ def load_experiment(
       protocol: name of a file in configs/protocols, or a gin file, that is read after all others;
         None: none.
       trusted_modules: what the configuration in model_dir may name beside the project's parts.
+      root: constructor of the experiment.
+      header: statements that a gin_param may need, imports of what it may name.
 
     Raises:
       ValueError: no configuration, a file that isn't there, a name that nothing has, a value that
@@ -85,14 +94,12 @@ def load_experiment(
     if protocol:
         files = [*files, _protocol_file(protocol)]
     with _readable(files, gin_params):
-        gin.parse_config_files_and_bindings(
-            files, [*_PARAM_HEADER, *gin_params], finalize_config=True
-        )
+        gin.parse_config_files_and_bindings(files, [*header, *gin_params], finalize_config=True)
     _check_names(gin_params)
     _check_values()
     _check_protocol_name(gin_params)
-    _check_reach(files, gin_params, experiment.Experiment)
-    return gin.get_configurable(experiment.Experiment)()
+    _check_reach(files, gin_params, root)
+    return gin.get_configurable(root)()
 
 
 def load_constructor(constructor, text, *, gin_params=()):
@@ -298,11 +305,7 @@ def _check_names(gin_params):
                 )
             continue
         configurable = _configurable(selector)
-        known = [
-            p.name
-            for p in inspect.signature(configurable).parameters.values()
-            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        ]
+        known = list(arguments.parameters_of(configurable))
         for name in bindings:
             if name not in [*known, "dtype", "name"]:
                 near = difflib.get_close_matches(name, known, 1)
@@ -714,7 +717,7 @@ def _differs(name, before, now):
     configurable = _configurable(selector.split("/")[-1]) if selector else None
     if configurable is None:  # a macro, or a setting of a part that only one side has
         return True
-    found = inspect.signature(configurable).parameters.get(parameter)
+    found = arguments.parameters_of(configurable).get(parameter)
     # Keras' own, `dtype` and `name`, are None where nobody gives them.
     return not _same(found.default if found else None, value)
 

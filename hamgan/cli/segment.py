@@ -1,8 +1,12 @@
 """Segmentation: HamNet and Light-Ham.
 
-    python scripts/segment.py import --weights=final.pth --model_dir=runs/hamnet
+    python scripts/segment.py train --gin_file=configs/segmentation/digits.gin \\
+        --model_dir=runs/segment_digits --data_dir=data
 
 Commands:
+    train       trains from a gin file, and scores by mIoU
+    evaluate    scores a checkpoint: single-scale, or multi-scale and flip
+    predict     segments photographs: index images with a palette, and overlays
     import      published weights (HamNet, Light-Ham, ImageNet backbones) as a run's folder
 
 `python scripts/segment.py COMMAND --help` shows a command's flags.
@@ -12,7 +16,13 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from hamgan.cli import common, segment_import
+from hamgan.cli import (
+    common,
+    segment_evaluate,
+    segment_import,
+    segment_predict,
+    segment_train,
+)
 
 
 class Command(NamedTuple):
@@ -27,7 +37,12 @@ class Command(NamedTuple):
     main: Callable
 
 
-COMMANDS = {"import": Command(segment_import.define_flags, segment_import.main)}
+COMMANDS = {
+    "train": Command(segment_train.define_flags, segment_train.main),
+    "evaluate": Command(segment_evaluate.define_flags, segment_evaluate.main),
+    "predict": Command(segment_predict.define_flags, segment_predict.main),
+    "import": Command(segment_import.define_flags, segment_import.main),
+}
 
 
 def run():

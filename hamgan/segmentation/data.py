@@ -6,6 +6,7 @@ are small, local files, of which each record is read from its place when it is d
 is cut, mirrored and coloured by is keyed by (seed, position) too.
 """
 
+import hashlib
 from collections.abc import Callable
 
 import numpy as np
@@ -15,7 +16,7 @@ from google.protobuf import message
 from tensorflow_datasets.core import file_adapters
 
 from hamgan import stateless
-from hamgan.data import places, prepared
+from hamgan.data import content, places, prepared
 from hamgan.data.dataset import with_options
 from hamgan.segmentation import augmentation as augmentations
 
@@ -86,6 +87,29 @@ class SegmentationDataset:
         self._counts: dict[str, int] = {}
         for split in (train_split, test_split):
             self._prepare(split)
+
+    def check_files(self, *splits: str) -> None:
+        """Asks whether the files of splits are there; none: of training and of test.
+
+        Raises:
+          ValueError: one isn't; it is named.
+        """
+        for split in splits or (self.train_split, self.test_split):
+            paths = prepared.list_files(self._info, split)["path"].tolist()
+            prepared.check_there(self._info, paths)
+
+    def identity(self) -> dict[str, object]:
+        """What tells these images from others of the same name."""
+        split = self.train_split
+        paths = prepared.list_files(self._info, split)["path"]
+        return {
+            "name": self._info.name,
+            "version": self.version,
+            "classes": hashlib.sha256("\n".join(self.class_names).encode()).hexdigest()[:16],
+            "splits": {
+                split: {"images": self.num_examples(split), "content": content.digest(paths)}
+            },
+        }
 
     @property
     def info(self) -> tfds.core.DatasetInfo:
