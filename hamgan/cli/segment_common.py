@@ -8,7 +8,7 @@ from hamgan.segmentation import experiment
 FLAGS = flags.FLAGS
 
 # What a --gin_param may name.
-_HEADER = (
+HEADER = (
     "from __gin__ import dynamic_registration",
     *(f"from hamgan import {module}" for module in ("context", "decomposition", "loop")),
     *(
@@ -24,5 +24,5 @@ _HEADER = (
 def load():
     """The `experiment.SegmentationExperiment` of the flags."""
     return configuration.load_experiment(
-        **common.configuration_flags(), root=experiment.SegmentationExperiment, header=_HEADER
+        **common.configuration_flags(), root=experiment.SegmentationExperiment, header=HEADER
     )

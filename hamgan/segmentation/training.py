@@ -33,7 +33,7 @@ HAMNET_LOSS = losses_of_pixels.SegmentationLoss()
 def published_name(variable):
     """A variable's path with the published word for its norm: `gn` in heads, `norm` in backbones.
 
-    For `optimizers.mmsegmentation_groups`: Light-Ham's backbone norms don't decay, the group norms
+    For `optimizers.MMSegmentationGroups`: Light-Ham's backbone norms don't decay, the group norms
     of its head do.
     """
     parts = variable.path.split("/")
@@ -206,9 +206,10 @@ class SegmentationTrainer(device_loop.DeviceLoop):
         }
 
     def gates(self):
-        """{name: value}: how much of the ham the network lets through, where it is learned."""
-        gate = getattr(getattr(self.network.head, "hamburger", None), "coef_ham", None)
-        return {} if gate is None else {"gate/network": float(gate.numpy()[0])}
+        """{name: value}: how much of the context the network lets through, where it is learned."""
+        module = getattr(self.network.head, "hamburger", None)
+        gate = getattr(module, "coef_ham", getattr(module, "gate", None))
+        return {} if gate is None else {"gate/network": float(tf.squeeze(gate.value).numpy())}
 
 
 def start_from(network, path):
