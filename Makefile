@@ -8,7 +8,11 @@ SHELL := /bin/bash
 # The first Python that runs and is one TensorFlow has wheels for.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
-BIN := .venv/bin
+# Which TensorFlow: 2.20 (the newest that TPUs have a wheel of) or 2.21, each with its environment.
+TENSORFLOW ?= 2.20
+VENV := .venv$(if $(filter-out 2.20,$(TENSORFLOW)),-$(TENSORFLOW))
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet "tensorflow==$(TENSORFLOW).*" "tf-keras==$(TENSORFLOW).*"
 DATA_DIR ?= data
 MODEL_DIR ?= runs/digits
 # More flags for the demo's training, e.g. TRAIN_FLAGS="--gin_param=loop.Schedule.num_steps=100"
@@ -18,7 +22,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo compare test test-all test-tpu-wheel lint format clean
 
-demo: .venv/installed
+demo: $(VENV)/installed
 	$(BIN)/python data_prep/digits.py --data_dir=$(DATA_DIR)
 	$(BIN)/python data_prep/digits_features.py --data_dir=$(DATA_DIR)
 	$(BIN)/python scripts/train.py --gin_file=configs/digits.gin --model_dir=$(MODEL_DIR) --data_dir=$(DATA_DIR) $(TRAIN_FLAGS)
@@ -26,17 +30,17 @@ demo: .venv/installed
 	$(BIN)/python data_prep/digits_recognition.py --model_dir=$(MODEL_DIR) --data_dir=$(DATA_DIR)
 
 # All modules at 16x16: YLG's dense scores for eight heads at 32x32 take 2 seconds a step and 7 GB.
-compare: .venv/installed
+compare: $(VENV)/installed
 	$(BIN)/python data_prep/digits.py --data_dir=$(DATA_DIR)
 	$(BIN)/python data_prep/digits_features.py --data_dir=$(DATA_DIR)
 	$(BIN)/python scripts/compare.py --data_dir=$(DATA_DIR) --output_dir=runs/compare \
 		--gin_param="loop.Schedule.num_steps = 400" --gin_param="loop.Schedule.evaluate_every = 100" \
 		--gin_param="networks.Generator.context_resolution = 16"
 
-test: .venv/installed-test lint
+test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-all: .venv/installed-test lint
+test-all: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest -n 2
 
 # The default tests with TensorFlow's TPU wheel, on a machine without a TPU; about 2 GB.
@@ -44,16 +48,16 @@ test-tpu-wheel: .venv-tpu/installed
 	TPU_SKIP_MDS_QUERY=1 .venv-tpu/bin/python scripts/check_environment.py --tpu
 	TPU_SKIP_MDS_QUERY=1 .venv-tpu/bin/python -m pytest -n 2 -m "not slow"
 
-lint: .venv/installed-test
+lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: .venv/installed-test
+format: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-.venv/bin/python:
+$(VENV)/bin/python:
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "Python 3.10, 3.11 or 3.12 is needed (TensorFlow has no wheels for others); found: $$(python3 --version 2>&1)." >&2; \
 		echo "Install one, e.g. apt install python3.11 python3.11-venv, and run: make PYTHON=python3.11 ..." >&2; exit 1; fi
@@ -64,7 +68,7 @@ format: .venv/installed-test
 			echo "$(PYTHON) has no ensurepip: installing $$package"; apt-get update -qq && apt-get install -y -qq $$package; \
 		else \
 			echo "$(PYTHON) has no ensurepip. Install it and run make again: sudo apt-get install $$package" >&2; exit 1; fi; fi
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 
 .venv-tpu/installed: setup.py $(wildcard requirements-tpu-*.lock)
 	$(PYTHON) -m venv --upgrade-deps .venv-tpu
@@ -72,16 +76,16 @@ format: .venv/installed-test
 	.venv-tpu/bin/pip install --quiet --no-deps -r requirements-tpu-$$version.lock
 	.venv-tpu/bin/pip install --quiet --no-deps -e .
 	@# What the tests need; none of it asks for TensorFlow.
-	.venv-tpu/bin/pip install --quiet packaging pot prdc pytest pytest-xdist
+	.venv-tpu/bin/pip install --quiet hypothesis packaging pot prdc pytest pytest-xdist
 	touch $@
 
-.venv/installed: setup.py | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --editable .
+$(VENV)/installed: setup.py | $(VENV)/bin/python
+	$(PIP) --editable .
 	touch $@
 
-.venv/installed-test: setup.py | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --editable .[test]
-	touch $@ .venv/installed
+$(VENV)/installed-test: setup.py | $(VENV)/bin/python
+	$(PIP) --editable .[test]
+	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf .venv .venv-tpu $(DATA_DIR)/digits $(DATA_DIR)/digits_features runs/digits
+	rm -rf .venv .venv-2.21 .venv-tpu $(DATA_DIR)/digits $(DATA_DIR)/digits_features runs/digits

@@ -153,6 +153,40 @@ def write(
     tf.io.gfile.rmtree(unfinished)
 
 
+def _squares_info(source, *, name, size):
+    """What TFDS keeps of a data set of squares."""
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.dataset_info.DatasetIdentity(
+            name=name, version=tfds.core.Version(VERSION), data_dir="", module_name=""
+        ),
+        description=(
+            f"{source.identity} as squares of {size} x {size}: central crop, bilinear, uint8."
+        ),
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Tensor(
+                    shape=(size, size, 3), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
+                ),
+                "label": tfds.features.ClassLabel(names=source.class_names),
+            }
+        ),
+        supervised_keys=("image", "label"),
+    )
+    info.set_file_format(file_adapters.FileFormat.TFRECORD)
+    return info
+
+
+def _square_parts(source, *, size, shard_bytes):
+    record_bytes = size * size * 3 + 70  # names of the features, label, lengths and checksums
+    parts = []
+    for split, count in source.num_examples.items():
+        num_parts = math.ceil(count * record_bytes / max(shard_bytes, record_bytes))
+        for start, stop in cut(count, num_parts):
+            examples = source.examples(split, start, stop)
+            parts.append(Part(split, examples, stop - start, (stop - start) * record_bytes))
+    return parts
+
+
 def pack(
     source: sources.Tree | sources.Prepared,
     *,
@@ -207,49 +241,17 @@ def pack(
     if is_done(folder, settings):
         return folder, False
 
-    features = tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Tensor(
-                shape=(size, size, 3), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
-            ),
-            "label": tfds.features.ClassLabel(names=source.class_names),
-        }
-    )
-    info = tfds.core.DatasetInfo(
-        builder=tfds.core.dataset_info.DatasetIdentity(
-            name=name, version=tfds.core.Version(VERSION), data_dir="", module_name=""
-        ),
-        description=(
-            f"{source.identity} as squares of {size} x {size}: central crop, bilinear, uint8."
-        ),
-        features=features,
-        supervised_keys=("image", "label"),
-    )
-    info.set_file_format(file_adapters.FileFormat.TFRECORD)
-    num_examples = source.num_examples
+    info = _squares_info(source, name=name, size=size)
     if source.ignored:
         print(
             f"Passed over, not images by their suffix: {len(source.ignored)} files, such as "
             f"{min(source.ignored)}"
         )
-    record_bytes = size * size * 3 + 70  # names of the features, label, lengths and checksums
-    parts = []
-    for split, count in num_examples.items():
-        num_parts = math.ceil(count * record_bytes / max(shard_bytes, record_bytes))
-        for start, stop in cut(count, num_parts):
-            parts.append(
-                Part(
-                    split,
-                    source.examples(split, start, stop),
-                    stop - start,
-                    (stop - start) * record_bytes,
-                )
-            )
     write(
-        parts,
+        _square_parts(source, size=size, shard_bytes=shard_bytes),
         folder=folder,
         info=info,
-        encode=functools.partial(_encode_square, features=features, decode=decode, size=size),
+        encode=functools.partial(_encode_square, features=info.features, decode=decode, size=size),
         settings=settings,
         num_workers=num_workers or os.cpu_count(),
         skip_bad=skip_bad,

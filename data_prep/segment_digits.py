@@ -4,11 +4,11 @@
 
 writes data/segment_digits/1.0.0 (half a minute), and does nothing when that is already there.
 
-A scene has 96x96 pixels: four real digits on textured ground, among strokes and pieces of digits
+A scene has 72x72 pixels: four real digits on textured ground, among strokes and pieces of digits
 that are clutter. Digits may overlap. A pixel's class is its digit's, and class 0 the ground's, with
-one exception, which can't be told from near by: a one is of the class `1 beside a 0` where there is
-a zero at the other side of the scene, which in half of the scenes there is. From the one to the
-zero it is at least 35 pixels.
+one exception, which can't be told from near by: a one is of the class `1 with a 0` where there is
+a zero at the other side of the scene, which in half of the scenes there is. Two ones stand at one
+side of every scene. From them to the zero it is at least 30 pixels.
 """
 
 # isort: off
@@ -25,19 +25,20 @@ from PIL import Image
 from data_prep import digits
 from hamgan.cli import paths
 
-SIDE = 96
+SIDE = 72
 NUM_SCENES = {"train": 2000, "validation": 200}
-CLASSES = ("ground", *(str(digit) for digit in range(10)), "1 beside a 0")
+CLASSES = ("ground", *(str(digit) for digit in range(10)), "1 with a 0")
 ONE, WITH_ZERO = 2, 11  # labels
 
 _SEEDS = {"train": 0, "validation": 1}
 _INK = 0.45  # of the largest grey level, from which on a pixel is the digit's
-_SIZES = (20, 26)  # sides of a digit's square, which has margins of its own
-# Where the one and the digit opposite of it are, from the edges: so no closer than 35 pixels.
-_EDGE = (11, 16)
+_SIZES = (16, 21)  # sides of a digit's square, which has margins of its own
+# Where the one and the digit opposite of it are, from the edges: so no closer than 30 pixels.
+_EDGE = (8, 12)
+_MARGIN = 9  # of other digits' middles
 
 _DESCRIPTION = """
-Scenes of 96x96 made from scikit-learn's 1,797 real handwritten digits, with the class of every
+Scenes of 72x72 made from scikit-learn's 1,797 real handwritten digits, with the class of every
 pixel. Digits of the validation scenes are in no training scene.
 """
 
@@ -92,18 +93,18 @@ def digits_of(split: str) -> list[np.ndarray]:
 def make_scene(
     rng: np.random.Generator, by_digit: list[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One scene: image uint8 [96, 96, 3] and label uint8 [96, 96]."""
+    """One scene: image uint8 [72, 72, 3] and label uint8 [72, 72]."""
     canvas = _ground(rng)
     label = np.zeros([SIDE, SIDE], np.uint8)
     for _ in range(rng.integers(2, 5)):
         _draw_stroke(rng, canvas)
     for _ in range(rng.integers(1, 3)):
         _draw_piece(rng, canvas, by_digit)
-    # The one and the digit opposite come last: nothing covers what decides.
+    # Ones and the digit opposite come last: nothing covers what decides.
     with_zero = rng.random() < 0.5
-    placed = [(int(rng.integers(2, 10)), rng.integers(14, SIDE - 14, 2)) for _ in range(2)]
     opposite = 0 if with_zero else int(rng.integers(2, 10))
-    placed += zip((opposite, 1), _opposite_places(rng), strict=True)
+    others = [(int(rng.integers(2, 10)), rng.integers(_MARGIN, SIDE - _MARGIN, 2))]
+    placed = [*others, *zip((opposite, 1, 1), _opposite_places(rng), strict=True)]
     for digit, place in placed:
         mask = _digit(rng, by_digit[digit])
         where = _draw(canvas, mask, place, _ink(rng, canvas))
@@ -113,14 +114,19 @@ def make_scene(
 
 
 def _opposite_places(rng):
-    """Two places at opposite edges, either pair of edges, either way round."""
-    places = rng.integers(14, SIDE - 14, [2, 2])
-    places[:, rng.integers(2)] = rng.integers(*_EDGE), SIDE - rng.integers(*_EDGE)
-    return rng.permutation(places)
+    """One place at an edge, two at the opposite one; any pair of edges, either way round."""
+    edge, opposite = rng.permutation([0, SIDE])
+    depths = rng.integers(*_EDGE, 3)
+    # Along the edge the two ones keep clear of each other, mostly.
+    along = rng.integers(_MARGIN, SIDE - _MARGIN), rng.integers(_MARGIN, SIDE // 2 - 4)
+    along = [*along, rng.integers(SIDE // 2 + 4, SIDE - _MARGIN)]
+    across = [abs(edge - depths[0]), abs(opposite - depths[1]), abs(opposite - depths[2])]
+    places = np.stack([along, across], axis=1)
+    return places if rng.random() < 0.5 else places[:, ::-1]
 
 
 def _ground(rng):
-    """Noise of three scales between two colours, float64 [96, 96, 3]."""
+    """Noise of three scales between two colours, float64 [72, 72, 3]."""
     weight = np.zeros([SIDE, SIDE])
     for cells in (3, 8, 24):
         noise = Image.fromarray(rng.random([cells, cells]).astype(np.float32))
@@ -171,7 +177,7 @@ def _draw_piece(rng, canvas, by_digit):
     _draw(
         canvas,
         mask[row : row + half, column : column + half],
-        rng.integers(8, SIDE - 8, 2),
+        rng.integers(_MARGIN, SIDE - _MARGIN, 2),
         _ink(rng, canvas),
     )
 

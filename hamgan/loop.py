@@ -16,7 +16,7 @@ from hamgan import arguments, distribution, grids, watching
 from hamgan.collapse import Collapse, Signs, report, rollback, stop
 from hamgan.evaluation.scores import HEADLINE
 from hamgan.profiling import Profile
-from hamgan.run import checkpoints, class_names, lock, records
+from hamgan.run import checkpoints, class_names, contents, lock, records
 from hamgan.run.folder import Folder
 from hamgan.run.log import SCREEN, Log, surviving_failed_writes
 from hamgan.signals import Interruption
@@ -260,7 +260,7 @@ class _Run:
             self.announce("resumed", checkpoint=self.path, message=f"Going on from {self.path}")
             self.mark_abandoned()
             # A run saves no such checkpoint; one may come from elsewhere.
-            if name := checkpoints.first_not_finite(self.variables):
+            if name := contents.first_not_finite(self.variables):
                 self.roll_back(f"{name} isn't finite in {self.path}.", first_bad=name)
         # Of a run that goes on too: it may have ended between a checkpoint and its evaluation.
         self.sample_and_evaluate()
@@ -343,7 +343,7 @@ class _Run:
         """
         if self.saved_step == self.step:
             return
-        name = checkpoints.first_not_finite(self.variables)
+        name = contents.first_not_finite(self.variables)
         if name:
             self.roll_back(f"{name} isn't finite.", first_bad=name)
             return
@@ -437,7 +437,7 @@ class _Run:
         description = getattr(self.evaluator, "description", {})
         return self.saved_step == self.step and not self.log.history().is_evaluated(
             step=self.step,
-            digest=checkpoints.digest(self.path),
+            digest=contents.digest(self.path),
             fingerprint=description.get("fingerprint"),
         )
 
@@ -491,8 +491,7 @@ class _Run:
     def collapsed_by_score(self, score):
         """Compares with the best one so far; returns whether the run went back."""
         headline, factor = self.headline, self.schedule.collapse_factor
-        history = self.log.history()
-        known = history.scores(headline.name, better=headline.better).values()
+        known = self.log.history().scores(headline.name).values()
         best = headline.best(known, default=score)
         lower = headline.better == "lower"
         if factor is None:

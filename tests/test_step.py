@@ -15,7 +15,7 @@ def values_of_step(**kwargs):
     batches = small.batches(made.MadeDataset())
     reals = [next(batches) for _ in range(small.discriminator_steps)]
     zero = tf.constant(0, tf.int64)
-    return small, small.strategy.run(small._step, args=(reals, zero, zero))
+    return small, small.strategy.run(small.step_of_replica, args=(reals, zero, zero))
 
 
 @pytest.mark.slow

@@ -201,15 +201,7 @@ def labels(dataset, scans, *, training, quick=False):
     split = dataset.train_split if training else dataset.reference_split
     if not training and split == dataset.train_split:
         return skip(f"{split} too: see the training labels")
-    instructions = dataset.info.splits[split].file_instructions  # a file may have several
-    parts = [
-        (scans[path].labels, part)
-        for part in instructions
-        if (path := os.fspath(part.filename)) in scans
-    ]
-    found = np.concatenate(
-        [np.zeros(0, np.int64), *(all_[part.skip :][: part.take] for all_, part in parts)]
-    )
+    found = _labels_of(dataset, split, scans)
     names, num_classes = dataset.class_names, dataset.num_classes
     if not len(found):
         return fail(f"none of {split} could be read", COPY)
@@ -243,27 +235,40 @@ def labels(dataset, scans, *, training, quick=False):
         )
     if len(used) < num_classes:
         missing = [names[label] for label in np.flatnonzero(counts == 0)]
-        more = f" and {len(missing) - _NAMES_SHOWN} more" if len(missing) > _NAMES_SHOWN else ""
-        message = (
-            f"{len(missing)} of {num_classes} classes have no image in "
-            f"{split}: {', '.join(missing[:_NAMES_SHOWN])}"
-        )
-        remedy = (
+        return (fail if training else warn)(
+            f"{len(missing)} of {num_classes} classes have no image in {split}: {_some(missing)}",
             "see whether their folders were empty or unreadable and "
-            f"{PREPARE}, or do it without these classes"
+            f"{PREPARE}, or do it without these classes",
         )
-        return (fail if training else warn)(message + more, remedy)
-    if num_classes <= _NAMES_SHOWN:
-        histogram = ", ".join(
-            f"{name} {number:,}" for name, number in zip(names, counts, strict=True)
-        )
-    else:
-        few, many = counts.argmin(), counts.argmax()
-        histogram = (
-            f"{counts[few]:,} ({names[few]}) to {counts[many]:,} "
-            f"({names[many]}), median {np.median(counts):,.0f}"
-        )
-    return ok(f"{num_classes} classes: {histogram}")
+    return ok(f"{num_classes} classes: {_histogram(names, counts)}")
+
+
+def _labels_of(dataset, split, scans):
+    """The labels of a split as far as its files were scanned, int64 [n]."""
+    instructions = dataset.info.splits[split].file_instructions  # a file may have several
+    parts = [
+        (scans[path].labels, part)
+        for part in instructions
+        if (path := os.fspath(part.filename)) in scans
+    ]
+    return np.concatenate(
+        [np.zeros(0, np.int64), *(all_[part.skip :][: part.take] for all_, part in parts)]
+    )
+
+
+def _some(names):
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more
+
+
+def _histogram(names, counts):
+    if len(names) <= _NAMES_SHOWN:
+        return ", ".join(f"{name} {number:,}" for name, number in zip(names, counts, strict=True))
+    few, many = counts.argmin(), counts.argmax()
+    return (
+        f"{counts[few]:,} ({names[few]}) to {counts[many]:,} "
+        f"({names[many]}), median {np.median(counts):,.0f}"
+    )
 
 
 def sample(dataset, sizes, *, number, progress=True):
@@ -296,14 +301,18 @@ def sample(dataset, sizes, *, number, progress=True):
                 found.append((image.min(), image.max()))
             if len(broken) == 3:
                 break
-    seen = len(found)
     if broken:
         return fail(
-            f"{len(broken)} of the first {seen + len(broken)} images can't be read: "
+            f"{len(broken)} of the first {len(found) + len(broken)} images can't be read: "
             f"{_listed(broken)}",
             PREPARE,
         )
-    low, high = np.transpose(found)
+    return _judge_values(*np.transpose(found))
+
+
+def _judge_values(low, high):
+    """What the smallest and largest values of each image say, float [n]."""
+    seen = len(low)
     constant = np.count_nonzero(low == high)
     low, high = low.min(), high.max()
     # NaN fails this comparison too; a little is left to float32's rounding.

@@ -84,14 +84,8 @@ def benchmark_context(
         f"{'XLA' if device['jit'] else 'no XLA'}"
     )
     print(f"{how}, TensorFlow {device['tensorflow']}", flush=True)
-    result = {
-        "kind": "context",
-        **device,
-        "repeats": repeats,
-        "shapes": [],
-        "scaling": [],
-        "steps": [],
-    }
+    parts = {"shapes": [], "scaling": [], "steps": []}
+    result = {"kind": "context", **device, "repeats": repeats, **parts}
     path = os.path.join(output, "context")
 
     def measured(cases, **modes):
@@ -105,16 +99,12 @@ def benchmark_context(
         context_report.draw(result, path + ".png")
 
     for shape in shapes:
-        rows = measured(
-            [context_modules.Case(module=module, shape=shape) for module in modules],
-            title=shape.name,
-        )
+        cases = [context_modules.Case(module=module, shape=shape) for module in modules]
+        rows = measured(cases, title=shape.name)
         title = f"{shape.name.capitalize()}: {shape}, K=6"
         result["shapes"].append({"name": shape.name, "title": title, "rows": rows})
-        publish(
-            title,
-            context_report.cost_table(rows, published=shape == context_modules.SHAPES["paper"]),
-        )
+        is_paper = shape == context_modules.SHAPES["paper"]
+        publish(title, context_report.cost_table(rows, published=is_paper))
     scaled = [module for module in context.SCALING_MODULES if module in modules]
     if "scaling" in sweeps and scaled:
         training = dict(memory_modes=("training",), time_modes=("training",))

@@ -79,7 +79,7 @@ def summarize(name, model_dirs, *, score=HEADLINE, details=None):
     curves, rates, others = [], [], {title: [] for title in details or {}}
     for model_dir in model_dirs:
         history = History(Folder(model_dir).metrics)
-        curves.append(history.scores(score.name, better=score.better))
+        curves.append(history.scores(score.name))
         rates.append(np.median([r["images_per_second"] for r in history.of_kind("train")]))
         for title, function in (details or {}).items():
             others[title].append(function(history.of_kind("evaluation")[-1]))

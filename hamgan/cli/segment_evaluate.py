@@ -16,7 +16,7 @@ from hamgan import distribution
 from hamgan.cli import paths, segment_common
 from hamgan.evaluation import report
 from hamgan.evaluation.scores import MEAN_IOU
-from hamgan.run import checkpoints, records
+from hamgan.run import checkpoints, contents, records
 from hamgan.run.folder import Folder
 from hamgan.run.log import Log
 from hamgan.segmentation import evaluation, experiment
@@ -31,7 +31,7 @@ def restored(experiment, strategy):
     )
     with strategy.scope():
         network = experiment.network()
-    checkpoints.restore(path, checkpoints.network_variables("network", network), partial=True)
+    contents.restore(path, contents.network_variables("network", network), partial=True)
     return network, path
 
 
@@ -52,7 +52,7 @@ def main():
         multi_scale=FLAGS.multi_scale,
         split=split,
     )
-    record = evaluator.evaluate(checkpoint=path, step=checkpoints.step_in(path))
+    record = evaluator.evaluate(checkpoint=path, step=contents.step_in(path))
     print(evaluation.in_words(record))
     if FLAGS.json:
         records.write_whole(FLAGS.json, json.dumps(records.plain_record(record), indent=1).encode())

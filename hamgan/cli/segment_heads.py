@@ -64,7 +64,7 @@ def define_flags():
     paths.define_path("output_dir", "runs/segment_heads", "Folder of the runs and comparison.")
     paths.define_path("data_dir", "data", "Folder of the prepared TFDS data sets.")
     flags.DEFINE_list(
-        "classes", ["1", "1 beside a 0"], "Classes whose mean IoU has a column of its own."
+        "classes", ["1", "1 with a 0"], "Classes whose mean IoU has a column of its own."
     )
     flags.DEFINE_multi_string(
         "gin_param", [], "One more gin binding for all runs. May be repeated."

@@ -25,7 +25,7 @@ from hamgan import distribution
 from hamgan.cli import common, paths, segment_common
 from hamgan.cli import train as gans
 from hamgan.evaluation import report
-from hamgan.run import checkpoints, lock, records
+from hamgan.run import checkpoints, contents, lock, records
 from hamgan.run.folder import Folder
 from hamgan.segmentation import experiment as experiments
 from hamgan.segmentation import training
@@ -103,7 +103,7 @@ def start(trainer, weights, model_dir, *, writes):
                 "event": "started from weights",
                 "message": message,
                 "weights": weights,
-                "weights_digest": checkpoints.digest(weights),
+                "weights_digest": contents.digest(weights),
             },
         )
 

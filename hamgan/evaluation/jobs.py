@@ -4,8 +4,8 @@ import dataclasses
 
 import tensorflow as tf
 
-from hamgan.evaluation import reference, report, runner, selftest, terminal, watch
-from hamgan.run import checkpoints, history, records
+from hamgan.evaluation import embedding, reference, report, runner, selftest, terminal, watch
+from hamgan.run import checkpoints, contents, history, records
 from hamgan.run.folder import Folder
 from hamgan.run.log import Log
 
@@ -71,9 +71,7 @@ def evaluate(
     )
     if changed:
         print(f"Other settings than the run's: {changed}.", flush=True)
-    print(
-        f"Protocol {evaluator.description['name']}: {evaluator.description['words']}.", flush=True
-    )
+    print("Protocol {name}: {words}.".format(**evaluator.description), flush=True)
     log = Log(model_dir)
     metrics = Folder(model_dir).metrics
 
@@ -98,7 +96,7 @@ def evaluate(
         return
     if paths:
         # The generator has the weights of the last one.
-        evaluator.compare_with_training(model_dir, step=checkpoints.step_in(paths[-1]))
+        evaluator.compare_with_training(model_dir, step=contents.step_in(paths[-1]))
     print(
         terminal.table(
             history.surviving(records.read(metrics) if tf.io.gfile.exists(metrics) else [])
@@ -113,7 +111,7 @@ def test_set_up(experiment, *, data_dir, strategy):
 
     def embedder(strategy, batch_size):
         protocol = dataclasses.replace(experiment.protocol, batch_size=batch_size)
-        return runner.Embedder(
+        return embedding.Embedder(
             strategy=strategy, protocol=protocol, data_dir=data_dir, progress=False
         )
 
@@ -132,7 +130,7 @@ def test_set_up(experiment, *, data_dir, strategy):
 
 def build_reference(experiment, *, data_dir, strategy, share):
     """Computes the reference of the protocol and keeps it in data_dir."""
-    embedder = runner.Embedder(
+    embedder = embedding.Embedder(
         strategy=strategy,
         protocol=dataclasses.replace(experiment.protocol, reference_folder=None),
         data_dir=data_dir,

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from hamgan import arguments, stateless
-from hamgan.run import checkpoints, records
+from hamgan.run import contents, records
 from hamgan.run.folder import Folder
 from hamgan.run.log import SCREEN, surviving_failed_writes
 from hamgan.segmentation import metrics, testing
@@ -219,7 +219,7 @@ class Evaluator:
             "kind": "evaluation",
             "step": step,
             "checkpoint": checkpoint,
-            "checkpoint_digest": checkpoints.digest(checkpoint),
+            "checkpoint_digest": contents.digest(checkpoint),
             "protocol": self.description,
             "reference": {"dataset": self._dataset.name, "split": self._split},
             "num_samples": self._dataset.num_examples(self._split),

@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from hamgan import arguments, device_loop, guard, stateless
-from hamgan.run import checkpoints
+from hamgan.run import contents
 from hamgan.segmentation import losses as losses_of_pixels
 from hamgan.segmentation import optimizers, schedules, segmenter
 from hamgan.step import update_key
@@ -201,8 +201,8 @@ class SegmentationTrainer(device_loop.DeviceLoop):
         return {
             "step": self.step,
             "rollbacks": self.rollbacks,
-            **checkpoints.network_variables(NETWORK, self.network),
-            **checkpoints.network_variables("optimizer", self.optimizer),
+            **contents.network_variables(NETWORK, self.network),
+            **contents.network_variables("optimizer", self.optimizer),
         }
 
     def gates(self):
@@ -228,10 +228,10 @@ def start_from(network, path):
     Raises:
       ValueError: it holds no network, or one of other names or shapes: all are listed.
     """
-    held = [name for name in checkpoints.load(path) if name.startswith(f"{NETWORK}/")]
+    held = [name for name in contents.load(path) if name.startswith(f"{NETWORK}/")]
     if not held:
         raise ValueError(f"{path} holds no variables network/...: it is of no segmentation run.")
-    ours = checkpoints.network_variables(NETWORK, network)
+    ours = contents.network_variables(NETWORK, network)
     strange = sorted(set(held) - set(ours))
     if strange:
         listed = ", ".join(strange[:5]) + (f" and {len(strange) - 5} more" * (len(strange) > 5))
@@ -239,7 +239,7 @@ def start_from(network, path):
     # Of a part that the checkpoint has something of, it must have all.
     parts = {_part(name) for name in held}
     wanted = {name: value for name, value in ours.items() if _part(name) in parts}
-    checkpoints.restore(path, wanted, partial=True)
+    contents.restore(path, wanted, partial=True)
     return len(wanted), sorted({_part(name) for name in ours} - parts)
 
 
