@@ -84,6 +84,13 @@ SEGMENTATION_SCORES = (
 )
 MEAN_IOU = SEGMENTATION_SCORES[0]
 
+ALL_SCORES = SCORES + SEGMENTATION_SCORES
+
+
+def headline_of(record: dict[str, Any]) -> Score:
+    """The score that chooses the best checkpoint, by what an evaluation's record holds."""
+    return MEAN_IOU if MEAN_IOU.name in record else HEADLINE
+
 
 # Single numbers, and intervals [low, high].
 Numbers = dict[str, float | list[float]]

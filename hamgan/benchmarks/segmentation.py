@@ -1,0 +1,172 @@
+"""What the segmentation networks of the published tables cost: counted, and measured on a device."""
+
+import contextlib
+import dataclasses
+import math
+
+import keras
+import tensorflow as tf
+
+from hamgan import normalization
+
+# Operations of TensorFlow that are convolutions, whose second input is the kernel.
+_CONVOLUTIONS = ("Conv2D", "DepthwiseConv2dNative")
+# What tables count beside products: operations on each element of a norm's input, and of what a
+# bilinear enlargement gives.
+_NORMS = {
+    normalization.BatchNorm: 2,
+    keras.layers.GroupNormalization: 5,
+    keras.layers.LayerNormalization: 5,
+}
+_BILINEAR = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published:
+    """What the tables say of a network.
+
+    Attributes:
+      millions: of parameters, or None.
+      giga: multiply-adds at 512x512 in 10^9, or None.
+      of_convolutions: whether these are of the convolutions alone.
+    """
+
+    millions: float | None = None
+    giga: float | None = None
+    of_convolutions: bool = False
+
+
+# By the names of gin files.
+NETWORKS = {
+    "hamnet_voc": Published(),
+    "hamnet_plus_voc": Published(),
+    # Convolutions alone, published for four times as many pixels.
+    "hamnet_ade20k": Published(millions=57, giga=918 / 4, of_convolutions=True),
+    "hamnet_plus_ade20k": Published(millions=69, giga=1111 / 4, of_convolutions=True),
+    "hamnet_van_tiny": Published(millions=11.9, giga=50.8),
+    "hamnet_van_small": Published(millions=24.2, giga=100.6),
+    "hamnet_van_base": Published(millions=36.9, giga=153.6),
+    "hamnet_van_large": Published(millions=55.1, giga=227.7),
+    "light_ham_tiny_d256": Published(millions=4.2, giga=6.5),
+    "light_ham_tiny": Published(millions=4.9, giga=11.3),
+    "light_ham_small_d256": Published(millions=13.8, giga=15.8),
+    "light_ham_small": Published(millions=14.7, giga=21.4),
+    "light_ham_base": Published(millions=27.4, giga=34.4),
+    "light_ham_large": Published(millions=45.6, giga=55.0),
+    "light_ham_huge": Published(millions=61.1, giga=71.8),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Count:
+    """What a network takes, counted in its graph.
+
+    Attributes:
+      parameters: trained ones.
+      convolutions: multiply-adds; the bread behind the ham as published, over all pixels. (Here it
+        is applied to the bases.)
+      products: multiply-adds of the ham's matrix products.
+      others: operations of norms and bilinear enlargements, which the tables of VAN's networks
+        count too.
+    """
+
+    parameters: int
+    convolutions: int
+    products: int
+    others: int
+
+    def giga(self, published):
+        """Multiply-adds in 10^9 as a table counts them."""
+        total = self.convolutions
+        if not published.of_convolutions:
+            total += self.products + self.others
+        return total / 1e9
+
+
+def count(constructor, size=512):
+    """The `Count` of a network in inference on one image, which isn't run.
+
+    Args:
+      constructor: of a `segmentation.segmenter.Segmenter`.
+      size: side of the image.
+    """
+    with keras.StatelessScope(initialize_variables=False):
+        network = constructor()
+        keys = tf.zeros([1, 2], tf.int32)
+        seen = []
+
+        def infer(image):
+            found = network(image, keys=keys)
+            seen.append(found)
+            return found.logits
+
+        image = tf.TensorSpec([1, size, size, 3], tf.float32)
+        with _norms_counted() as norms:
+            graph = tf.function(infer).get_concrete_function(image).graph
+        convolutions, products = _of_graph(graph)
+        result = Count(
+            parameters=sum(math.prod(v.shape) for v in network.trainable_variables),
+            convolutions=convolutions + _bread(network, seen[0].features),
+            products=products,
+            others=sum(norms) + _BILINEAR * _enlarged(network, seen[0], size),
+        )
+    keras.utils.clear_session(free_memory=False)
+    return result
+
+
+def _of_graph(graph):
+    convolutions = products = 0
+    for operation in graph.get_operations():
+        if operation.type in _CONVOLUTIONS:
+            height, width, inputs, outputs = operation.inputs[1].shape
+            output = operation.outputs[0]
+            # A dilation is computed on parts of the image, which are padded to one size.
+            joined = [c for c in output.consumers() if c.type == "BatchToSpaceND"]
+            output = joined[0].outputs[0] if joined else output
+            convolutions += math.prod(output.shape[:3]) * height * width * inputs * outputs
+        elif operation.type == "BatchMatMulV2":
+            batch, rows, columns = operation.outputs[0].shape
+            left = operation.inputs[0].shape
+            inner = left[1] if operation.get_attr("adj_x") else left[2]
+            products += batch * rows * columns * inner
+    return convolutions, products
+
+
+@contextlib.contextmanager
+def _norms_counted():
+    """A list that the norms that are called within add their operations to."""
+    found = []
+    before = {}
+
+    def counting(call, factor):
+        def counted(self, x, *args, **kwargs):
+            found.append(factor * math.prod(x.shape[1:]))
+            return call(self, x, *args, **kwargs)
+
+        return counted
+
+    for kind, factor in _NORMS.items():
+        before[kind] = kind.call
+        kind.call = counting(kind.call, factor)
+    try:
+        yield found
+    finally:
+        for kind, call in before.items():
+            kind.call = call
+
+
+def _bread(network, features):
+    """Multiply-adds of the 1x1 convolution behind the ham on all pixels."""
+    burger = network.head.hamburger
+    if burger is None:
+        return 0
+    bread = getattr(burger, "cheese", burger.upper_bread)
+    return math.prod(features["squeeze"].shape[1:3]) * math.prod(bread.kernel.shape)
+
+
+def _enlarged(network, found, size):
+    """Elements that bilinear enlargements give: features of the head's stages, and logits."""
+    stages = [found.features[f"layer{stage}"] for stage in network.head.stages]
+    pixels = math.prod(stages[0].shape[1:3])
+    resized = sum(pixels * stage.shape[-1] for stage in stages[1:])
+    return resized + size * size * network.num_classes
