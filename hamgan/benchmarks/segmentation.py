@@ -1,20 +1,22 @@
-"""What the segmentation networks of the published tables cost: counted, and measured on a device."""
+"""What the segmentation networks of the published tables cost: counted, and measured."""
 
 import contextlib
 import dataclasses
 import math
+import statistics
 
 import keras
 import tensorflow as tf
 
 from hamgan import normalization
+from hamgan.benchmarks import measure
 
 # Operations of TensorFlow that are convolutions, whose second input is the kernel.
 _CONVOLUTIONS = ("Conv2D", "DepthwiseConv2dNative")
 # What tables count beside products: operations on each element of a norm's input, and of what a
 # bilinear enlargement gives.
 _NORMS = {
-    normalization.BatchNorm: 2,
+    normalization.BatchNorm: 1,
     keras.layers.GroupNormalization: 5,
     keras.layers.LayerNormalization: 5,
 }
@@ -170,3 +172,91 @@ def _enlarged(network, found, size):
     pixels = math.prod(stages[0].shape[1:3])
     resized = sum(pixels * stage.shape[-1] for stage in stages[1:])
     return resized + size * size * network.num_classes
+
+
+class MadeCrops:
+    """Random crops and labels, which a trainer takes for a data set.
+
+    Args:
+      size: side of a crop.
+      num_classes: of the labels.
+    """
+
+    def __init__(self, size, num_classes):
+        self._size = size
+        self._num_classes = num_classes
+
+    def train_batches(self, *, batch_size, **order):
+        """The same batch for ever; the order has no effect."""
+        del order
+        shape = [batch_size, self._size, self._size]
+        batch = {
+            "image": tf.random.stateless_normal([*shape, 3], [0, 1]),
+            "label": tf.random.stateless_uniform(shape, [0, 2], 0, self._num_classes, tf.int32),
+        }
+        return tf.data.Dataset.from_tensors(batch).repeat()
+
+
+def cost(experiment, *, size, step_images, repeats, strategy):
+    """Measures inference on one image and a training step, each after a first one.
+
+    Args:
+      experiment: a `segmentation.experiment.SegmentationExperiment`.
+      size: side of the image.
+      step_images: images of a training step.
+      repeats: of each, of which the median counts.
+      strategy: where to compute.
+
+    Yields:
+      {name: number}: 'inference_seconds' and 'inference_bytes', then 'step_seconds' and
+      'step_bytes'; bytes beyond weights and input, None where they can't be measured.
+    """
+    device = strategy.extended.worker_devices[0]
+    trainer = experiment.trainer(
+        strategy=strategy, network=experiment.network, batch_size=step_images
+    )
+    image = tf.random.stateless_normal([1, size, size, 3], [0, 1])
+    keys = tf.zeros([1, 2], tf.int32)
+    infer = tf.function(lambda x: trainer.network(x, keys=keys).logits)
+    batches = trainer.batches(MadeCrops(size, trainer.network.num_classes))
+    calls = {
+        "inference": lambda: infer(image),
+        "step": lambda: trainer.train_steps(batches, 1),
+    }
+    for name, call in calls.items():
+        with tf.device(device):
+            call()
+            taken = statistics.median(measure.seconds(call) for _ in range(repeats))
+            peak = measure.peak_memory(call, device=device, repeats=min(repeats, 3))
+        yield {f"{name}_seconds": taken, f"{name}_bytes": peak}
+
+
+def table(rows):
+    """Rows of `cost` and `count`, {'name', 'count', 'published', ...}, as a Markdown table."""
+    lines = [
+        "| network | parameters M | published | multiply-adds G | published | inference s | GB "
+        "| step s | GB |",
+        "|---" * 9 + "|",
+    ]
+
+    def cell(row, key, scale=1.0, digits=2):
+        value = row.get(key)
+        return "–" if value is None else f"{value * scale:.{digits}f}"
+
+    for row in rows:
+        if "error" in row:
+            lines.append(f"| {row['name']} | {row['error']} |" + " |" * 7)
+            continue
+        cells = [
+            cell(row, "parameters", 1e-6),
+            cell(row, "published_millions", digits=1),
+            cell(row, "giga", digits=1),
+            cell(row, "published_giga", digits=1),
+            *(
+                cell(row, f"{what}_{key}", scale)
+                for what in ("inference", "step")
+                for key, scale in (("seconds", 1.0), ("bytes", 1e-9))
+            ),
+        ]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+    return "\n".join(lines)

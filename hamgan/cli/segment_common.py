@@ -26,3 +26,10 @@ def load():
     return configuration.load_experiment(
         **common.configuration_flags(), root=experiment.SegmentationExperiment, header=HEADER
     )
+
+
+def load_files(gin_files):
+    """The `experiment.SegmentationExperiment` of gin files alone."""
+    return configuration.load_experiment(
+        gin_files=gin_files, root=experiment.SegmentationExperiment, header=HEADER
+    )
