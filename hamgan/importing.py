@@ -314,6 +314,13 @@ def _modules(checkpoint, described, arrays, told):
     return modules
 
 
+def _record(path):
+    try:
+        return named_arrays.load(path)
+    except ValueError as error:
+        raise ValueError(f"--verify: {error}") from error
+
+
 def run(
     prefix,
     *,
@@ -347,7 +354,7 @@ def run(
         )
     checkpoint = published.Checkpoint(prefix)
     described = published.describe(checkpoint)
-    arrays = named_arrays.load(told.verify) if told.verify else None
+    arrays = _record(told.verify) if told.verify else None
     modules = _modules(checkpoint, described, arrays, told)
     experiment = load_experiment(configuration_text(described, modules, told.gin_files))
     trainer = experiment.trainer(

@@ -17,6 +17,7 @@ from tensorflow_datasets.core import file_adapters
 from hamgan import data, grids, pictures
 from hamgan.checks.machine import bar, size_text
 from hamgan.checks.outcome import describe, fail, ok, skip, warn
+from hamgan.data import prepared
 from hamgan.run.folder import Folder
 
 # ILSVRC 2012.
@@ -337,6 +338,42 @@ def _judge_values(low, high):
             "look for empty pictures among those prepared",
         )
     return ok(what)
+
+
+def small(dataset, sizes, *, number):
+    """Whether images were, or will be, enlarged to the squares that are trained on.
+
+    Args:
+      dataset: a `hamgan.data.ImageDataset`.
+      sizes: {path: bytes}, the files that are there.
+      number: of images to look at, about, where it isn't known from preparation.
+    """
+    paths = [path for path in _parts(dataset, dataset.train_split) if path in sizes]
+    if not paths:
+        return fail(f"none of {dataset.train_split} is there", COPY)
+    side = dataset.packed_side or dataset.image_size
+    if dataset.packed_side:
+        found = prepared.enlarged(os.path.dirname(paths[0]))
+        if found is None:
+            return skip("its packing didn't count them; packed again, it would")
+        count, smallest = found.count, f"{found.smallest} (shorter side: {found.side})"
+        what = f"{count:,} of {found.images:,} images were smaller than {side} x {side}"
+    else:
+        height, width = dataset.stored_shape
+        if height and width:
+            return ok(f"every image has {height} x {width} pixels, the networks' {side} x {side}")
+        paths = _spread(paths)
+        sides = [s for path in paths for s in dataset.sides(path, limit=-(-number // len(paths)))]
+        few = [found for found in sides if found < side]
+        count, smallest = len(few), f"one with a shorter side of {min(few, default=side)}"
+        what = f"{count:,} of {len(sides):,} images looked at are smaller than {side} x {side}"
+    if not count:
+        return ok(what)
+    return warn(
+        f"{what}, the smallest {smallest}: they are enlarged, and blurred so",
+        f"leave them out in preparation (data_prep's --min_side={side}), or take a smaller "
+        "IMAGE_SIZE",
+    )
 
 
 def picture_in(dataset, scans, folder):

@@ -93,7 +93,12 @@ class Embedder:
         }
 
     def reference(
-        self, dataset, *, data_dir: str | None = None, share: shards.Share | None = None
+        self,
+        dataset,
+        *,
+        data_dir: str | None = None,
+        spare_dir: str | None = None,
+        share: shards.Share | None = None,
     ) -> reference.Reference | None:
         """The real images' features, as `reference.load_or_build`."""
         return reference.load_or_build(
@@ -103,6 +108,7 @@ class Embedder:
             protocol=self.protocol,
             batch_size=self.batch_size,
             cache_dir=data_dir,
+            spare_dir=spare_dir,
             share=share,
             progress=self.bar,
         )

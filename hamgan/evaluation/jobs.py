@@ -56,6 +56,10 @@ def evaluate(
     dataset = experiment.dataset(data_dir=data_dir)
     if hasattr(dataset, "check_files"):
         dataset.check_files()
+    reference.check_counts(dataset, experiment.protocol)
+    writes = records.can_write(model_dir)
+    if not writes:
+        _check_read_only(model_dir, watching=watching, share=share)
     with strategy.scope():
         generator = experiment.generator()
     evaluator = runner.Evaluator(
@@ -64,7 +68,7 @@ def evaluate(
         dataset=dataset,
         protocol=experiment.protocol,
         data_dir=data_dir,
-        work_dir=Folder(model_dir).evaluation,
+        work_dir=Folder(model_dir).evaluation if writes else None,
         share=share,
         keep_features=keep_features,
         changed=changed,
@@ -72,7 +76,7 @@ def evaluate(
     if changed:
         print(f"Other settings than the run's: {changed}.", flush=True)
     print("Protocol {name}: {words}.".format(**evaluator.description), flush=True)
-    log = Log(model_dir)
+    log = Log(model_dir, writes=writes)
     metrics = Folder(model_dir).metrics
 
     def publish(record):
@@ -94,6 +98,8 @@ def evaluate(
     if share and share.index:
         print(f"The part of host {share.index} is done; host 0 writes the records.")
         return
+    if not writes:
+        return
     if paths:
         # The generator has the weights of the last one.
         evaluator.compare_with_training(model_dir, step=contents.step_in(paths[-1]))
@@ -103,6 +109,23 @@ def evaluate(
         )
     )
     print(f"Report: {report.write_report(model_dir)}")
+
+
+def _check_read_only(model_dir, *, watching, share):
+    """Says what an evaluation of a folder that can only be read leaves out.
+
+    Raises:
+      ValueError: it can do without that, but not watching, or several hosts.
+    """
+    if watching or (share and share.of > 1):
+        raise ValueError(
+            f"--model_dir={model_dir} can't be written to, and there watching and several hosts "
+            "keep what they have done. Score single checkpoints on one host."
+        )
+    print(
+        f"{model_dir} can't be written to: the numbers are printed here, and kept nowhere.",
+        flush=True,
+    )
 
 
 def test_set_up(experiment, *, data_dir, strategy):
@@ -130,6 +153,8 @@ def test_set_up(experiment, *, data_dir, strategy):
 
 def build_reference(experiment, *, data_dir, strategy, share):
     """Computes the reference of the protocol and keeps it in data_dir."""
+    if not records.can_write(data_dir):
+        raise ValueError(f"--data_dir={data_dir} can't be written to: a reference is kept there.")
     embedder = embedding.Embedder(
         strategy=strategy,
         protocol=dataclasses.replace(experiment.protocol, reference_folder=None),

@@ -38,8 +38,8 @@ class Evaluator:
       strategy: the strategy in whose scope it was made.
       dataset: a `hamgan.data.ImageDataset`.
       protocol: a `Protocol`.
-      data_dir: where reference features are kept, and what '{data_dir}' in the network's handle
-        stands for.
+      data_dir: where reference features are kept (in work_dir, if it can only be read), and what
+        '{data_dir}' in the network's handle stands for.
       work_dir: where unfinished work and finished records are kept, e.g. model_dir/evaluation;
         None: nowhere.
       share: the `shards.Share` of this host; None: all the work.
@@ -116,7 +116,10 @@ class Evaluator:
         """
         if self._reference is None:
             self._reference = self._embedder.reference(
-                self._dataset, data_dir=self._data_dir, share=self._share
+                self._dataset,
+                data_dir=self._data_dir,
+                spare_dir=self._work_dir,
+                share=self._share,
             )
         return self._reference
 
@@ -318,9 +321,12 @@ class Evaluator:
             reference's.
 
         Returns:
-          As `neighbours.memorisation`; None on hosts that leave the writing to another one.
+          As `neighbours.memorisation`; None on hosts that leave the writing to another one, and
+          where there is one training image.
         """
         split = self._dataset.train_split
+        if self._dataset.num_examples(split) < 2:
+            return None  # no image has a neighbour
         training: Any = reference.load_or_build(
             self._dataset,
             network=self.network,
@@ -335,6 +341,7 @@ class Evaluator:
             ),
             batch_size=self._batch_size,
             cache_dir=self._data_dir,
+            spare_dir=self._work_dir,
             progress=self._embedder.bar,
         )
         # With the training split as reference there are no images that the generator has never

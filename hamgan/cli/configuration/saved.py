@@ -14,6 +14,13 @@ from hamgan.run.folder import Folder
 _CHANGEABLE = ("loop.Schedule.", "protocol.", "sampling.", "evaluation.")
 
 
+def _is_kept(path):
+    """Whether a run has kept a configuration. One that was emptied is one that was lost: the
+    checkpoints know the settings too, and are asked.
+    """
+    return tf.io.gfile.exists(path) and not sources.says_nothing(path)
+
+
 def _saved_bindings(path):
     try:
         return syntax.bindings(sources.read_text(path))
@@ -36,7 +43,7 @@ def resolved_configuration(model_dir):
     texts = gin.operative_config_str(max_line_length=10_000), gin.config_str(max_line_length=10_000)
     _check_complete(syntax.bindings(texts[1]))
     now = {**syntax.bindings(texts[0]), **syntax.bindings(texts[1])}
-    if tf.io.gfile.exists(path):
+    if _is_kept(path):
         before = _saved_bindings(path)
         differing = [
             name for name in sorted(before.keys() | now.keys()) if _differs(name, before, now)
@@ -91,7 +98,7 @@ def changed_settings(model_dir):
     Where to find the data and how it is read, and what only training has, isn't among them.
     """
     path = Folder(model_dir).config
-    if not tf.io.gfile.exists(path):
+    if not _is_kept(path):
         return None
     before = _saved_bindings(path)
     now = syntax.bindings(gin.config_str(max_line_length=10_000))

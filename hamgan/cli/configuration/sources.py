@@ -32,6 +32,26 @@ def read_text(path):
         return file.read()
 
 
+def says_nothing(path):
+    """Whether a file has no setting: nothing at all, blanks, comments, or what a power loss leaves
+    of it.
+    """
+    with tf.io.gfile.GFile(path, "rb") as file:
+        lines = file.read().replace(b"\0", b" ").splitlines()
+    return all(not line.strip() or line.strip().startswith(b"#") for line in lines)
+
+
+def check_not_empty(path):
+    """ValueError for a run's configuration that says nothing: every setting would be a default."""
+    if says_nothing(path):
+        raise ValueError(
+            f"{path} is empty (no setting is in it), so this run's settings "
+            "aren't known. Restore the file from a copy, or give the settings that the run was "
+            "begun with: --gin_file and --gin_param. The checkpoints know them too, and others are "
+            "refused."
+        )
+
+
 def open_file(path):
     """A gin file as gin reads it: its includes are whole paths."""
     text = read_text(path)

@@ -37,6 +37,7 @@ def check_saved(model_dir, trusted_modules=()):
             f"No configuration: {path} isn't there and no --gin_file was given. Shipped: "
             f"{sources.shipped()}."
         )
+    sources.check_not_empty(path)
     with sources.readable([path], ()):
         statements = syntax.statements(sources.read_text(path))
     for statement in statements:
