@@ -10,7 +10,7 @@ import tensorflow as tf
 from PIL import Image
 
 from data_prep import segment_digits
-from hamgan import loop
+from hamgan import inspection, loop
 from hamgan.run import checkpoints, contents, records
 from hamgan.run.folder import Folder
 from hamgan.run.history import History
@@ -431,3 +431,22 @@ def test_scenes_of_the_splits_share_no_digit():
     for of_train, of_test in zip(train_digits, test_digits, strict=True):
         assert len(of_train) > 4 * len(of_test) * 0.9
     assert sum(map(len, train_digits)) + sum(map(len, test_digits)) == 1797
+
+
+@pytest.mark.parametrize("burger", [rank_3, hamburger.HamburgerV2Plus])
+def test_inspection_sees_the_ham_of_a_forward_pass(burger):
+    of = network(burger=functools.partial(burger, rank=3))
+    images, keys = helpers.array(2, 33, 33, 3), tf.constant([[1, 2], [3, 4]])
+    found = of(images, keys=keys)
+    maps = found.features["squeeze"], found.features["hamburger"]
+    layer = of.head.hamburger
+    seen = inspection.look(layer, maps, found.hams, layer.initial(keys, size=81), num_steps=7)
+    ham = seen.hams["space"]
+    x, y = np.float64(ham.x), np.float64(ham.y)
+    expected = np.linalg.norm(x - y, axis=(1, 2)) / np.linalg.norm(x, axis=(1, 2))
+    # The layer's own pass took as many updates.
+    np.testing.assert_allclose(ham.errors[-1], expected, rtol=1e-5)
+    assert ham.errors.shape == (8, 2) and (ham.errors[-1] < ham.errors[0]).all()
+    np.testing.assert_array_equal(seen.before, maps[0])
+    assert seen.gate == (0.0 if burger is hamburger.HamburgerV2Plus else 1.0)
+    assert np.linalg.matrix_rank(y[0]) == 3

@@ -20,6 +20,12 @@ def framed(image, side):
     return np.asarray(square)
 
 
+def pixels_of(image):
+    """The pixels uint8 of a normalised image [..., h, w, 3]."""
+    pixels = np.asarray(image) * augmentation.STD + augmentation.MEAN
+    return np.clip(np.rint(255 * pixels), 0, 255).astype(np.uint8)
+
+
 class Overlays:
     """What `hamgan.loop` draws of a segmentation: some images of a split, each with its labels and
     the network's prediction.
@@ -70,8 +76,7 @@ class Overlays:
         batch = self._batch()
         found = []
         for image, label in zip(batch["image"], batch["label"], strict=True):
-            pixels = np.asarray(image) * augmentation.STD + augmentation.MEAN
-            pixels = np.clip(np.rint(255 * pixels), 0, 255).astype(np.uint8)
+            pixels = pixels_of(image)
             label = np.asarray(label).astype(np.uint8)
             found += [pixels, palette.overlay(pixels, label, opacity=self._opacity)]
         found = found[: 2 * self._count]
