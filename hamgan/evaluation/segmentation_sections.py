@@ -41,7 +41,7 @@ def classes(evaluations: list[Record]) -> str:
         return f"{100 * value:.2f}" if is_number(value) else "–"
 
     rows = [
-        [markup.escape(name), percent(iou), percent(last["class_accuracy"].get(name))]
+        [name, percent(iou), percent(last["class_accuracy"].get(name))]
         for name, iou in last["class_iou"].items()
     ]
     note = f'<p class="note">Step {markup.number(last["step"])}, in percent.</p>'
