@@ -91,9 +91,9 @@ def test_costs_are_measured_in_both_passes():
 
 
 def test_unknown_networks_are_refused():
-    with pytest.raises(ValueError, match="--networks must be some of hamnet_voc, .*; got hamnt"):
+    with pytest.raises(ValueError, match="--models must be some of hamnet_voc, .*; got hamnt"):
         benchmark_segmentation.command(
-            networks=["hamnt"],
+            models=["hamnt"],
             size=512,
             step_images=1,
             repeats=1,

@@ -34,7 +34,7 @@ segmentation: every network of segmentation's published tables. Parameters and m
 image and of a training step of --step_images, each network in a process of its own. (Without
 --measured it only counts, 5 seconds a network.)
 
-    python scripts/benchmark.py segmentation --networks=light_ham_tiny,light_ham_base --repeats=3
+    python scripts/benchmark.py segmentation --models=light_ham_tiny,light_ham_base --repeats=3
 
 Tables go to the terminal, everything to context.json, step.json, fid.json, input.json or
 segmentation.json, with a picture of context, step and input, in --output.
@@ -294,7 +294,7 @@ COMMANDS = {
     "input": (benchmark_input, ("images", "batch_size", "repeats", "output")),
     "segmentation": (
         benchmark_segmentation.command,
-        ("networks", "size", "step_images", "repeats", "accelerator", "measured", "output"),
+        ("models", "size", "step_images", "repeats", "accelerator", "measured", "output"),
     ),
 }
 
@@ -342,7 +342,7 @@ def define_flags():
     flags.DEFINE_bool("jit", None, "context: compile with XLA; default: on TPUs.")
     flags.DEFINE_integer("images", 2_000, "input: how many photographs to make.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 128, "input: images a batch.", lower_bound=1)
-    flags.DEFINE_list("networks", None, "segmentation: names of gin files; default: all.")
+    flags.DEFINE_list("models", None, "segmentation: names of gin files; default: all.")
     flags.DEFINE_integer("size", 512, "segmentation: side of the image.", lower_bound=32)
     flags.DEFINE_integer("step_images", 2, "segmentation: images of a step.", lower_bound=1)
     flags.DEFINE_bool("measured", True, "segmentation: measure time and memory too.")

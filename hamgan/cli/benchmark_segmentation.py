@@ -38,15 +38,15 @@ def job(*, name, size, step_images, repeats, accelerator):
 
 
 def command(
-    *, networks, size, step_images, repeats, accelerator, measured, output, run=measure.in_child
+    *, models, size, step_images, repeats, accelerator, measured, output, run=measure.in_child
 ):
     """Counts, measures, prints, and writes segmentation.json into the folder `output`, anew after
     every network.
     """
-    names = networks or list(costs.NETWORKS)
+    names = models or list(costs.NETWORKS)
     if unknown := [name for name in names if name not in costs.NETWORKS]:
         raise ValueError(
-            f"--networks must be some of {', '.join(costs.NETWORKS)}; got {', '.join(unknown)}."
+            f"--models must be some of {', '.join(costs.NETWORKS)}; got {', '.join(unknown)}."
         )
     (device,) = run(context.device_job, {"accelerator": accelerator, "jit": False})
     device = {key: device[key] for key in ("device", "cores", "load", "tensorflow")}
