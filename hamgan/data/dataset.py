@@ -23,7 +23,7 @@ from tensorflow_datasets.core import file_adapters
 
 from hamgan import arguments
 from hamgan.data import content, photos, pixels, prepared
-from hamgan.data.order import numbers_of, range_of, shuffled
+from hamgan.data.order import check_at_least, check_stream, numbers_of, range_of, shuffled
 from hamgan.data.places import READS, RecordFinder
 from hamgan.data.stored import StoredExamples
 
@@ -100,10 +100,10 @@ class ImageDataset:
         inexact_decode: bool = False,
         max_pixels: int = photos.MAX_PIXELS,
     ):
-        _check_at_least("image_size", image_size, 1)
-        _check_at_least("num_classes", num_classes, 1)
-        _check_at_least("shuffle_buffer", shuffle_buffer, 1)
-        _check_at_least("max_pixels", max_pixels, 1)
+        check_at_least("image_size", image_size, 1)
+        check_at_least("num_classes", num_classes, 1)
+        check_at_least("shuffle_buffer", shuffle_buffer, 1)
+        check_at_least("max_pixels", max_pixels, 1)
         self.name = name
         self.image_size = image_size
         self.num_classes = num_classes
@@ -262,15 +262,13 @@ class ImageDataset:
         Raises:
           ValueError: when an argument is out of range.
         """
-        _check_at_least("batch_size", batch_size, 1)
-        _check_at_least("start_batch", start_batch, 0)
-        _check_at_least("num_shards", num_shards, 1)
-        if not 0 <= shard_index < num_shards:
-            raise ValueError(
-                f"shard_index ({shard_index}) must be in [0, num_shards) = [0, {num_shards})."
-            )
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"seed ({seed}) must be in [0, 2**63).")
+        check_stream(
+            batch_size=batch_size,
+            seed=seed,
+            start_batch=start_batch,
+            shard_index=shard_index,
+            num_shards=num_shards,
+        )
         split = self.train_split
         start = start_batch * batch_size * num_shards
         in_memory = self._fits_memory(split)
@@ -300,7 +298,7 @@ class ImageDataset:
         Raises:
           ValueError: when the data set has no such split, or batch_size is below 1.
         """
-        _check_at_least("batch_size", batch_size, 1)
+        check_at_least("batch_size", batch_size, 1)
         split = self.reference_split if split is None else split
         if self._fits_memory(split):
             return with_options(
@@ -315,7 +313,7 @@ class ImageDataset:
         Raises:
           ValueError: when the data set has no such split, or batch_size is below 1.
         """
-        _check_at_least("batch_size", batch_size, 1)
+        check_at_least("batch_size", batch_size, 1)
 
         batches = self._stored_files(split).flat_map(self._read_file).batch(batch_size)
         return with_options(batches.map(lambda batch: self.parse_labels(batch["record"])))
@@ -490,8 +488,3 @@ def with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
     # tf.distribute would otherwise shard again what already is.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
-
-
-def _check_at_least(argument: str, value: int, minimum: int) -> None:
-    if value < minimum:
-        raise ValueError(f"{argument} ({value}) must be at least {minimum}.")
