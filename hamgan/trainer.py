@@ -232,19 +232,17 @@ class Trainer(device_loop.DeviceLoop):
         if microbatches < 1 or self._replica_batch_size % microbatches:
             raise ValueError(
                 f"microbatches ({microbatches}) must divide the batch of a replica "
-                f"({self._replica_batch_size}: "
-                f"batch_size {batch_size} on {self._replicas} replicas)."
+                f"({self._replica_batch_size}: batch_size {batch_size} on {self._replicas} replicas)."
             )
         with strategy.scope():
             keras.utils.set_random_seed(device_loop.seed_of_weights(seed))
             self.generator = generator()
             self.discriminator = discriminator()
             _freeze(freeze, generator=self.generator, discriminator=self.discriminator)
-            self.generator_optimizer = self._optimizer(
-                self.generator, generator_learning_rate, adam
-            )
-            self.discriminator_optimizer = self._optimizer(
-                self.discriminator, discriminator_learning_rate, adam
+            rates = generator_learning_rate, discriminator_learning_rate
+            self.generator_optimizer, self.discriminator_optimizer = (
+                self._optimizer(network, rate, adam)
+                for network, rate in zip((self.generator, self.discriminator), rates, strict=True)
             )
             self.ema = None if ema_decay is None else self._copy_of_generator(generator)
             if self.ema is not None:
