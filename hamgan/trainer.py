@@ -232,7 +232,7 @@ class Trainer(device_loop.DeviceLoop):
         if microbatches < 1 or self._replica_batch_size % microbatches:
             raise ValueError(
                 f"microbatches ({microbatches}) must divide the batch of a replica "
-                f"({self._replica_batch_size}: batch_size {batch_size} on {self._replicas} replicas)."
+                f"({self._replica_batch_size}: batch_size {batch_size}, {self._replicas} replicas)."
             )
         with strategy.scope():
             keras.utils.set_random_seed(device_loop.seed_of_weights(seed))
