@@ -1,7 +1,6 @@
 """Images from a generator: sample i is a function of (seed, i) alone."""
 
 import contextlib
-import math
 import threading
 
 import numpy as np
@@ -60,8 +59,7 @@ def restore(generator, path, *, weights="raw"):
     ):
         raise ValueError(
             f"weights is 'ema', but {path} holds no {prefix}/ variables: it was trained without a "
-            "moving average. "
-            "Use weights 'raw'."
+            "moving average. Use weights 'raw'."
         )
     contents.restore(path, contents.network_variables(prefix, generator), partial=True)
 
@@ -143,7 +141,9 @@ class Sampler:
         )
         if self._truncation is not None:
             keys_of_noise = stateless.example_keys(stateless.fold(parent, stateless.NOISE), indices)
-            z = truncated_normal([self.generator.latent_dim], keys_of_noise, self._truncation)
+            z = stateless.truncated_normal(
+                [self.generator.latent_dim], keys_of_noise, self._truncation
+            )
         if self._psi != 1:
             z = self._psi * z
         if self._labels is not None:
@@ -304,21 +304,6 @@ class Sampler:
 def _filled(rows, count):
     """`rows` [N, ...] and as often the last one as `count` rows need."""
     return np.concatenate([rows, np.repeat(rows[-1:], count - len(rows), axis=0)])
-
-
-def truncated_normal(shape, keys, bound):
-    """N(0, 1) within [-bound, bound], float32 [B, *shape]; row i is a function of keys[i] alone.
-
-    Args:
-      bound: number, or float32 scalar tensor.
-    """
-    # The distribution function turned round; half a step of the uniform numbers, so that none is at
-    # an end.
-    u = stateless.uniform(shape, keys) + 2**-25
-    share = (
-        tf.math.erf(bound / math.sqrt(2)) if tf.is_tensor(bound) else math.erf(bound / math.sqrt(2))
-    )
-    return math.sqrt(2) * tf.math.erfinv((2 * u - 1) * share)
 
 
 class MovingAverages:

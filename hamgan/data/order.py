@@ -1,5 +1,6 @@
 """The order of the training stream: a function of (seed, epoch, position in the epoch) alone."""
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -16,6 +17,32 @@ _INTERLEAVE = 16
 
 # What an epoch's flips are drawn with, beside the two keys that the epoch's own is split into.
 _FLIPS = 2
+
+
+def check_at_least(argument: str, value: int, minimum: int) -> None:
+    """ValueError unless an argument is as large as it must be."""
+    if value < minimum:
+        raise ValueError(f"{argument} must be at least {minimum}, got {value}.")
+
+
+def check_shard(shard_index: int, num_shards: int) -> None:
+    """ValueError unless there is such a shard."""
+    check_at_least("num_shards", num_shards, 1)
+    if not 0 <= shard_index < num_shards:
+        raise ValueError(
+            f"shard_index must be in [0, num_shards) = [0, {num_shards}), got {shard_index}."
+        )
+
+
+def check_stream(
+    *, batch_size: int, seed: int, start_batch: int, shard_index: int, num_shards: int
+) -> None:
+    """ValueError unless these are arguments of a training stream."""
+    check_at_least("batch_size", batch_size, 1)
+    check_at_least("start_batch", start_batch, 0)
+    check_shard(shard_index, num_shards)
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be in [0, 2**63), got {seed}.")
 
 
 def _files_of(elements, files):
@@ -50,9 +77,9 @@ def shuffled(
     first_epoch, skipped = divmod(start, num_examples)
     needed = np.full(num_files, True)
     if skipped and read is not numbers_of:
-        order = dict(seed=seed, start=start, shuffle_buffer=shuffle_buffer, flip=flip)
-        rest = shuffled(files, read=numbers_of, **order).take(num_examples - skipped)
-        needed = _files_of(rest, files)
+        again = functools.partial(shuffled, files, seed=seed, start=start, flip=flip)
+        rest = again(read=numbers_of, shuffle_buffer=shuffle_buffer)
+        needed = _files_of(rest.take(num_examples - skipped), files)
 
     # Threads cost more than numbers do.
     parallel = (

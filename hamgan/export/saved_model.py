@@ -14,7 +14,7 @@ each with any batch, `psi` and (of seeds) `truncation`, and give `images` uint8 
 
 import tensorflow as tf
 
-from hamgan import normalization, sampling, stateless
+from hamgan import normalization, stateless
 from hamgan.layers import layers_of
 
 # The number of the sample whose initial bases images from noise have.
@@ -87,7 +87,7 @@ class ExportedGenerator(tf.Module):
             parent, seed, latent_dim=self._latent_dim, num_classes=self._num_classes
         )
         noise = stateless.example_keys(stateless.fold(parent, stateless.NOISE), seed)
-        within = sampling.truncated_normal([self._latent_dim], noise, truncation)
+        within = stateless.truncated_normal([self._latent_dim], noise, truncation)
         z = tf.where(tf.math.is_inf(truncation), z, within)
         return self._images(psi * z, label, keys)
 
