@@ -49,6 +49,8 @@ def run(code, *, path=ROOT, cwd=None):
         ("doctor", ["--help"], "--steps_per_second"),
         ("doctor", ["--model_dir=x", "--quik"], "quik"),
         ("segment", ["import", "--help"], "--verify"),
+        ("segment", ["train", "--help"], "--weights"),
+        ("segment", ["predict", "--help"], "--model_dir"),
     ],
 )
 def test_help_and_wrong_flags_are_answered_without_tensorflow(script, arguments, words):
