@@ -3,16 +3,14 @@ evaluation.
 """
 
 import contextlib
-import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from hamgan import arguments, distribution, grids, watching
+from hamgan import distribution, grids, watching
 from hamgan.collapse import Collapse, Signs, report, rollback, stop
 from hamgan.evaluation.scores import HEADLINE
 from hamgan.profiling import Profile
@@ -20,76 +18,10 @@ from hamgan.run import checkpoints, class_names, contents, lock, records
 from hamgan.run.folder import Folder
 from hamgan.run.log import SCREEN, Log, surviving_failed_writes
 from hamgan.signals import Interruption
+from hamgan.timetable import Schedule
 
-# With the policies of `hamgan.collapse`, which gin files name as the loop's.
+# With the schedule and the policies of `hamgan.collapse`, which gin files name as the loop's.
 __all__ = ["Collapse", "Ended", "Schedule", "report", "rollback", "stop", "train"]
-
-
-@arguments.take(
-    **dict.fromkeys(
-        ("num_steps", "steps_per_loop", "save_every", "sample_every", "evaluate_every"),
-        arguments.whole(1),
-    ),
-    max_to_keep=arguments.optional(arguments.whole(1)),
-    keep_best=arguments.whole(0),
-    max_rollbacks=arguments.whole(0),
-    collapse_calls=arguments.whole(1),
-    collapse_loss=arguments.number(0),
-    collapse_factor=arguments.optional(arguments.number(1)),
-    on_collapse=arguments.function("@loop.stop"),
-)
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """How long a run is and how often what happens, in steps. May be changed when a run goes on.
-
-    Attributes:
-      num_steps: where training ends.
-      steps_per_loop: steps on the device per host call; also how often scalars are written.
-      save_every: between checkpoints.
-      max_to_keep: newest checkpoints that stay; None: all.
-      keep_best: checkpoints with the best FID (mIoU), under each protocol, that stay too.
-      sample_every: between sample grids.
-      evaluate_every: between evaluations in train_and_evaluate.
-      max_rollbacks: how often a run goes back to its last good checkpoint, with other random
-        numbers, when something isn't finite; after that it stops.
-      collapse_calls: host calls in a row that make a saturated discriminator a collapse.
-      collapse_loss: the discriminator is saturated when its loss is this close to 0, or when it
-        takes fakes for more real than real images.
-      collapse_factor: an FID above this many times the best one (an mIoU below the best one over
-        this) is a collapse; None: scores aren't looked at.
-      on_collapse: `report`, `stop`, `rollback` (counts for max_rollbacks) or a function (message)
-        -> whether to roll back.
-    """
-
-    num_steps: int = 1_000_000
-    steps_per_loop: int = 100
-    save_every: int = 2_000
-    max_to_keep: int | None = 5
-    sample_every: int = 5_000
-    evaluate_every: int = 20_000
-    keep_best: int = 1
-    max_rollbacks: int = 3
-    collapse_calls: int = 20
-    collapse_loss: float = 0.01
-    collapse_factor: float | None = 3.0
-    on_collapse: Callable = report
-
-    def __post_init__(self):
-        arguments.check_fields(self)
-
-    def steps_until_due(self, step, ends=()):
-        """Steps of the next host call: it ends where something is due, or at a step of `ends`."""
-        periods = (self.steps_per_loop, self.save_every, self.sample_every, self.evaluate_every)
-        nexts = [*(step - step % period + period for period in periods), *ends, self.num_steps]
-        return min(end for end in nexts if end > step) - step
-
-
-def losses_of_gan(metrics):
-    """{name: text} of both losses, for the progress bar."""
-    return {
-        "D": f"{metrics['loss/discriminator']:.3f}",
-        "G": f"{metrics['loss/generator']:.3f}",
-    }
 
 
 class Ended(NamedTuple):
@@ -112,7 +44,7 @@ def train(
     identity=None,
     headline=HEADLINE,
     signs=Signs,
-    status=losses_of_gan,
+    status=watching.losses_of_gan,
 ):
     """Trains until `schedule.num_steps`, from the newest checkpoint in `model_dir` if there is one.
 
@@ -217,9 +149,7 @@ class _Run:
             self.folder.checkpoints,
             self.variables,
             max_to_keep=schedule.max_to_keep,
-            best=lambda: self.log.history().steps_to_keep(
-                headline.name, schedule.keep_best, better=headline.better
-            ),
+            best=self.best_steps,
             seed=trainer.seed,
             identity=identity,
             writes=self.writes,
@@ -277,13 +207,16 @@ class _Run:
                 self.sample_and_evaluate()
         if self.is_to_stop():
             self.save(must=True)
-            self.announce(
-                "stopped",
-                message=f"by {self.interruption.signal or 'another host'}, saved {self.path}",
-            )
+            by = self.interruption.signal or "another host"
+            self.announce("stopped", message=f"by {by}, saved {self.path}")
             self.stopped = True
             return
         self.draw_grid(self.folder.samples)
+
+    def best_steps(self):
+        return self.log.history().steps_to_keep(
+            self.headline.name, self.schedule.keep_best, better=self.headline.better
+        )
 
     def mark_abandoned(self):
         """Says which steps an end between two checkpoints has left: they are trained again."""
@@ -291,8 +224,7 @@ class _Run:
         if last > self.step:
             self.announce(
                 "abandoned",
-                message=f"the steps {self.step + 1:,} to {last:,} weren't saved, and are trained "
-                "again",
+                message=f"the steps {self.step + 1:,} to {last:,} weren't saved; trained again",
                 **{"from": self.step + 1, "to": last},
             )
 

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from hamgan import arguments, device_loop, losses
 from hamgan import step as training_step
+from hamgan.layers import layers_of
 from hamgan.run import contents
 
 
@@ -84,6 +85,36 @@ def _check_weights(fake_labels, num_classes):
         )
 
 
+def _freeze(beginnings, **networks):
+    """Has the optimizers leave the layers whose variables' names begin so.
+
+    Raises:
+      ValueError: no layer's do.
+    """
+    layers = {
+        f"{kind}/{layer.path}": layer
+        for kind, network in networks.items()
+        for layer in layers_of(network, keras.layers.Layer)
+        if layer.path
+    }
+    for beginning in beginnings:
+        found = [
+            layer
+            for name, layer in layers.items()
+            if name == beginning or name.startswith(f"{beginning}/")
+        ]
+        if not found:
+            raise ValueError(
+                f"freeze: no layer is named {beginning!r}; there are: "
+                f"{', '.join(sorted(n for n in layers if n.count('/') == 1))}."
+            )
+        for layer in found:
+            layer.trainable = False
+    for kind, network in networks.items():
+        if beginnings and not network.trainable_variables:
+            raise ValueError(f"freeze leaves nothing of the {kind} to train.")
+
+
 _RATE = arguments.either(arguments.number(0), arguments.function("@schedules.LinearDecay()"))
 
 
@@ -101,6 +132,7 @@ _RATE = arguments.either(arguments.number(0), arguments.function("@schedules.Lin
     fake_labels=arguments.optional(arguments.function("@labels.of_data")),
     ema_decay=arguments.optional(arguments.number(0, below=1)),
     ema_start=arguments.whole(0),
+    freeze=arguments.each(arguments.text()),
     seed=arguments.seed(),
 )
 class Trainer(device_loop.DeviceLoop):
@@ -129,6 +161,9 @@ class Trainer(device_loop.DeviceLoop):
       fake_labels: where labels of generated images come from (`hamgan.labels`); None: uniform.
       ema_decay: of an exponential moving average of the generator's weights; None: none is kept.
       ema_start: until this step the average is a copy.
+      freeze: layers that the optimizers leave as they are, by the beginnings of their variables'
+        names in checkpoints, 'generator/dense' or 'discriminator/block_1'; moments and vectors of
+        spectral norm go on. (After `hamgan.starting`, say.)
       seed: of initial weights, noise, labels, initial bases and the order of the images.
 
     Attributes:
@@ -163,6 +198,7 @@ class Trainer(device_loop.DeviceLoop):
         fake_labels=None,
         ema_decay=None,
         ema_start=0,
+        freeze=(),
         seed=0,
     ):
         adam = dict(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
@@ -196,20 +232,21 @@ class Trainer(device_loop.DeviceLoop):
         if microbatches < 1 or self._replica_batch_size % microbatches:
             raise ValueError(
                 f"microbatches ({microbatches}) must divide the batch of a replica "
-                f"({self._replica_batch_size}: "
-                f"batch_size {batch_size} on {self._replicas} replicas)."
+                f"({self._replica_batch_size}: batch_size {batch_size}, {self._replicas} replicas)."
             )
         with strategy.scope():
             keras.utils.set_random_seed(device_loop.seed_of_weights(seed))
             self.generator = generator()
             self.discriminator = discriminator()
-            self.generator_optimizer = self._optimizer(
-                self.generator, generator_learning_rate, adam
-            )
-            self.discriminator_optimizer = self._optimizer(
-                self.discriminator, discriminator_learning_rate, adam
+            _freeze(freeze, generator=self.generator, discriminator=self.discriminator)
+            rates = generator_learning_rate, discriminator_learning_rate
+            self.generator_optimizer, self.discriminator_optimizer = (
+                self._optimizer(network, rate, adam)
+                for network, rate in zip((self.generator, self.discriminator), rates, strict=True)
             )
             self.ema = None if ema_decay is None else self._copy_of_generator(generator)
+            if self.ema is not None:
+                _freeze([f for f in freeze if f.startswith("generator")], generator=self.ema)
         _check_weights(fake_labels, self.generator.num_classes)
         self.step_of_replica = self._training_step()
 

@@ -631,7 +631,7 @@ def test_squares_are_read_as_they_are_stored(name_of, tmp_path):
         pairs = zip(pixels, batch["label"].numpy(), strict=True)
         assert sorted((int(label), image.tobytes()) for image, label in pairs) == wanted
     # Records with names come in too many kinds.
-    assert bool(dataset._stored._squares._before) == (name_of is None)
+    assert bool(dataset._loader._stored._squares._before) == (name_of is None)
 
 
 def test_larger_packed_squares_are_resized_exactly(photos, packed_dir):

@@ -22,13 +22,16 @@ import os
 import sys
 
 import numpy as np
-import tensorflow as tf
 from absl import flags
 
-from hamgan import distribution, inspection, sampling, stateless
-from hamgan.cli import common, configuration, paths, segment_common
-from hamgan.run import checkpoints, contents, records
-from hamgan.segmentation import overlays
+from hamgan import choices
+from hamgan.cli import common, lazily, paths
+
+with lazily.imports():
+    from hamgan import distribution, inspection, sampling, stateless
+    from hamgan.cli import configuration, segment_common
+    from hamgan.run import checkpoints, contents, records
+    from hamgan.segmentation import overlays
 
 FLAGS = flags.FLAGS
 
@@ -39,7 +42,7 @@ def inspected(experiment, path, *, network, images, weights, batch_size, num_ste
     key = stateless.key(seed, stateless.EVALUATION)
     z, labels, keys = stateless.generator_inputs(
         key,
-        tf.range(batch_size),
+        np.arange(batch_size),
         latent_dim=generator.latent_dim,
         num_classes=generator.num_classes,
     )
@@ -60,7 +63,7 @@ def inspected(experiment, path, *, network, images, weights, batch_size, num_ste
         sampling.restore(generator, path, weights=weights)
         images = generator(z, labels, training=False, keys=keys)
     keys = stateless.example_keys(
-        stateless.fold(key, stateless.DISCRIMINATOR_BASES), tf.range(len(images))
+        stateless.fold(key, stateless.DISCRIMINATOR_BASES), np.arange(len(images))
     )
     _, found = inspection.inspect(discriminator, images, labels, keys=keys, num_steps=num_steps)
     return images.numpy(), labels.numpy(), found, discriminator.context
@@ -70,6 +73,8 @@ def of_segmentation(path, *, batch_size, num_steps, seed, data_dir):
     """(crops uint8, the index of the largest class of each, `inspection.Inspection`, the
     Hamburger) of a segmentation network, which sees the first training crops.
     """
+    import tensorflow as tf
+
     parts = segment_common.load()
     network = parts.network()
     layer = network.head.hamburger
@@ -89,6 +94,8 @@ def of_segmentation(path, *, batch_size, num_steps, seed, data_dir):
 
 
 def main():
+    import tensorflow as tf
+
     if FLAGS.images == "real" and FLAGS.network == "generator":
         raise ValueError(
             "--images=real is for --network=discriminator: a generator sees no images."
@@ -186,7 +193,7 @@ def define_flags():
     flags.DEFINE_enum(
         "weights",
         "raw",
-        [*sampling.PREFIXES],
+        [*choices.WEIGHTS],
         "The generator's weights, or their moving average (batch norm as in training).",
     )
     flags.DEFINE_enum(

@@ -23,8 +23,9 @@ from tensorflow_datasets.core import file_adapters
 
 from hamgan import arguments
 from hamgan.data import content, photos, pixels, prepared
+from hamgan.data.loading import Loader
 from hamgan.data.order import check_at_least, check_stream, numbers_of, range_of, shuffled
-from hamgan.data.places import READS, RecordFinder
+from hamgan.data.places import RecordFinder
 from hamgan.data.stored import StoredExamples
 
 
@@ -134,12 +135,15 @@ class ImageDataset:
         self._memory: dict[str, dict[str, tf.Tensor]] = {}
         self._contents: dict[str, str] = {}
         self._finders: dict[str, RecordFinder] = {}
-        self._stored = StoredExamples(
+        stored = StoredExamples(
             image_key=image_key,
             label_key=label_key,
             side=self._packed_side,
             num_classes=num_classes,
             max_pixels=max_pixels,
+        )
+        self._loader = Loader(
+            stored, side=self._packed_side, image_size=image_size, inexact_decode=inexact_decode
         )
 
     def check_files(self, *splits: str) -> None:
@@ -281,7 +285,9 @@ class ImageDataset:
         if in_memory:
             pick = functools.partial(_pick, self._in_memory(split))
             return with_options(batches.map(pick, num_parallel_calls=tf.data.AUTOTUNE))
-        return with_options(self._load(split, batches, batch_size, drop_remainder=True))
+        return with_options(
+            self._loader.load(self._finder(split), batches, batch_size, drop_remainder=True)
+        )
 
     def reference_batches(self, *, batch_size: int, split: str | None = None) -> tf.data.Dataset:
         """Every example of a split once, in stored order, the last batch as long as what is left.
@@ -411,56 +417,9 @@ class ImageDataset:
         elements = self._stored_files(split).flat_map(
             numbers_of if self.reads_anywhere(split) else self._read_file
         )
-        return self._load(split, elements.batch(batch_size), batch_size, drop_remainder=False)
-
-    def _load(
-        self, split: str, batches: tf.data.Dataset, batch_size: int, *, drop_remainder: bool
-    ) -> tf.data.Dataset:
-        """Batches of {'number', perhaps 'record' and 'flip'} -> batches of {'image', 'label'}."""
-        read = functools.partial(self._read, self._finder(split))
-        examples = batches.map(read, num_parallel_calls=tf.data.AUTOTUNE)
-        if self._packed_side:
-            return examples.map(self._finish, num_parallel_calls=tf.data.AUTOTUNE)
-        examples = examples.unbatch().map(self._finish, num_parallel_calls=tf.data.AUTOTUNE)
-        return examples.batch(batch_size, drop_remainder=drop_remainder)
-
-    def _read(self, finder: RecordFinder, elements: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Elements [B] -> {'image': squares uint8 [B, side, side, 3], flipped, or files [B] with
-        'flip'; 'label'}.
-        """
-        side = self._packed_side
-        arguments = {"numbers": "number", "records": "record", "flips": "flip"}
-        given = {
-            argument: elements[name] for argument, name in arguments.items() if name in elements
-        }
-
-        def read(*values):
-            with READS:
-                return self._stored.read(finder, **dict(zip(given, values, strict=True)))
-
-        image, label = tf.numpy_function(
-            read, [*given.values()], (tf.uint8 if side else tf.string, tf.int32)
+        return self._loader.load(
+            self._finder(split), elements.batch(batch_size), batch_size, drop_remainder=False
         )
-        shape = elements["number"].shape
-        image = tf.ensure_shape(image, [*shape, side, side, 3] if side else shape)
-        flip = {"flip": elements["flip"]} if "flip" in elements and not side else {}
-        return {"image": image, "label": tf.ensure_shape(label, shape), **flip}
-
-    def _finish(self, examples: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """A batch of stored squares, or one file, -> {'image': float32 [..., S, S, 3], 'label'}."""
-        image, label = examples["image"], examples["label"]
-        if not self._packed_side:
-            image = pixels.decode(image, self.image_size, inexact=self.inexact_decode)
-        if "flip" in examples:
-            image = pixels.flipped(image, examples["flip"])
-        if self._packed_side == self.image_size:
-            # x * 2 / 255 - 1 in one pass: most of the time goes into writing these numbers.
-            image = tf.quantization.dequantize(
-                tf.bitcast(image, tf.quint8), -1, 1, mode="MIN_COMBINED"
-            )
-        elif self._packed_side:
-            image = pixels.resize(image, self.image_size)
-        return {"image": image, "label": label}
 
     def _fits_memory(self, split: str) -> bool:
         bytes_per_image = self.image_size**2 * 3 * 4
