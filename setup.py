@@ -2,6 +2,13 @@
 
 from setuptools import find_packages, setup
 
+SWEEP = [
+    "optuna>=5,<6",
+    # What Optuna keeps studies in; PostgreSQL by psycopg, with its library in the wheel.
+    "sqlalchemy>=2",
+    "psycopg[binary]>=3.2",
+]
+
 setup(
     name="hamgan",
     version="0.1.0",
@@ -50,9 +57,12 @@ setup(
         "setuptools<81",
     ],
     extras_require={
+        # scripts/sweep.py. 5 is the first with RetryHeartbeatStaleTrialCallback's name.
+        "sweep": SWEEP,
         # Reads published segmentation weights (scripts/segment.py import); .npz needs none.
         "torch": ["torch"],
         "test": [
+            *SWEEP,
             # Inputs that nobody thought of (tests/test_layer_use.py).
             "hypothesis",
             # One version, so that it finds the same everywhere.

@@ -18,7 +18,7 @@ import tensorflow as tf
 from absl import logging
 from gin import config_parser
 
-from hamgan import arguments, experiment
+from hamgan import arguments, experiment, sweeps
 from hamgan.evaluation import protocol as protocols
 from hamgan.run import records
 from hamgan.run.folder import Folder
@@ -93,6 +93,40 @@ def load_experiment(
     _check_protocol_name(gin_params)
     _check_reach(files, gin_params, experiment.Experiment)
     return gin.get_configurable(experiment.Experiment)()
+
+
+def load_sweep(file, *, gin_params=()):
+    """The `sweeps.Sweep` that a gin file describes, instead of all that was read before; it is
+    called as the file unless it has a name.
+
+    Raises:
+      ValueError: there is no such file, or it can't be read, or a value isn't what an argument
+        takes.
+    """
+    _set_up()
+    gin.clear_config()
+    file = _find(file)
+    header = ("from __gin__ import dynamic_registration", "from hamgan import sweeps")
+    with _readable([file], gin_params):
+        gin.parse_config_files_and_bindings([file], [*header, *gin_params], finalize_config=True)
+    _check_names(gin_params)
+    _check_values()
+    sweep = gin.get_configurable(sweeps.Sweep)()
+    name = sweep.name or os.path.basename(file).removesuffix(".gin")
+    return dataclasses.replace(sweep, name=name)
+
+
+def load_point(*, gin_files, gin_params):
+    """(experiment, {binding: value as text}) of one point of a sweep, instead of all that was read
+    before.
+
+    Raises:
+      ValueError: as of `load_experiment`.
+    """
+    gin.clear_config()
+    made = load_experiment(gin_files=gin_files, gin_params=gin_params)
+    found = _bindings(gin.config_str(max_line_length=10_000))
+    return made, {name: repr(value) for name, value in found.items()}
 
 
 def load_constructor(constructor, text, *, gin_params=()):
