@@ -1,5 +1,5 @@
 # make demo   trains, evaluates and draws handwritten digits      make test      lints and runs the tests
-# make compare  five context modules on the digits, three seeds each   make test-all  the slow tests too
+# make sweep-demo  d, r and K on the digits, three seeds each            make test-all  the slow tests too
 # make clean  removes .venv and what the demo made
 
 SHELL := /bin/bash
@@ -16,7 +16,7 @@ TRAIN_FLAGS ?=
 # Without TensorFlow's C++ log: on a machine without a GPU it begins with CUDA errors. What matters is raised in Python.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo compare test test-all test-tpu-wheel lint format clean
+.PHONY: demo sweep-demo test test-all test-tpu-wheel lint format clean
 
 demo: .venv/installed
 	$(BIN)/python data_prep/digits.py --data_dir=$(DATA_DIR)
@@ -25,13 +25,11 @@ demo: .venv/installed
 	$(BIN)/python scripts/sample.py --model_dir=$(MODEL_DIR) --per_class=100 --output=$(MODEL_DIR)/samples.npz
 	$(BIN)/python data_prep/digits_recognition.py --model_dir=$(MODEL_DIR) --data_dir=$(DATA_DIR)
 
-# All modules at 16x16: YLG's dense scores for eight heads at 32x32 take 2 seconds a step and 7 GB.
-compare: .venv/installed
+sweep-demo: .venv/installed-sweep
 	$(BIN)/python data_prep/digits.py --data_dir=$(DATA_DIR)
 	$(BIN)/python data_prep/digits_features.py --data_dir=$(DATA_DIR)
-	$(BIN)/python scripts/compare.py --data_dir=$(DATA_DIR) --output_dir=runs/compare \
-		--gin_param="loop.Schedule.num_steps = 400" --gin_param="loop.Schedule.evaluate_every = 100" \
-		--gin_param="networks.Generator.context_resolution = 16"
+	$(BIN)/python scripts/sweep.py --sweep=configs/sweeps/digits.gin --data_dir=$(DATA_DIR) \
+		--output_dir=runs/sweep_demo --workers=2
 
 test: .venv/installed-test lint
 	$(BIN)/python -m pytest -n 2 -m "not slow"
@@ -79,9 +77,13 @@ format: .venv/installed-test
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
+.venv/installed-sweep: setup.py | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable .[sweep]
+	touch $@ .venv/installed
+
 .venv/installed-test: setup.py | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable .[test]
-	touch $@ .venv/installed
+	touch $@ .venv/installed .venv/installed-sweep
 
 clean:
 	rm -rf .venv .venv-tpu $(DATA_DIR)/digits $(DATA_DIR)/digits_features runs/digits
