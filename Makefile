@@ -70,7 +70,7 @@ format: .venv/installed-test
 	.venv-tpu/bin/pip install --quiet --no-deps -r requirements-tpu-$$version.lock
 	.venv-tpu/bin/pip install --quiet --no-deps -e .
 	@# What the tests need; none of it asks for TensorFlow.
-	.venv-tpu/bin/pip install --quiet packaging pot prdc pytest pytest-xdist
+	.venv-tpu/bin/pip install --quiet packaging pot prdc pytest pytest-xdist optuna sqlalchemy "psycopg[binary]"
 	touch $@
 
 .venv/installed: setup.py | .venv/bin/python
@@ -86,4 +86,4 @@ format: .venv/installed-test
 	touch $@ .venv/installed .venv/installed-sweep
 
 clean:
-	rm -rf .venv .venv-tpu $(DATA_DIR)/digits $(DATA_DIR)/digits_features runs/digits
+	rm -rf .venv .venv-tpu $(DATA_DIR)/digits $(DATA_DIR)/digits_features runs/digits runs/sweep_demo

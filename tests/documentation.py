@@ -73,7 +73,9 @@ def parse(words):
         runpy.run_path(str(ROOT / words[0]), run_name="__main__")
         if len(parsed) != 1:
             raise ValueError(f"{words[0]} has parsed its flags {len(parsed)} times, not once.")
-        if {"gin_file", "gin_param"} <= set(flags.FLAGS) and "configs" not in flags.FLAGS:
+        if "sweep" in flags.FLAGS and "output_dir" in flags.FLAGS:
+            configuration.load_sweep(flags.FLAGS.sweep, gin_params=flags.FLAGS.gin_param)
+        elif {"gin_file", "gin_param"} <= set(flags.FLAGS):
             if not flags.FLAGS.gin_file:
                 flags.FLAGS.gin_file = [DEFAULT_GIN_FILE]
             gin.clear_config()

@@ -207,14 +207,15 @@ def test_a_storage_may_be_away_for_ten_seconds(start, place, tmp_path):
     ]
 
 
-@pytest.fixture
-def mixed(start, tmp_path):
+@pytest.fixture(scope="module")
+def mixed(start, tmp_path_factory):
     """A sweep with a training that raises, one without a number, and one that falls behind."""
+    folder = tmp_path_factory.mktemp("mixed")
     made = sweep_jobs.sweep([1, 2, 3, 4, 5, 6, 7, 8], seeds=(0,), pruner="median")
-    url = f"sqlite:///{tmp_path}/study.db"
+    url = f"sqlite:///{folder}/study.db"
     behaviour = {"error": [2], "nan": [3], "bad": [8], "pause": 0.3}
-    assert ended(start(made, tmp_path, url, behaviour)) == [0]
-    return made, tmp_path, sweep_jobs.open_study(made, tmp_path, url)
+    assert ended(start(made, folder, url, behaviour)) == [0]
+    return made, folder, sweep_jobs.open_study(made, folder, url)
 
 
 def test_error_nan_and_pruned_each_end_their_trial_alone(mixed):
@@ -233,9 +234,6 @@ def test_error_nan_and_pruned_each_end_their_trial_alone(mixed):
     # What was pruned was told to save, and not all of it was trained.
     assert int((folder / "rank=8,seed=0" / "step").read_text()) < 50
     assert "Stopped before its end." in (folder / "logs" / "rank=8,seed=0.log").read_text()
-    # The same command doesn't repeat what has failed, unless it is asked to.
-    assert study.enqueue(found, made) == 0
-    assert study.enqueue(found, made, retry_failed=True) == 2
 
 
 def test_the_page_says_what_the_records_say(mixed):
@@ -261,6 +259,12 @@ def test_the_page_says_what_the_records_say(mixed):
     assert "<li>rank=8,seed=0</li>" in html
     assert html.count("<svg") == 5
     assert Image.open(folder / "sweep.png").size == (1200, 1260)
+
+
+def test_what_has_failed_is_repeated_when_it_is_asked_for(mixed):
+    made, _, found = mixed
+    assert study.enqueue(found, made) == 0
+    assert study.enqueue(found, made, retry_failed=True) == 2
 
 
 def test_interrupted_worker_leaves_its_trial(start, tmp_path):
@@ -340,8 +344,6 @@ def test_storage_that_is_not_there_is_one_readable_error():
 
 def test_the_fake_trainer_has_the_flags_of_the_real_one(tmp_path):
     words = ["--gin_param=G/context.Hamburger.rank = 2", "--gin_param=trainer.Trainer.seed = 1"]
-    subprocess.run(
-        [sys.executable, sweep_jobs.FAKE, f"--model_dir={tmp_path}", *words], check=True
-    )
+    subprocess.run([sys.executable, sweep_jobs.FAKE, f"--model_dir={tmp_path}", *words], check=True)
     newest = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert newest["fid"] == fake_trainer.score(2, 1, 50)

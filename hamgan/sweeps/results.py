@@ -172,7 +172,8 @@ def difference(row, other):
     mean, count = statistics.fmean(found), len(found)
     if count < 2:
         return Difference(mean=mean, low=None, high=None, seeds=count)
-    half = scipy.stats.t.ppf(0.975, count - 1) * statistics.stdev(found) / math.sqrt(count)
+    quantile = float(scipy.stats.t.ppf(0.975, count - 1))
+    half = quantile * statistics.stdev(found) / math.sqrt(count)
     return Difference(mean=mean, low=mean - half, high=mean + half, seeds=count)
 
 
