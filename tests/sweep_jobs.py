@@ -16,8 +16,10 @@ FACTS = {"steps": 50, "batch_size": 20, "macs": 7, "parameters": 3}
 
 
 def sweep(ranks, **options):
-    axis = Axis(name="rank", bindings=["G/context.Hamburger.rank"], values=list(ranks))
-    return Sweep(**{"axes": [axis], "seeds": (0, 1), "name": "test", **options})
+    if ranks:
+        axis = Axis(name="rank", bindings=["G/context.Hamburger.rank"], values=list(ranks))
+        options["axes"] = [axis]
+    return Sweep(**{"seeds": (0, 1), "name": "test", **options})
 
 
 def open_study(made, folder, url, *, heartbeat=1):
@@ -40,6 +42,7 @@ def work(made, folder, url, behaviour, *, heartbeat=1):
             facts=lambda point: FACTS,
             interruption=interruption,
             poll=0.1,
+            beat=heartbeat,
         )
         lost = worker.Lost(found, grace=4 * heartbeat, has_heartbeat=not storage.is_journal(url))
         worker.work(found, objective, lost=lost, interruption=interruption, poll=0.2)

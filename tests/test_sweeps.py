@@ -23,7 +23,7 @@ import sweep_jobs
 from PIL import Image
 
 from hamgan.run import records
-from hamgan.sweeps import page, results, storage, study
+from hamgan.sweeps import Axis, page, results, storage, study
 
 POSTGRES = sorted(glob.glob("/usr/lib/postgresql/*/bin"))[-1:]
 
@@ -295,6 +295,26 @@ def test_more_seeds_and_points_go_on_with_the_study(start, tmp_path):
     with pytest.raises(ValueError, match="pruner = 'median', but None there"):
         changed = sweep_jobs.sweep([1, 2], seeds=(0, 1), pruner="median")
         sweep_jobs.open_study(changed, tmp_path, f"sqlite:///{tmp_path}/other.db")
+
+
+def test_more_choices_go_on_in_a_study_that_has_what_has_ended(start, tmp_path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    rank = "G/context.Hamburger.rank = "
+    small = sweep_jobs.sweep(
+        [], axes=[Axis(name="size", choices={"small": [f"{rank}1"]})], seeds=(0,)
+    )
+    assert ended(start(small, tmp_path, url, {})) == [0]
+    large = Axis(name="size", choices={"small": [f"{rank}1"], "large": [f"{rank}5"]})
+    large = sweep_jobs.sweep([], axes=[large], seeds=(0,))
+    for _ in range(2):
+        assert ended(start(large, tmp_path, url, {})) == [0]
+    assert starts(tmp_path) == {"size=small,seed=0": [0], "size=large,seed=0": [0]}
+    found = sweep_jobs.open_study(large, tmp_path, url)
+    assert found.study_name == "test #2"
+    assert [(t.params["size"], t.value) for t in found.get_trials()] == [
+        ("small", fake_trainer.score(1, 0, 50)),
+        ("large", fake_trainer.score(5, 0, 50)),
+    ]
 
 
 def test_sampler_draws_points_and_takes_all_seeds(start, tmp_path):

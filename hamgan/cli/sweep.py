@@ -56,7 +56,7 @@ def build(points, *, progress=True):
     """
     job = {
         "points": [[list(point.gin_files), list(point.gin_params)] for point in points],
-        "replicas": FLAGS.replicas or max(1, len(tf.config.list_physical_devices("GPU"))),
+        "replicas": FLAGS.replicas or _replicas(),
         "data_dir": None if FLAGS.dry_run or FLAGS.emit else FLAGS.data_dir,
     }
     environment = {**measure.MEMORY_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": "-1"}
@@ -75,6 +75,12 @@ def build(points, *, progress=True):
     if wrong:
         raise ValueError("These points can't be built:\n  " + "\n  ".join(wrong))
     return found
+
+
+def _replicas():
+    """The GPUs that a training here has, at least 1."""
+    count = len(tf.config.list_physical_devices("GPU"))
+    return max(1, count // FLAGS.workers if 1 < FLAGS.workers <= count else count)
 
 
 def main():
@@ -156,6 +162,14 @@ def _threads():
     return dict.fromkeys(names, str(threads))
 
 
+def _gpus(index):
+    """Environment that gives a worker its share of the GPUs, where there are enough."""
+    count = len(tf.config.list_physical_devices("GPU"))
+    if not 1 < FLAGS.workers <= count or "CUDA_VISIBLE_DEVICES" in os.environ:
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(index, count, FLAGS.workers)))}
+
+
 def _work(sweep, found, url):
     """One worker of several."""
 
@@ -176,6 +190,7 @@ def _work(sweep, found, url):
             environment=_threads(),
             facts=facts,
             interruption=interruption,
+            beat=FLAGS.heartbeat,
         )
         worker.work(
             found,
@@ -194,7 +209,10 @@ def _lead(sweep, found, interruption):
     start = "from hamgan.cli import sweep; sweep.run()"
     words = [sys.executable, "-c", start, *sys.argv[1:], "--worker"]
     os.makedirs("sweep_logs" if "://" in FLAGS.output_dir else FLAGS.output_dir, exist_ok=True)
-    workers = [subprocess.Popen(words) for _ in range(FLAGS.workers)]
+    workers = [
+        subprocess.Popen(words, env={**os.environ, **_gpus(index)})
+        for index in range(FLAGS.workers)
+    ]
     bar = tqdm(unit="step", mininterval=0.5 if sys.stderr.isatty() else 15, smoothing=0.05)
     try:
         with bar:

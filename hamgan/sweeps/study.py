@@ -103,15 +103,29 @@ def open_study(sweep, *, storage, output_dir, where=None):
     if tf.io.gfile.exists(path):
         with tf.io.gfile.GFile(path, "r") as file:
             _compare(json.load(file).get(DEFINITION, definition), definition, output_dir)
-    costs = sweep.objectives[1:]
+    name = _newest(sweep.name, storage)
+    study = _create(sweep, name, storage)
+    before = study.user_attrs.get(DEFINITION)
+    if before:
+        _compare(before, definition, f"the study {sweep.name!r}")
+        if _has_new_choices(before, sweep):
+            study = _with_new_choices(sweep, study, storage)
+    if before != definition:
+        study.set_user_attr(DEFINITION, definition)
+    kept = {"study": study.study_name, "storage": where, DEFINITION: definition}
+    records.write_whole(path, json.dumps(kept, indent=1).encode())
+    return study
+
+
+def _create(sweep, name, storage):
     try:
-        study = optuna.create_study(
-            study_name=sweep.name,
+        return optuna.create_study(
+            study_name=name,
             storage=storage,
             load_if_exists=True,
             directions=[
                 "minimize" if sweep.better == "lower" else "maximize",
-                *("minimize" for _ in costs),
+                *("minimize" for _ in sweep.objectives[1:]),
             ],
             sampler=sampler(sweep),
             pruner=pruner(sweep),
@@ -120,13 +134,64 @@ def open_study(sweep, *, storage, output_dir, where=None):
         raise ValueError(
             f"Sweep: sampler {sweep.sampler!r} needs a package that isn't installed: {error}"
         ) from error
-    before = study.user_attrs.get(DEFINITION)
-    if before:
-        _compare(before, definition, f"the study {sweep.name!r}")
-    if before != definition:
-        study.set_user_attr(DEFINITION, definition)
-    kept = {"study": sweep.name, "storage": where, DEFINITION: definition}
-    records.write_whole(path, json.dumps(kept, indent=1).encode())
+
+
+# Optuna's choices can't grow: with more of them a sweep goes on in a study of another name, to
+# which all that has ended is copied.
+
+
+def _numbered(name, number):
+    return name if number == 1 else f"{name} #{number}"
+
+
+def _newest(name, storage):
+    """The name of the study that a sweep is in by now."""
+    there = set() if storage is None else set(optuna.get_all_study_names(storage))
+    number = 1
+    while _numbered(name, number + 1) in there:
+        number += 1
+    return _numbered(name, number)
+
+
+def _has_new_choices(before, sweep):
+    return any(
+        isinstance(distribution(axis), CategoricalDistribution)
+        and _options(before["axes"][axis.name]) != axis.options()
+        for axis in sweep.axes
+    )
+
+
+def _options(axis):
+    """The options of an axis of a definition."""
+    return list(axis["values"] if axis["choices"] is None else axis["choices"])
+
+
+def _with_new_choices(sweep, before, storage):
+    found = before.get_trials(deepcopy=False)
+    if any(trial.state == TrialState.RUNNING for trial in found):
+        raise ValueError(
+            f"The study {before.study_name!r} can't get more choices while trials run: stop the "
+            "workers (Ctrl-C, or SIGTERM) first."
+        )
+    number = int((before.study_name.removeprefix(sweep.name) or " #1").removeprefix(" #"))
+    study = _create(sweep, _numbered(sweep.name, number + 1), storage)
+    for name, value in before.user_attrs.items():
+        study.set_user_attr(name, value)
+    kinds = {axis.name: distribution(axis) for axis in sweep.axes}
+    for trial in found:
+        if trial.state.is_finished():
+            study.add_trial(
+                optuna.create_trial(
+                    state=trial.state,
+                    values=trial.values,
+                    params=trial.params,
+                    distributions={
+                        name: kinds.get(name, kind) for name, kind in trial.distributions.items()
+                    },
+                    user_attrs=trial.user_attrs,
+                    intermediate_values=trial.intermediate_values,
+                )
+            )
     return study
 
 

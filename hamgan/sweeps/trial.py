@@ -23,8 +23,8 @@ _GUARD = (
     "os.execv(sys.argv[2], sys.argv[2:])"
 )
 _HELD = "is being written by"
-# Seconds between two signs of life in a storage that has no heartbeat of its own.
-_BEAT_SECONDS = 60
+# How often a folder that another process holds is asked for again, and seconds between.
+_HELD_TRIES, _HELD_SECONDS = 180, 10
 
 
 class TrialFailed(Exception):
@@ -55,6 +55,8 @@ class Trainings:
         'batch_size' and costs; a ValueError says why it can't be built.
       interruption: a `signals.Interruption`.
       poll: seconds between two looks at a training.
+      beat: seconds between two signs of life in the trial's attributes, for storages without a
+        heartbeat.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Trainings:
         flags=(),
         environment=None,
         poll=2.0,
+        beat=60.0,
     ):
         self.sweep = sweep
         self.output_dir = output_dir
@@ -77,6 +80,7 @@ class Trainings:
         self.facts = facts
         self.interruption = interruption
         self.poll = poll
+        self.beat = beat
 
     def __call__(self, trial):
         """The objectives of a trial.
@@ -115,13 +119,15 @@ class Trainings:
             f"--gin_param=trainer.Trainer.seed = {seed}",
             *self.flags,
         ]
-        report = _Reports(trial, self.sweep, index=index, seed=seed, steps=facts["steps"])
-        while True:
+        report = _Reports(
+            trial, self.sweep, index=index, seed=seed, steps=facts["steps"], beat=self.beat
+        )
+        for _ in range(_HELD_TRIES):
             code, tail = self._run(words, point.folder(seed), folder, report)
             if not (code and _HELD in tail):
                 break
             # What another worker had begun still saves; or that worker was taken for dead.
-            self._pause(10)
+            self._pause(_HELD_SECONDS)
         if code:
             raise TrialFailed(_reason(code, tail))
         run = results.read_run(folder, self.sweep, facts, seed=seed)
@@ -208,15 +214,15 @@ class _Reports:
     Steps of a trial with several seeds are counted on. The pruner over seeds gets final scores.
     """
 
-    def __init__(self, trial, sweep, *, index, seed, steps):
+    def __init__(self, trial, sweep, *, index, seed, steps, beat):
         self._trial = trial
         self._sweep = sweep
         self._index, self._seed, self._steps = index, seed, steps
         self._told = set()
-        self._beat = time.monotonic()
+        self._beat_seconds, self._beat = beat, time.monotonic()
 
     def __call__(self, folder):
-        if time.monotonic() - self._beat > _BEAT_SECONDS:
+        if time.monotonic() - self._beat > self._beat_seconds:
             self._beat = time.monotonic()
             self._trial.set_user_attr(study.BEAT, time.time())
         # Of several objectives none is told before the end.
