@@ -47,6 +47,9 @@ def bindings(path):
     binding = re.compile(r"^([A-Z_]+|[\w/]*\w+\.\w[\w.]*) = ")
     found, above = [], []
     for line in code(path):
+        # A sweep's file is read as a whole: tests/test_sweep_definition.py.
+        if "sweeps." in line:
+            continue
         above = [*above, line.split(" #")[0].strip()] if binding.match(line) else []
         found += [above] if above else []
     params = [line for line in code(path) if line.startswith("--gin_param")]

@@ -24,7 +24,8 @@ def sweep(ranks, **options):
 
 def open_study(made, folder, url, *, heartbeat=1):
     opened = storage.open_storage(url, heartbeat=heartbeat, patience=60)
-    return study.open_study(made, storage=opened, output_dir=str(folder), where="test")
+    found = study.open_study(made, storage=opened, output_dir=str(folder))
+    return study.settle(made, found, storage=opened, output_dir=str(folder), where="test")
 
 
 def work(made, folder, url, behaviour, *, heartbeat=1):

@@ -233,6 +233,16 @@ def test_every_point_of_a_shipped_sweep_can_be_read(name):
     assert len(seen) == shipped(name).num_points() >= 3
 
 
+def test_the_sweep_in_the_documentation_is_one(tmp_path):
+    text = (ROOT / "docs" / "sweeps.md").read_text()
+    (example,) = [part for part in text.split("```") if "from hamgan import sweeps" in part]
+    (tmp_path / "mine.gin").write_text(example)
+    made = configuration.load_sweep(str(tmp_path / "mine.gin"))
+    assert (made.name, made.num_points(), made.num_trials()) == ("mine", 6, 18)
+    for point in made.grid():
+        configuration.load_point(gin_files=point.gin_files, gin_params=point.gin_params)
+
+
 def facts(name, *, values=None, params=(), replicas=1):
     """What the command finds of points before it trains them."""
     made = shipped(name)

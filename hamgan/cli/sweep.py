@@ -69,8 +69,11 @@ def build(points, *, progress=True):
         desc="building",
         disable=not progress or not points,
     )
-    for point, facts in bar:
-        found[point.name] = facts
+    try:
+        for point, facts in bar:
+            found[point.name] = facts
+    except measure.ChildError as error:
+        raise ValueError(f"{points[len(found)].name} can't be built: {error}") from error
     wrong = [f"{name}: {facts['error']}" for name, facts in found.items() if "error" in facts]
     if wrong:
         raise ValueError("These points can't be built:\n  " + "\n  ".join(wrong))
@@ -107,26 +110,28 @@ def main():
         raise ValueError("--output_dir must say where the trainings go.")
     url = FLAGS.storage or storage.default_url(FLAGS.output_dir)
     opened = storage.open_storage(url, heartbeat=FLAGS.heartbeat)
-    found = study.open_study(
-        sweep, storage=opened, output_dir=FLAGS.output_dir, where=storage.shown(url)
-    )
+    found = study.open_study(sweep, storage=opened, output_dir=FLAGS.output_dir)
     if FLAGS.status:
         print("\n".join(_status(sweep, found)))
         return
     if FLAGS.worker:
         _work(sweep, found, url)
         return
-    prepare(sweep, found, points)
+    facts = check_points(found, points)
+    found = study.settle(
+        sweep, found, storage=opened, output_dir=FLAGS.output_dir, where=storage.shown(url)
+    )
+    for name, of_point in facts.items():
+        found.set_user_attr(study.POINT + name, of_point)
+    study.enqueue(found, sweep, retry_failed=FLAGS.retry_failed)
     if FLAGS.workers:
         with Interruption() as interruption:
             _lead(sweep, found, interruption)
     _publish(sweep, found)
 
 
-def prepare(sweep, found, points):
-    """Builds the points that the study doesn't know, compares those that it does, and fills the
-    queue.
-    """
+def check_points(found, points):
+    """Compares the points that the study knows, and builds the others, whose facts it returns."""
     known = study.point_facts(found)
     study.check_settings(
         found,
@@ -138,9 +143,7 @@ def prepare(sweep, found, points):
             if point.name in known
         },
     )
-    for name, facts in build([point for point in points if point.name not in known]).items():
-        found.set_user_attr(study.POINT + name, facts)
-    study.enqueue(found, sweep, retry_failed=FLAGS.retry_failed)
+    return build([point for point in points if point.name not in known])
 
 
 def _emitted():

@@ -19,9 +19,9 @@ def text(kind, sweep, *, flags):
     return {"slurm": slurm, "tpu": tpu}[kind](sweep, flags)
 
 
-def _command(flags, storage):
+def _command(flags, storage, workers=1):
     words = ["python", "scripts/sweep.py"]
-    given = {**flags, "storage": storage, "workers": 1, "wait": "false"}
+    given = {**flags, "storage": storage, "workers": workers, "wait": "false"}
     for name, value in given.items():
         values = value if isinstance(value, list) else [value]
         words += [f"--{name}={part}" for part in values if part is not None]
@@ -41,6 +41,8 @@ def slurm(sweep, flags):
     return "\n".join(
         [
             "#!/bin/bash",
+            "# First, once, to fill the queue (and at the end, for the page):",
+            f"#   {_command(flags, storage, workers=0)}",
             "# sbatch THIS FILE. Memory, time, partition and GPUs (--gres=gpu:1) are to be filled "
             "in.",
             f"#SBATCH --job-name={sweep.name}",

@@ -1,5 +1,6 @@
 """The Optuna study of a sweep: opened or joined, compared, and filled with trials that wait."""
 
+import importlib.util
 import json
 import os
 import warnings
@@ -29,6 +30,10 @@ def sampler(sweep):
             # Workers that run at once are not to draw the same.
             return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         if sweep.sampler == "gp":
+            if importlib.util.find_spec("torch") is None:
+                raise ValueError(
+                    "Sweep: sampler 'gp' needs torch: pip install torch, or another sampler."
+                )
             return optuna.samplers.GPSampler(seed=seed)
         if sweep.sampler == "qmc":
             return optuna.samplers.QMCSampler(seed=seed)
@@ -86,14 +91,13 @@ def suggest(trial, sweep):
     return found
 
 
-def open_study(sweep, *, storage, output_dir, where=None):
-    """The study of a sweep, begun if it isn't there.
+def open_study(sweep, *, storage, output_dir):
+    """The study of a sweep, begun if it isn't there. What the sweep is, `settle` writes into it.
 
     Args:
       sweep: the `Sweep`.
       storage: what `storages.open_storage` gives.
       output_dir: the sweep's folder, which keeps the definition too.
-      where: the storage's URL, for people.
 
     Raises:
       ValueError: a study, or a folder, of that name has other settings; they are listed.
@@ -103,37 +107,47 @@ def open_study(sweep, *, storage, output_dir, where=None):
     if tf.io.gfile.exists(path):
         with tf.io.gfile.GFile(path, "r") as file:
             _compare(json.load(file).get(DEFINITION, definition), definition, output_dir)
-    name = _newest(sweep.name, storage)
-    study = _create(sweep, name, storage)
+    study = _create(sweep, _newest(sweep.name, storage), storage)
+    _compare(study.user_attrs.get(DEFINITION, definition), definition, f"the study {sweep.name!r}")
+    return study
+
+
+def settle(sweep, study, *, storage, output_dir, where=None):
+    """Writes into a study, and into the sweep's folder, what the sweep is: not before its points
+    could be built.
+
+    Args:
+      sweep, storage, output_dir: as of `open_study`, after which it is called.
+      study: the sweep's.
+      where: the storage's URL, for people.
+
+    Returns:
+      The study to go on with.
+    """
+    definition = sweep.as_json()
     before = study.user_attrs.get(DEFINITION)
-    if before:
-        _compare(before, definition, f"the study {sweep.name!r}")
-        if _has_new_choices(before, sweep):
-            study = _with_new_choices(sweep, study, storage)
+    if before and _has_new_choices(before, sweep):
+        study = _with_new_choices(sweep, study, storage)
     if before != definition:
         study.set_user_attr(DEFINITION, definition)
     kept = {"study": study.study_name, "storage": where, DEFINITION: definition}
+    path = os.path.join(output_dir, "sweep.json")
     records.write_whole(path, json.dumps(kept, indent=1).encode())
     return study
 
 
 def _create(sweep, name, storage):
-    try:
-        return optuna.create_study(
-            study_name=name,
-            storage=storage,
-            load_if_exists=True,
-            directions=[
-                "minimize" if sweep.better == "lower" else "maximize",
-                *("minimize" for _ in sweep.objectives[1:]),
-            ],
-            sampler=sampler(sweep),
-            pruner=pruner(sweep),
-        )
-    except ImportError as error:
-        raise ValueError(
-            f"Sweep: sampler {sweep.sampler!r} needs a package that isn't installed: {error}"
-        ) from error
+    return optuna.create_study(
+        study_name=name,
+        storage=storage,
+        load_if_exists=True,
+        directions=[
+            "minimize" if sweep.better == "lower" else "maximize",
+            *("minimize" for _ in sweep.objectives[1:]),
+        ],
+        sampler=sampler(sweep),
+        pruner=pruner(sweep),
+    )
 
 
 # Optuna's choices can't grow: with more of them a sweep goes on in a study of another name, to
