@@ -41,7 +41,7 @@ class Postgres:
         self.user = "postgres" if os.getuid() == 0 else None
         if self.user:
             shutil.chown(folder, self.user)
-        self._run("initdb", "-A", "trust", "-U", "sweep", "--no-sync")
+        self._run("initdb", "-A", "trust", "-U", "sweep", "--no-sync", "--locale=C", "-EUTF8")
         self.url = f"postgresql+psycopg://sweep@localhost:{self.port}/postgres"
         self.log = folder / "log"
 
