@@ -1,9 +1,10 @@
 """A training without a network, with the flags of scripts/train.py: what sweeps are tested with.
 
-It writes an evaluation at every tenth step, its score a function of rank and seed, keeps its step
-in the folder, goes on from there, and saves and leaves on SIGTERM. What else it does is in the
-JSON of the environment variable FAKE: {"pause": seconds a call, "error": [ranks], "nan": [ranks],
-"bad": [ranks]}.
+It writes an evaluation at step 0 and at every tenth step, its score a function of rank and seed,
+keeps its step in the folder, goes on from there, and saves and leaves on SIGTERM.
+
+What else it does is in the JSON of the environment variable FAKE: {"pause": seconds a call,
+"error": [ranks], "nan": [ranks], "bad": [ranks]}.
 """
 
 import json
@@ -18,6 +19,11 @@ STEPS = 50
 
 def score(rank, seed, step, *, bad=False):
     return 100.0 / (1 + step) + rank + 0.25 * seed + (1000 if bad else 0)
+
+
+def write(folder, record):
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(record) + "\n")
 
 
 def main():
@@ -38,6 +44,8 @@ def main():
     if rank in behaviour.get("error", ()):
         print("Working.\nERROR: this rank is out of luck")
         sys.exit(1)
+    if step == 0:
+        write(folder, {"kind": "evaluation", "step": 0, "fid": 1500.0 + rank})
     while step < STEPS:
         time.sleep(behaviour.get("pause", 0))
         if stopped:
@@ -46,12 +54,8 @@ def main():
         step += 10
         fid = score(rank, seed, step, bad=rank in behaviour.get("bad", ()))
         fid = None if rank in behaviour.get("nan", ()) else fid
-        with open(folder / "metrics.jsonl", "a") as file:
-            for record in (
-                {"kind": "train", "step": step, "images_per_second": 10.0 * rank},
-                {"kind": "evaluation", "step": step, "fid": fid},
-            ):
-                file.write(json.dumps(record) + "\n")
+        write(folder, {"kind": "train", "step": step, "images_per_second": 10.0 * rank})
+        write(folder, {"kind": "evaluation", "step": step, "fid": fid})
         kept.write_text(str(step))
 
 

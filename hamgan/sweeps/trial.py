@@ -233,7 +233,8 @@ class _Reports:
             self._sweep.score, better=self._sweep.better
         )
         for step, score in sorted(scores.items()):
-            if step in self._told or (over_seeds and step < self._steps):
+            # Before the first step there is nothing that a point could be judged by.
+            if step == 0 or step in self._told or (over_seeds and step < self._steps):
                 continue
             self._told.add(step)
             self._trial.report(score, self._seed if over_seeds else self._shifted(step))
