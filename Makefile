@@ -8,7 +8,11 @@ SHELL := /bin/bash
 # The first Python that runs and is one TensorFlow has wheels for.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
-BIN := .venv/bin
+# Which TensorFlow: 2.20 (the newest that TPUs have a wheel of) or 2.21, each with its environment.
+TENSORFLOW ?= 2.20
+VENV := .venv$(if $(filter-out 2.20,$(TENSORFLOW)),-$(TENSORFLOW))
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet "tensorflow==$(TENSORFLOW).*" "tf-keras==$(TENSORFLOW).*"
 DATA_DIR ?= data
 MODEL_DIR ?= runs/digits
 # More flags for the demo's training, e.g. TRAIN_FLAGS="--gin_param=loop.Schedule.num_steps=100"
@@ -18,23 +22,23 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo sweep-demo test test-all test-tpu-wheel lint format clean
 
-demo: .venv/installed
+demo: $(VENV)/installed
 	$(BIN)/python data_prep/digits.py --data_dir=$(DATA_DIR)
 	$(BIN)/python data_prep/digits_features.py --data_dir=$(DATA_DIR)
 	$(BIN)/python scripts/train.py --gin_file=configs/digits.gin --model_dir=$(MODEL_DIR) --data_dir=$(DATA_DIR) $(TRAIN_FLAGS)
 	$(BIN)/python scripts/sample.py --model_dir=$(MODEL_DIR) --per_class=100 --output=$(MODEL_DIR)/samples.npz
 	$(BIN)/python data_prep/digits_recognition.py --model_dir=$(MODEL_DIR) --data_dir=$(DATA_DIR)
 
-sweep-demo: .venv/installed-sweep
+sweep-demo: $(VENV)/installed-sweep
 	$(BIN)/python data_prep/digits.py --data_dir=$(DATA_DIR)
 	$(BIN)/python data_prep/digits_features.py --data_dir=$(DATA_DIR)
 	$(BIN)/python scripts/sweep.py --sweep=configs/sweeps/digits.gin --data_dir=$(DATA_DIR) \
 		--output_dir=runs/sweep_demo --workers=2
 
-test: .venv/installed-test lint
+test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-all: .venv/installed-test lint
+test-all: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest -n 2
 
 # The default tests with TensorFlow's TPU wheel, on a machine without a TPU; about 2 GB.
@@ -42,16 +46,16 @@ test-tpu-wheel: .venv-tpu/installed
 	TPU_SKIP_MDS_QUERY=1 .venv-tpu/bin/python scripts/check_environment.py --tpu
 	TPU_SKIP_MDS_QUERY=1 .venv-tpu/bin/python -m pytest -n 2 -m "not slow"
 
-lint: .venv/installed-test
+lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: .venv/installed-test
+format: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-.venv/bin/python:
+$(VENV)/bin/python:
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "Python 3.10, 3.11 or 3.12 is needed (TensorFlow has no wheels for others); found: $$(python3 --version 2>&1)." >&2; \
 		echo "Install one, e.g. apt install python3.11 python3.11-venv, and run: make PYTHON=python3.11 ..." >&2; exit 1; fi
@@ -62,7 +66,7 @@ format: .venv/installed-test
 			echo "$(PYTHON) has no ensurepip: installing $$package"; apt-get update -qq && apt-get install -y -qq $$package; \
 		else \
 			echo "$(PYTHON) has no ensurepip. Install it and run make again: sudo apt-get install $$package" >&2; exit 1; fi; fi
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 
 .venv-tpu/installed: setup.py $(wildcard requirements-tpu-*.lock)
 	$(PYTHON) -m venv --upgrade-deps .venv-tpu
@@ -70,20 +74,21 @@ format: .venv/installed-test
 	.venv-tpu/bin/pip install --quiet --no-deps -r requirements-tpu-$$version.lock
 	.venv-tpu/bin/pip install --quiet --no-deps -e .
 	@# What the tests need; none of it asks for TensorFlow.
-	.venv-tpu/bin/pip install --quiet packaging pot prdc pytest pytest-xdist optuna sqlalchemy "psycopg[binary]"
+	.venv-tpu/bin/pip install --quiet hypothesis packaging pot prdc pytest pytest-xdist optuna sqlalchemy \
+		"psycopg[binary]"
 	touch $@
 
-.venv/installed: setup.py | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --editable .
+$(VENV)/installed: setup.py | $(VENV)/bin/python
+	$(PIP) --editable .
 	touch $@
 
-.venv/installed-sweep: setup.py | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --editable .[sweep]
-	touch $@ .venv/installed
+$(VENV)/installed-sweep: setup.py | $(VENV)/bin/python
+	$(PIP) --editable .[sweep]
+	touch $@ $(VENV)/installed
 
-.venv/installed-test: setup.py | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --editable .[test]
-	touch $@ .venv/installed .venv/installed-sweep
+$(VENV)/installed-test: setup.py | $(VENV)/bin/python
+	$(PIP) --editable .[test]
+	touch $@ $(VENV)/installed $(VENV)/installed-sweep
 
 clean:
-	rm -rf .venv .venv-tpu $(DATA_DIR)/digits $(DATA_DIR)/digits_features runs/digits runs/sweep_demo
+	rm -rf .venv .venv-2.21 .venv-tpu $(DATA_DIR)/digits $(DATA_DIR)/digits_features runs/digits runs/sweep_demo

@@ -21,11 +21,11 @@ setup(
     package_data={"hamgan.tpu": ["prices.json"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
-        # One minor for both: tf-keras, which tensorflow-hub and tensorflow-probability need, is
-        # made for exactly one TensorFlow. 2.20, because it is the newest that tensorflow-tpu has.
-        # (requirements-tpu.txt: for TPU VMs.)
-        "tensorflow==2.20.*",
-        "tf-keras==2.20.*",
+        # 2.20 is the newest that tensorflow-tpu has (requirements-tpu.txt: for TPU VMs), 2.21 the
+        # newest that was tested. tf-keras, which tensorflow-hub and tensorflow-probability need, is
+        # made for exactly one TensorFlow, and asks for it: both come of one minor.
+        "tensorflow>=2.20,<2.22",
+        "tf-keras>=2.20,<2.22",
         # The newest release; hamgan/tfgan.py makes this one importable.
         "tensorflow-gan==2.1.0",
         "tensorflow-hub>=0.16.1",
@@ -37,7 +37,7 @@ setup(
         "keras>=3.10,<3.16",
         "absl-py",
         # Dynamic registration works with Keras 3 from 0.5.0 on.
-        # hamgan/cli/configuration.py reads what gin has parsed, by names that aren't public.
+        # hamgan/cli/configuration/lookup.py reads what gin has parsed, by names that aren't public.
         "gin-config>=0.5.0,<0.6",
         # tensorflow-datasets imports it without asking for it.
         "importlib_resources",

@@ -12,6 +12,7 @@ already there.
 import data_prep  # noqa: F401 - first of all: it quiets TensorFlow's log
 # isort: on
 
+import json
 import os
 
 import keras
@@ -20,6 +21,7 @@ from absl import app, flags, logging
 
 from hamgan import data
 from hamgan.cli import paths
+from hamgan.evaluation import features
 
 _SIZE = 32
 _EPOCHS = 12
@@ -87,6 +89,8 @@ def build(data_dir: str) -> tuple[str, float]:
         tf.io.gfile.rmtree(unfinished)
     tf.get_logger().setLevel("ERROR")  # its notes on assets
     tf.saved_model.save(module, unfinished, signatures={"serving_default": module.__call__})
+    with tf.io.gfile.GFile(os.path.join(unfinished, features.TRAINED_ON), "w") as file:
+        file.write(json.dumps({"dataset": digits.name, "version": digits.version}))
     tf.io.gfile.rename(unfinished, folder)
     return folder, accuracy
 

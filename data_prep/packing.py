@@ -29,8 +29,9 @@ import signal
 import sys
 import tempfile
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -39,7 +40,8 @@ import tqdm
 from absl import app, flags, logging
 from tensorflow_datasets.core import file_adapters
 
-from data_prep import sources
+from data_prep import manifest, sources
+from hamgan.data import photos
 from hamgan.run import records
 
 VERSION = "1.0.0"  # of packed datasets
@@ -48,6 +50,7 @@ SHARD_BYTES = 200_000_000
 _INFO = "dataset_info.json"
 _UNFINISHED = "unfinished"
 _SETTINGS = "prepared_from.json"
+_DECODER = 2  # 1: photographs by Pillow, data sets by TensorFlow, which disagreed
 _NUM_NAMED = 20  # bad files named in a message; the list has all of them
 
 
@@ -69,6 +72,20 @@ class Part:
     num_bytes: int
 
 
+class Encoded(NamedTuple):
+    """A record, and what is kept of the image that it was made from.
+
+    Attributes:
+      record: bytes.
+      side: the shorter side of the image in pixels; None: isn't asked.
+      file: [bytes, CRC-32] of the file; None: isn't kept.
+    """
+
+    record: bytes
+    side: int | None = None
+    file: list[int] | None = None
+
+
 def cut(num_examples: int, num_parts: int) -> Iterator[tuple[int, int]]:
     """Borders (start, stop) of `num_parts` parts that differ in length by one at most, as TFDS
     draws them.
@@ -87,7 +104,11 @@ def is_done(folder: str, settings: Mapping[str, Any]) -> bool:
     done = tf.io.gfile.exists(os.path.join(folder, _INFO))
     if tf.io.gfile.exists(path):
         there = json.loads(_read(path))
-        if there != dict(settings):
+        wanted = dict(settings)
+        if done and "decoder" not in there:  # of an earlier version; unfinished ones aren't mixed
+            for decoding in (there, wanted):
+                decoding.pop("decoder", None), decoding.pop("decoding", None)
+        if there != wanted:
             raise ValueError(
                 f"{folder} belongs to a data set prepared from {there}, which isn't "
                 f"{dict(settings)}: "
@@ -109,6 +130,9 @@ def write(
     settings: Mapping[str, Any],
     num_workers: int,
     skip_bad: bool | None = None,
+    size: int | None = None,
+    min_side: int = 1,
+    content: Mapping[str, str] | None = None,
 ) -> None:
     """Writes the parts that aren't written yet, then the data set's description.
 
@@ -116,12 +140,16 @@ def write(
       parts: all parts of the data set, those of a split in the order of their files.
       folder: where the data set goes, <data_dir>/<name>/<version>.
       info: name and features of the data set; is given the splits.
-      encode: an example -> its record. What it raises makes the example a bad one. It must be
-        possible to pickle it.
+      encode: an example -> its record, or `Encoded`. What it raises makes the example a bad one.
+        It must be possible to pickle it.
       settings: what the records depend on beside the examples; JSON.
       num_workers: processes; with 1, or a single part to write, all is done in this one.
       skip_bad: leave bad examples out, instead of stopping when all parts have been gone through;
         None: as False, where the data set allows nothing else.
+      size: of the squares that images become: smaller images are counted, and which files there
+        were is kept (see `manifest`); None: neither.
+      min_side: images with a shorter side are left out.
+      content: as for `manifest.write`.
 
     Raises:
       ValueError: bad examples, listed; no examples; not enough space.
@@ -130,7 +158,7 @@ def write(
     tf.io.gfile.makedirs(unfinished)
     records.write_whole(os.path.join(folder, _SETTINGS), json.dumps(dict(settings)).encode())
 
-    jobs = _jobs(parts, folder, info.name, settings, encode)
+    jobs = _jobs(parts, folder, info.name, settings, encode, size or 0, min_side)
     notes = {job.path: note for job in jobs if (note := _find_note(job, skip_bad=skip_bad))}
     todo = [job for job in jobs if job.path not in notes]
     _announce(info.full_name, folder, jobs, todo)
@@ -149,8 +177,64 @@ def write(
 
     bad = [f"{name}: {reason}" for job in jobs for name, reason in notes[job.path]["bad"]]
     _report_bad(bad, os.path.join(folder, "bad_files.txt"), skip_bad=skip_bad)
+    if size:
+        of_split = {}
+        for job in jobs:
+            of_split.setdefault(job.part.split, []).append(notes[job.path])
+        classes = info.features["label"].names
+        manifest.write(folder, of_split, classes=classes, content=content)
     _finish(info, folder, jobs, notes)
     tf.io.gfile.rmtree(unfinished)
+
+
+def _squares_info(source, *, name, size):
+    """What TFDS keeps of a data set of squares."""
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.dataset_info.DatasetIdentity(
+            name=name, version=tfds.core.Version(VERSION), data_dir="", module_name=""
+        ),
+        description=(
+            f"{source.identity} as squares of {size} x {size}: central crop, bilinear, uint8."
+        ),
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Tensor(
+                    shape=(size, size, 3), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
+                ),
+                "label": tfds.features.ClassLabel(names=source.class_names),
+            }
+        ),
+        supervised_keys=("image", "label"),
+    )
+    info.set_file_format(file_adapters.FileFormat.TFRECORD)
+    return info
+
+
+def _check_arguments(name, **numbers):
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError(
+            f"name ({name!r}) must be small letters, digits and underscores, a letter first: give "
+            "--name."
+        )
+    for argument, value in numbers.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{argument} ({value}) must be at least 1.")
+
+
+def _square_parts(source, *, size, shard_bytes):
+    record_bytes = size * size * 3 + 70  # names of the features, label, lengths and checksums
+    parts = []
+    for split, count in source.num_examples.items():
+        num_parts = math.ceil(count * record_bytes / max(shard_bytes, record_bytes))
+        for start, stop in cut(count, num_parts):
+            examples = source.examples(split, start, stop)
+            parts.append(Part(split, examples, stop - start, (stop - start) * record_bytes))
+    if source.ignored:
+        print(
+            f"Passed over, not images by their suffix: {len(source.ignored)} files, such as "
+            f"{min(source.ignored)}"
+        )
+    return parts
 
 
 def pack(
@@ -163,6 +247,8 @@ def pack(
     shard_bytes: int = SHARD_BYTES,
     num_workers: int | None = None,
     skip_bad: bool = False,
+    max_pixels: int = photos.MAX_PIXELS,
+    min_side: int = 1,
 ) -> tuple[str, bool]:
     """Writes the images of a source as a data set of size x size squares.
 
@@ -181,78 +267,48 @@ def pack(
         there is one.
       num_workers: processes; None: one per core.
       skip_bad: leave out what can't be decoded.
+      max_pixels: images with more (width times height) can't be used.
+      min_side: images with a shorter side are left out.
 
     Returns:
       The data set's folder, and whether this call wrote it.
 
     Raises:
       ValueError: an argument out of range, a source that can't be used, bad images, not enough
-        space.
+        space; the data set is there, and the source has other images by now.
     """
     name = name or f"{source.name}_{size}"
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise ValueError(
-            f"name ({name!r}) must be small letters, digits and underscores, a letter first: give "
-            "--name."
-        )
-    for argument, value in (
-        ("size", size),
-        ("shard_bytes", shard_bytes),
-        ("num_workers", num_workers),
-    ):
-        if value is not None and value < 1:
-            raise ValueError(f"{argument} ({value}) must be at least 1.")
+    _check_arguments(
+        name,
+        size=size,
+        shard_bytes=shard_bytes,
+        num_workers=num_workers,
+        max_pixels=max_pixels,
+        min_side=min_side,
+    )
     folder = os.path.join(os.path.expanduser(data_dir), name, VERSION)
     settings = {"source": source.identity, "size": size, "decoding": decode.__name__}
+    settings |= {"decoder": _DECODER, **({"min_side": min_side} if min_side > 1 else {})}
     if is_done(folder, settings):
+        manifest.check_same(source, folder, name)
         return folder, False
 
-    features = tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Tensor(
-                shape=(size, size, 3), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
-            ),
-            "label": tfds.features.ClassLabel(names=source.class_names),
-        }
-    )
-    info = tfds.core.DatasetInfo(
-        builder=tfds.core.dataset_info.DatasetIdentity(
-            name=name, version=tfds.core.Version(VERSION), data_dir="", module_name=""
-        ),
-        description=(
-            f"{source.identity} as squares of {size} x {size}: central crop, bilinear, uint8."
-        ),
-        features=features,
-        supervised_keys=("image", "label"),
-    )
-    info.set_file_format(file_adapters.FileFormat.TFRECORD)
-    num_examples = source.num_examples
-    if source.ignored:
-        print(
-            f"Passed over, not images by their suffix: {len(source.ignored)} files, such as "
-            f"{min(source.ignored)}"
-        )
-    record_bytes = size * size * 3 + 70  # names of the features, label, lengths and checksums
-    parts = []
-    for split, count in num_examples.items():
-        num_parts = math.ceil(count * record_bytes / max(shard_bytes, record_bytes))
-        for start, stop in cut(count, num_parts):
-            parts.append(
-                Part(
-                    split,
-                    source.examples(split, start, stop),
-                    stop - start,
-                    (stop - start) * record_bytes,
-                )
-            )
+    info = _squares_info(source, name=name, size=size)
+    parts = _square_parts(source, size=size, shard_bytes=shard_bytes)
+    if max_pixels != photos.MAX_PIXELS:
+        decode = functools.partial(decode, max_pixels=max_pixels)
+    content = getattr(source, "content", None)
     write(
         parts,
         folder=folder,
         info=info,
-        encode=functools.partial(_encode_square, features=features, decode=decode, size=size),
+        encode=functools.partial(_encode_square, features=info.features, decode=decode, size=size),
         settings=settings,
         num_workers=num_workers or os.cpu_count(),
         skip_bad=skip_bad,
+        size=size,
+        min_side=min_side,
+        content=content and {split: content(split) for split in source.num_examples},
     )
     return folder, True
 
@@ -267,8 +323,12 @@ def pack_by_flags(source: sources.Tree | sources.Prepared, **kwargs):
         shard_bytes=flag.shard_mb * 10**6,
         num_workers=flag.num_workers,
         skip_bad=flag.skip_bad,
+        max_pixels=flag.max_pixels,
+        min_side=flag.min_side,
         **kwargs,
     )
+    if small := manifest.describe_enlarged(folder, flag.size):
+        print(f"WARNING: {small}")
     print(describe(folder, written))
 
 
@@ -288,6 +348,20 @@ def define_flags():
     )
     flags.DEFINE_integer(
         "num_workers", None, "Processes that work at a time. Default: one per core.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "max_pixels",
+        photos.MAX_PIXELS,
+        "Images with more pixels (width times height) count as bad; decoding takes some 10 bytes "
+        "for each.",
+        lower_bound=1,
+    )
+    flags.DEFINE_integer(
+        "min_side",
+        1,
+        "Leave out images whose shorter side has fewer pixels. Smaller ones than --size are "
+        "enlarged, and counted.",
+        lower_bound=1,
     )
     flags.DEFINE_boolean(
         "skip_bad",
@@ -334,7 +408,9 @@ class _Job:
     part: Part
     path: str
     digest: str
-    encode: Callable[[Any], bytes]
+    encode: Callable[[Any], bytes | Encoded]
+    size: int
+    min_side: int
 
     @property
     def temporary(self) -> str:
@@ -346,14 +422,14 @@ class _Job:
         return self.temporary + ".json"
 
 
-def _jobs(parts, folder: str, name: str, settings, encode) -> list[_Job]:
+def _jobs(parts, folder: str, name: str, settings, encode, size, min_side) -> list[_Job]:
     numbers = {split: itertools.count() for split in {part.split for part in parts}}
     jobs = []
     for part in parts:
         count = sum(other.split == part.split for other in parts)
         file = f"{name}-{part.split}.tfrecord-{next(numbers[part.split]):05}-of-{count:05}"
         digest = hashlib.sha256(repr((dict(settings), part.examples)).encode()).hexdigest()
-        jobs.append(_Job(part, os.path.join(folder, file), digest, encode))
+        jobs.append(_Job(part, os.path.join(folder, file), digest, encode, size, min_side))
     return jobs
 
 
@@ -483,39 +559,52 @@ def _write_part(job: _Job, advance: Callable[[int], Any]) -> dict[str, Any]:
 
 def _write_records(job: _Job, advance: Callable[[int], Any]) -> dict[str, Any]:
     num_examples = num_bytes = 0
-    bad = []
+    bad, enlarged, left_out, files = [], [], [], []
     with tf.io.TFRecordWriter(job.temporary) as writer:
         for example in job.part.examples:
-            record, fault = _record_or_fault(job, example)
-            if record is None:
-                bad.append([example.name, fault])
-            else:
-                writer.write(record)
-                num_examples += 1
-                num_bytes += len(record)
+            encoded, fault = _record_or_fault(job, example)
             advance(1)
-    return {"digest": job.digest, "num_examples": num_examples, "num_bytes": num_bytes, "bad": bad}
+            files.append([example.name, (encoded and encoded.file) or [None, None]])
+            if encoded is None:
+                bad.append([example.name, fault])
+                continue
+            if encoded.side is not None and encoded.side < job.min_side:
+                left_out.append([example.name, encoded.side])
+                continue
+            if encoded.side is not None and encoded.side < job.size:
+                enlarged.append([example.name, encoded.side])
+            writer.write(encoded.record)
+            num_examples += 1
+            num_bytes += len(encoded.record)
+    note = {"digest": job.digest, "num_examples": num_examples, "num_bytes": num_bytes, "bad": bad}
+    if job.size:
+        note |= {"enlarged": enlarged, "left_out": left_out, "files": files}
+    return note
 
 
-def _record_or_fault(job: _Job, example) -> tuple[bytes | None, str]:
+def _record_or_fault(job: _Job, example) -> tuple[Encoded | None, str]:
     """An example's record, or None and what is wrong with its image."""
     try:
+        found = job.encode(example)
+        encoded = found if isinstance(found, Encoded) else Encoded(found)
         # TFDS leaves the order of a record's features to a hash that differs between processes.
-        return tf.train.Example.FromString(job.encode(example)).SerializeToString(
-            deterministic=True
-        ), ""
+        record = tf.train.Example.FromString(encoded.record).SerializeToString(deterministic=True)
+        return encoded._replace(record=record), ""
     except (MemoryError, tf.errors.UnavailableError, tf.errors.DeadlineExceededError):
         raise  # not the image's fault
     except Exception as error:  # a damaged image makes decoders raise all sorts of things
         return None, f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
-def _encode_square(example, *, features, decode, size: int) -> bytes:
+def _encode_square(example, *, features, decode, size: int) -> Encoded:
     if example.label < 0:  # as TFDS marks test splits
         raise ValueError("it has no label: leave its split out, with --splits")
-    return features.serialize_example(
-        {"image": decode(example.read(), size), "label": example.label}
-    )
+    content = example.read()
+    record = features.serialize_example({"image": decode(content, size), "label": example.label})
+    # Of a data set the files aren't known one by one.
+    is_file = isinstance(example, sources.Stored)
+    file = [len(content), zlib.crc32(content)] if is_file else None
+    return Encoded(record, photos.side_of(content), file)
 
 
 def _report_bad(bad: Sequence[str], path: str, *, skip_bad: bool | None):

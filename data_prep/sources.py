@@ -4,7 +4,6 @@ prepared.
 
 import dataclasses
 import functools
-import io
 import os
 import re
 import stat
@@ -14,19 +13,12 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from PIL import Image, ImageCms, UnidentifiedImageError
 from tensorflow_datasets.core import hashing
 
-from hamgan import data
-from hamgan.data import prepared
+from hamgan.data import content, photos, pixels, prepared
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".webp", ".avif", ".bmp")
 SUFFIXES += (".gif", ".tif", ".tiff")
-
-# What is opened, whatever a file is called: a PostScript file would start Ghostscript.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF")
-# Width times height; decoding takes some 10 bytes for each.
-MAX_PIXELS = 150_000_000
 
 _SPLITS = {
     "train": "train",
@@ -37,15 +29,6 @@ _SPLITS = {
     "dev": "validation",
     "test": "test",
     "testing": "test",
-}
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
 }
 
 
@@ -112,7 +95,7 @@ class Tree:
 
     Raises:
       ValueError: when it is listed: no such folder, no images, a class without images, images at
-        two levels, a class that train doesn't have.
+        two levels, a class that train doesn't have, a class whose name a data set can't keep.
     """
 
     def __init__(self, folder: str):
@@ -192,6 +175,7 @@ class Tree:
             )
         if images:
             return {"all": [os.path.join(folder, image) for image in images]}
+        _check_names(folder, folders)
         classes, deeper = {}, []
         for name in folders:
             path = os.path.join(folder, name)
@@ -270,7 +254,7 @@ class Prepared:
 
     def __init__(self, name: str, data_dir: str | None, splits: list[str] | tuple[str, ...] = ()):
         builder = prepared.open_builder(name, data_dir)
-        info = builder.info
+        self._info = info = builder.info
         self.identity = info.full_name
         self.name = info.name
         self.ignored: set[str] = set()
@@ -295,6 +279,10 @@ class Prepared:
                 f"{label}."
             )
         self.class_names = label.names
+
+    def content(self, split: str) -> str:
+        """A digest of the images of a split (`hamgan.data.content`)."""
+        return content.digest(prepared.list_files(self._info, split)["path"])
 
     def examples(self, split: str, start: int, stop: int) -> "_Range":
         return _Range(self._folder, split, start, stop, self._image_key, self._label_key)
@@ -335,109 +323,30 @@ class _Range:
             )
 
 
-def decode_as_stored(encoded: bytes, size: int) -> np.ndarray:
+def decode_photo(encoded: bytes, size: int, *, max_pixels: int = photos.MAX_PIXELS) -> np.ndarray:
     """An image as `hamgan.data` shows it to the networks, uint8 [size, size, 3].
 
-    JPEG, PNG, GIF (first picture) and BMP. No EXIF rotation: the published pipeline has none.
-    """
-    return _decode_function(size)(encoded).numpy()
-
-
-def decode_photo(encoded: bytes, size: int) -> np.ndarray:
-    """`photo_pixels` as a square, uint8 [size, size, 3]."""
-    return _square_function(size)(photo_pixels(encoded)).numpy()
-
-
-def photo_pixels(encoded: bytes) -> np.ndarray:
-    """Any image as a viewer shows it, uint8 [h, w, 1 or 3], turned as its EXIF orientation says.
-
-    Transparent pixels are put on white. 16 bits are scaled to 8. Colours are converted to sRGB by
-    the image's own profile where it has one. Of an animation the first picture is taken.
+    That is as a careful viewer shows it: `photos.shown`, as a square.
 
     Raises:
-      ValueError: the bytes are of no format in FORMATS; more than MAX_PIXELS; samples without a
-        fixed white (32 bits, floating point, signed).
+      ValueError: as `photos.shown`.
     """
-    try:
-        opened = Image.open(io.BytesIO(encoded), formats=[f for f in FORMATS if f in _known()])
-    except UnidentifiedImageError as error:
-        raise ValueError(f"it is none of {', '.join(FORMATS)}, by its content") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"it has more than {MAX_PIXELS:,} pixels ({error})") from error
-    with opened as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"it has {width} x {height} pixels, more than {MAX_PIXELS:,}")
-        orientation = _orientation(image)
-        if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-            kind = "floating-point" if image.mode == "F" else "integer"
-            raise ValueError(f"32-bit {kind} samples: convert it to 8 or 16 bits")
-        if image.mode.startswith("I"):
-            image = _of_16_bits(image)
-        else:
-            image = _in_srgb(image, encoded)
-        if orientation in _TURNS:
-            image = image.transpose(_TURNS[orientation])
-        pixels = np.asarray(image)
-        return pixels if pixels.ndim == 3 else pixels[..., np.newaxis]
+    return _square_function(size)(photos.plain(encoded, max_pixels=max_pixels)).numpy()
 
 
-def _known():
-    Image.init()
-    return Image.OPEN
+# Two names from when data sets and photographs were decoded differently.
+decode_as_stored = decode_photo
+photo_pixels = photos.shown
 
 
-def _orientation(image):
-    """Of the EXIF data; an entry that can't be read counts as none, and no other entry matters."""
-    try:
-        return image.getexif().get(0x112)
-    except Exception:  # whatever Pillow's parser stumbles over
-        return None
-
-
-def _of_16_bits(image):
-    """A grey image of 16 bits in 8: `L`."""
-    grey = np.asarray(image).astype(np.float64)
-    transparent = image.info.get("transparency")
-    white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0
-    values = np.clip(np.rint((65535 - grey if white_is_zero else grey) / 257), 0, 255)
-    if isinstance(transparent, int):
-        values = np.where(grey == transparent, 255, values)
-    return Image.fromarray(values.astype(np.uint8))
-
-
-def _in_srgb(image, encoded):
-    """An image of 8 bits or less as `RGB`, transparent pixels on white."""
-    transparent = image.info.get("transparency")
-    if image.format == "PNG" and image.mode in ("1", "L") and isinstance(transparent, int):
-        # Pillow stretches samples of 1, 2 and 4 bits to 8, and leaves this value as it is stored.
-        image = image.convert("L")
-        image.info["transparency"] = transparent * 255 // (2 ** min(encoded[24], 8) - 1)
-    profile = image.info.get("icc_profile")
-    alpha = None
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        alpha = image.getchannel("A")
-        image = image.convert("RGB")
-    image = _by_profile(image, profile) if profile else image
-    image = image.convert("RGB")
-    if alpha is None:
-        return image
-    return Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
-
-
-def _by_profile(image, profile):
-    """An image in sRGB; as it is where its profile can't be used."""
-    if image.mode not in ("RGB", "L", "CMYK"):
-        image = image.convert("RGB")
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(source).lower():
-            return image
-        target = ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
-        return image
+def _check_names(folder, names):
+    """Refuses names that a data set, which keeps one a line, would give back as others."""
+    lost = [name for name in names if name != name.strip() or "\n" in name or "\r" in name]
+    if lost:
+        raise ValueError(
+            f"A class folder's name must be one line without blanks at its ends, and in {folder} "
+            f"there are {_some([repr(name) for name in lost])}: rename them."
+        )
 
 
 def _check_file(path: str) -> None:
@@ -446,25 +355,14 @@ def _check_file(path: str) -> None:
         raise ValueError("it is no file but a pipe, socket or device")
 
 
-def _to_square(pixels: tf.Tensor, size: int) -> tf.Tensor:
-    return tf.cast(tf.round((data.preprocess(pixels, size) + 1) * 127.5), tf.uint8)
-
-
 @functools.cache
 def _square_function(size: int):
-    return tf.function(
-        lambda pixels: _to_square(pixels, size),
-        input_signature=[tf.TensorSpec([None, None, None], tf.uint8)],
-    )
-
-
-@functools.cache
-def _decode_function(size: int):
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
-    def decode(encoded):
-        return _to_square(tf.io.decode_image(encoded, channels=3, expand_animations=False), size)
+    def square(encoded):
+        image = pixels.decode(encoded, size, inexact=False)
+        return tf.cast(tf.round((image + 1) * 127.5), tf.uint8)
 
-    return decode
+    return square
 
 
 def _some(names: list[str]) -> str:

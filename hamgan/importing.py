@@ -5,15 +5,13 @@
 
 import dataclasses
 import functools
-import io
 import os
-import zipfile
 
-import numpy as np
 import tensorflow as tf
 
+from hamgan import arrays as named_arrays
 from hamgan import context, networks, published
-from hamgan.run import checkpoints, class_names, records
+from hamgan.run import checkpoints, class_names, contents, records
 from hamgan.run.folder import Folder
 
 KINDS = ("generator", "discriminator")
@@ -180,7 +178,7 @@ def _error_with(module, kind, network, checkpoint, arrays):
         built = networks.Generator(**sizes, latent_dim=network.latent_dim, context=module)
     else:
         built = networks.Discriminator(**sizes, context=module)
-    variables = checkpoints.network_variables(kind, built)
+    variables = contents.network_variables(kind, built)
     published.assign(checkpoint, published.plan(checkpoint, variables), variables)
     return REPLAYS[kind](built, arrays)[OUTPUTS[kind]]
 
@@ -212,22 +210,6 @@ def configuration_text(described, modules, gin_files):
         lines.append(f"networks.{kind.capitalize()}.context = {'@' + scoped if scoped else None}")
         lines += [f"{scoped}.{name} = {value}" for name, value in module.settings.items()]
     return "\n".join(lines) + "\n"
-
-
-def load_arrays(path):
-    """{name: array} of an .npz file."""
-    try:
-        with tf.io.gfile.GFile(path, "rb") as file, np.load(io.BytesIO(file.read())) as arrays:
-            return dict(arrays)
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        AttributeError,
-        zipfile.BadZipFile,
-        tf.errors.OpError,
-    ) as error:
-        raise ValueError(f"--verify: {path} can't be read as an .npz file: {error}") from error
 
 
 def names_of_classes(experiment, data_dir):
@@ -277,7 +259,7 @@ def verify(experiment, path, arrays, *, record, tolerance, gradient_tolerance):
     errors = {}
     for kind in KINDS:
         network = getattr(experiment, kind)()
-        checkpoints.restore(path, checkpoints.network_variables(kind, network), partial=True)
+        contents.restore(path, contents.network_variables(kind, network), partial=True)
         errors |= REPLAYS[kind](network, arrays)
     limits = {name: gradient_tolerance if name.endswith("_grad") else tolerance for name in errors}
     # An error that isn't a number isn't below anything.
@@ -332,6 +314,13 @@ def _modules(checkpoint, described, arrays, told):
     return modules
 
 
+def _record(path):
+    try:
+        return named_arrays.load(path)
+    except ValueError as error:
+        raise ValueError(f"--verify: {error}") from error
+
+
 def run(
     prefix,
     *,
@@ -365,7 +354,7 @@ def run(
         )
     checkpoint = published.Checkpoint(prefix)
     described = published.describe(checkpoint)
-    arrays = load_arrays(told.verify) if told.verify else None
+    arrays = _record(told.verify) if told.verify else None
     modules = _modules(checkpoint, described, arrays, told)
     experiment = load_experiment(configuration_text(described, modules, told.gin_files))
     trainer = experiment.trainer(

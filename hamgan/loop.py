@@ -16,7 +16,7 @@ from hamgan import arguments, distribution, grids, watching
 from hamgan.collapse import Collapse, Signs, report, rollback, stop
 from hamgan.evaluation.scores import HEADLINE
 from hamgan.profiling import Profile
-from hamgan.run import checkpoints, class_names, lock, records
+from hamgan.run import checkpoints, class_names, contents, lock, records
 from hamgan.run.folder import Folder
 from hamgan.run.log import SCREEN, Log, surviving_failed_writes
 from hamgan.signals import Interruption
@@ -237,7 +237,7 @@ class _Run:
             self.announce("resumed", checkpoint=self.path, message=f"Going on from {self.path}")
             self.mark_abandoned()
             # A run saves no such checkpoint; one may come from elsewhere.
-            if name := checkpoints.first_not_finite(self.variables):
+            if name := contents.first_not_finite(self.variables):
                 self.roll_back(f"{name} isn't finite in {self.path}.", first_bad=name)
         # Of a run that goes on too: it may have ended between a checkpoint and its evaluation.
         self.sample_and_evaluate()
@@ -320,7 +320,7 @@ class _Run:
         """
         if self.saved_step == self.step:
             return
-        name = checkpoints.first_not_finite(self.variables)
+        name = contents.first_not_finite(self.variables)
         if name:
             self.roll_back(f"{name} isn't finite.", first_bad=name)
             return
@@ -418,7 +418,7 @@ class _Run:
         description = getattr(self.evaluator, "description", {})
         return self.saved_step == self.step and not self.log.history().is_evaluated(
             step=self.step,
-            digest=checkpoints.digest(self.path),
+            digest=contents.digest(self.path),
             fingerprint=description.get("fingerprint"),
         )
 

@@ -329,6 +329,12 @@ def plan(checkpoint, variables, *, beta_2=0.999):
             lines.append(f"  {name}: {shape} in the checkpoint, but {ours} is {wanted}")
         note = "" if shape == wanted else f"as {wanted}"
         assignments.append(Assignment(ours=ours, published=name, shape=shape, note=note))
+    _refuse(checkpoint, lines)
+    return sorted(assignments, key=lambda a: (a.published is None, a.published or "", a.ours or ""))
+
+
+def _refuse(checkpoint, lines):
+    """`ValueError` with lines that say what doesn't fit; none: nothing."""
     if lines:
         more = f"\n  and {len(lines) - _MAX_LINES} more" if len(lines) > _MAX_LINES else ""
         raise ValueError(
@@ -336,7 +342,6 @@ def plan(checkpoint, variables, *, beta_2=0.999):
             + "\n".join(lines[:_MAX_LINES])
             + more
         )
-    return sorted(assignments, key=lambda a: (a.published is None, a.published or "", a.ours or ""))
 
 
 def assign(checkpoint, assignments, variables):

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from hamgan import arguments, distribution, normalization, stateless
 from hamgan.layers import layers_of
-from hamgan.run import checkpoints
+from hamgan.run import contents
 
 # Where checkpoints hold the generator's weights, and their exponential moving average.
 PREFIXES = {"raw": "generator", "ema": "generator_ema"}
@@ -55,7 +55,7 @@ def restore(generator, path, *, weights="raw"):
             "moving average. "
             "Use weights 'raw'."
         )
-    checkpoints.restore(path, checkpoints.network_variables(prefix, generator), partial=True)
+    contents.restore(path, contents.network_variables(prefix, generator), partial=True)
 
 
 class Sampler:

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from hamgan import arguments, distribution, guard, losses
 from hamgan import step as training_step
-from hamgan.run import checkpoints
+from hamgan.run import contents
 
 
 class SummedAdam(keras.optimizers.Adam):
@@ -290,9 +290,9 @@ class Trainer:
             "generator_optimizer",
             "discriminator_optimizer",
         ):
-            named.update(checkpoints.network_variables(name, getattr(self, name)))
+            named.update(contents.network_variables(name, getattr(self, name)))
         if self.ema is not None:
-            named.update(checkpoints.network_variables("generator_ema", self.ema))
+            named.update(contents.network_variables("generator_ema", self.ema))
         return named
 
     def gates(self):

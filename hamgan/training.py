@@ -3,14 +3,23 @@
 import os
 import tempfile
 
-from hamgan import distribution, grids, preview
-from hamgan.evaluation import runner
+from hamgan import data, distribution, grids, preview
+from hamgan.evaluation import reference, runner
 from hamgan.run.folder import Folder
 
 
-def build(experiment, *, strategy, data_dir):
-    """(trainer, data set) of an experiment; networks are made in the strategy's scope."""
+def build(experiment, *, strategy, data_dir, evaluates=False):
+    """(trainer, data set) of an experiment; networks are made in the strategy's scope.
+
+    Raises:
+      ValueError: before any network is made: a file of the data set is missing, its classes are
+        splits, or (`evaluates`) there are too few images for the protocol.
+    """
     dataset = experiment.dataset(data_dir=data_dir)
+    if wrong := data.wrong_folder_level(dataset.class_names):
+        raise ValueError(f"{dataset.name}: {wrong}")
+    if evaluates:
+        reference.check_counts(dataset, experiment.protocol)
     if hasattr(dataset, "check_files"):  # a data set of one's own may have no files
         dataset.check_files()
     trainer = experiment.trainer(

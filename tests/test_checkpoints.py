@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from hamgan.evaluation import jobs
 from hamgan.evaluation.scores import HEADLINE
-from hamgan.run import checkpoints, records
+from hamgan.run import checkpoints, contents, pins, records
 from hamgan.run.checkpoints import Checkpoints
 
 
@@ -55,7 +55,7 @@ def test_keeps_the_last_n(tmp_path):
 def test_partial_restore_takes_a_part(tmp_path):
     path = checkpoints.Checkpoints(str(tmp_path), variables(step=7)).save()
     part = {"step": tf.Variable(0, dtype=tf.int64)}
-    checkpoints.restore(path, part, partial=True)
+    contents.restore(path, part, partial=True)
     assert int(part["step"].numpy()) == 7
 
 
@@ -66,7 +66,7 @@ def test_differences_are_listed_and_nothing_is_changed(tmp_path):
     here = variables(only_here=tf.Variable(1.0))
     here["generator/block.1/kernel"] = tf.Variable(np.zeros([3, 3]))
     with pytest.raises(ValueError) as error:
-        checkpoints.restore(path, here)
+        contents.restore(path, here)
     message = str(error.value)
     assert "only_here: not in the checkpoint" in message
     assert "only_there []: only in the checkpoint" in message
@@ -82,7 +82,7 @@ def test_truncated_checkpoint_is_an_error(tmp_path):
     index = tmp_path / "ckpt-0.index"
     index.write_bytes(index.read_bytes()[:20])
     with pytest.raises(ValueError, match="can't be read as a checkpoint"):
-        checkpoints.restore(path, variables())
+        contents.restore(path, variables())
 
 
 def test_find_names_what_there_is(tmp_path):
@@ -173,8 +173,8 @@ def test_every_flipped_bit_of_the_values_is_noticed(tmp_path):
         flipped = bytearray(data)
         flipped[offset] ^= 1 << (offset % 8)
         path.write_bytes(flipped)
-        with pytest.raises(checkpoints.Damaged):
-            checkpoints.restore(str(tmp_path / "ckpt-1"), variables())
+        with pytest.raises(contents.Damaged):
+            contents.restore(str(tmp_path / "ckpt-1"), variables())
 
 
 def test_damaged_ones_do_not_count_as_newest_ones_that_stay(tmp_path):
@@ -239,7 +239,7 @@ def test_values_that_are_not_finite_get_no_name(tmp_path):
     saved, named = save_steps(tmp_path, 1)
     named["generator/block.1/kernel"].assign(np.full([2, 3], np.nan))
     named["step"].assign(2)
-    assert checkpoints.first_not_finite(named) == "generator/block.1/kernel"
+    assert contents.first_not_finite(named) == "generator/block.1/kernel"
     with pytest.raises(checkpoints.NotSaved, match="generator/block.1/kernel isn't finite"):
         saved.save()
     assert "ckpt-2.index" not in names(tmp_path)
@@ -268,10 +268,10 @@ def test_best_ones_stay(tmp_path):
 
 def test_pinned_one_stays_until_it_is_free_or_the_pin_is_a_day_old(tmp_path):
     saved, named = save_steps(tmp_path, 1, 2, max_to_keep=1)
-    with checkpoints.pinned(str(tmp_path / "ckpt-2")) as path:
+    with pins.pinned(str(tmp_path / "ckpt-2")) as path:
         named["step"].assign(3)
         saved.save()
-        checkpoints.restore(path, variables())
+        contents.restore(path, variables())
     assert "ckpt-2.index" in names(tmp_path)
     (tmp_path / "ckpt-3.pinned-0").write_text("0")  # in 1970
     named["step"].assign(4)
@@ -281,7 +281,7 @@ def test_pinned_one_stays_until_it_is_free_or_the_pin_is_a_day_old(tmp_path):
     ]
     with (
         pytest.raises(ValueError, match="No checkpoint .*ckpt-3"),
-        checkpoints.pinned(str(tmp_path / "ckpt-3")),
+        pins.pinned(str(tmp_path / "ckpt-3")),
     ):
         pass
     assert names(tmp_path) == [
@@ -338,7 +338,7 @@ def test_remote_folder_does_as_well(tmp_path):
         Checkpoints(directory, variables(), report=lambda message: None).restore_latest()
         == f"{directory}/ckpt-2"
     )
-    with checkpoints.pinned(f"{directory}/ckpt-2"):
+    with pins.pinned(f"{directory}/ckpt-2"):
         for step in (4, 5, 6):
             named["step"].assign(step)
             saved.save()
@@ -390,18 +390,18 @@ def test_best_is_that_of_the_records_unless_a_checkpoint_has_the_name(tmp_path):
         folder = tmp_path / "checkpoints"
         (folder / f"best{end}").write_bytes((folder / f"ckpt-2{end}").read_bytes())
     best = checkpoints.find(str(tmp_path), "best")
-    assert best.endswith("/best") and checkpoints.step_in(best) == 2
+    assert best.endswith("/best") and contents.step_in(best) == 2
 
 
 def test_checkpoint_is_not_rewritten_while_it_is_read(tmp_path):
     saved, named = save_steps(tmp_path, 2)
     path = str(tmp_path / "ckpt-2")
-    before = checkpoints.digest(path)
+    before = contents.digest(path)
     named["generator/block.1/kernel"].assign(tf.fill([2, 3], tf.constant(9, tf.float64)))
-    with checkpoints.being_read(path):
+    with pins.being_read(path):
         writer = threading.Thread(target=saved.save)
         writer.start()
         writer.join(1)
-        assert writer.is_alive() and checkpoints.digest(path) == before
+        assert writer.is_alive() and contents.digest(path) == before
     writer.join(20)
-    assert not writer.is_alive() and checkpoints.digest(path) != before
+    assert not writer.is_alive() and contents.digest(path) != before

@@ -105,7 +105,7 @@ def test_seeds_have_their_full_width():
 
 
 def modules():
-    names = [*configuration._MODULES, "evaluation.features", "evaluation.protocol"]
+    names = [*configuration.trust.MODULES, "evaluation.features", "evaluation.protocol"]
     return [importlib.import_module(f"hamgan.{name}") for name in [*names, "evaluation.scores"]]
 
 

@@ -53,14 +53,25 @@ def test_every_reader_of_a_run_leaves_out_what_was_rolled_back(tmp_path):
 
 def test_best_follows_the_direction_of_the_score(tmp_path):
     path = Folder(tmp_path).metrics
-    for step, value in ((1, 3.0), (2, 7.0), (2, 6.0), (3, 5.0)):
+    for step, value in ((1, 3.0), (2, 7.0), (3, 5.0)):
         records.append(path, {"kind": "evaluation", "step": step, "score": value})
     found = History(path)
     assert found.best_steps("score", 2) == [1, 3]
     assert found.best_steps("score", 2, better="higher") == [2, 3]
-    assert found.scores("score") == {1: 3.0, 2: 6.0, 3: 5.0}
-    assert found.scores("score", better="higher") == {1: 3.0, 2: 7.0, 3: 5.0}
+    assert found.scores("score") == {1: 3.0, 2: 7.0, 3: 5.0}
     assert found.steps_to_keep("score", 1, better="higher") == {2}
+
+
+def test_the_best_isnt_the_luckiest_seed_of_one_checkpoint(tmp_path):
+    path = Folder(tmp_path).metrics
+    for step, seed, value in ((1, 0, 5.0), (2, 0, 9.0), (2, 1, 4.0), (2, 2, 8.0), (3, 0, 6.0)):
+        records.append(path, {"kind": "evaluation", "step": step, "seed": seed, "score": value})
+    found = History(path)
+    assert found.scores("score") == {1: 5.0, 2: 7.0, 3: 6.0}
+    assert found.best_steps("score", 3) == [1, 3, 2]
+    # Of one seed that was scored twice the newer record counts.
+    records.append(path, {"kind": "evaluation", "step": 2, "seed": 0, "score": 0.0})
+    assert History(path).scores("score")[2] == 4.0
 
 
 @pytest.mark.parametrize("field", history.MEASURED_UNDER)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_prep import digits
 from hamgan import context, decomposition, inspection, networks
-from hamgan.run import checkpoints
+from hamgan.run import checkpoints, contents
 
 ROOT = pathlib.Path(__file__).parent.parent
 BATCH = 4
@@ -291,8 +291,8 @@ def run_folder(tmp_path_factory):
     hamburger = functools.partial(context.Hamburger, rank=8)
     small = dict(image_size=32, num_classes=10, width=1, context=hamburger)
     variables = {
-        **checkpoints.network_variables("generator", networks.Generator(latent_dim=8, **small)),
-        **checkpoints.network_variables("discriminator", networks.Discriminator(**small)),
+        **contents.network_variables("generator", networks.Generator(latent_dim=8, **small)),
+        **contents.network_variables("discriminator", networks.Discriminator(**small)),
         "step": tf.Variable(30, dtype=tf.int64),
     }
     checkpoints.Checkpoints(str(folder / "model" / "checkpoints"), variables).save()

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from hamgan.cli import launch_tpu
-from hamgan.tpu import launch
+from hamgan.tpu import gcloud, launch, request
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ZONE = "--zone=us-west4-a"
@@ -67,16 +67,16 @@ class Recorded:
         self.ran.append(words)
         text = " ".join(words)
         if self.failure and self.failure in text:
-            return launch.Result(7, "", "it broke")
+            return gcloud.Result(7, "", "it broke")
         if "describe" in words:
             state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
             if state is None:
-                return launch.Result(1, "", "ERROR: NOT_FOUND: Resource 'hamgan' was not found")
-            return launch.Result(0, state + "\n", "")
+                return gcloud.Result(1, "", "ERROR: NOT_FOUND: Resource 'hamgan' was not found")
+            return gcloud.Result(0, state + "\n", "")
         if "training: gone" in text:
             answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-            return launch.Result(0 if answer else 255, f"training: {answer}\n" if answer else "")
-        return launch.Result()
+            return gcloud.Result(0 if answer else 255, f"training: {answer}\n" if answer else "")
+        return gcloud.Result()
 
     def verbs(self):
         """What was done, a word each: 'create', 'delete', 'scp', 'train', ..."""
@@ -250,7 +250,7 @@ def test_down_when_done():
 
 
 def test_cost_to_the_end():
-    place = launch.Place(name="a", zone="us-west4-a", type="v5litepod-8")
+    place = request.Place(name="a", zone="us-west4-a", type="v5litepod-8")
     table = {"date": "2000-01", "source": "made", "on_demand": {"v5e": 2.0}}
     text = "\n".join(launch.cost(place, hours=3.0, steps_done=250, steps=1000, table=table))
     # 8 chips at $2: $16 an hour; a quarter is done in 3 hours.
@@ -311,17 +311,17 @@ def test_what_would_not_be_copied_stops_the_launch(tmp_path):
     git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@example.com"]
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "x"]):
         subprocess.run([*git, *words], check=True)
-    archive = launch.check_repository(str(tmp_path))
+    archive = request.check_repository(str(tmp_path))
     assert archive == str(tmp_path / ".git" / "launch_tpu.tar.gz")
     (tmp_path / "setup.py").write_text("changed")
     with pytest.raises(ValueError, match="last commit, which is copied, hasn't got.*setup.py"):
-        launch.check_repository(str(tmp_path))
+        request.check_repository(str(tmp_path))
 
 
 def test_missing_gcloud_is_explained(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ValueError, match="gcloud isn't on the PATH. Install"):
-        launch.Runner()(["gcloud"])
+        gcloud.Runner()(["gcloud"])
 
 
 def test_start_runs_in_a_shell(tmp_path):

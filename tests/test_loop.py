@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing import plugin_event_accumulator
 from hamgan import grids, loop, watching
 from hamgan.evaluation import report
 from hamgan.loop import Schedule
-from hamgan.run import checkpoints, class_names, lock, records
+from hamgan.run import checkpoints, class_names, contents, lock, records
 from hamgan.run.folder import Folder
 from hamgan.run.history import History
 from hamgan.run.identity import Identity
@@ -200,7 +200,7 @@ def test_goes_on_from_the_newest_checkpoint_and_ends_as_one_run(finished, tmp_pa
     # Step 4 was saved without its evaluation: it is made up for.
     assert evaluator.calls == [("ckpt-4", 4), ("ckpt-6", 6)]
     whole = made.small_trainer()
-    checkpoints.restore(checkpoints.find(str(whole_dir)), whole.variables())
+    contents.restore(checkpoints.find(str(whole_dir)), whole.variables())
     expected = made.values(whole)
     for name, value in made.values(trainer).items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
@@ -271,7 +271,7 @@ def test_run_goes_back_and_on_with_other_random_numbers(tmp_path):
         1,
     )
     assert event["checkpoint"].endswith("ckpt-4") and event["first_bad"]
-    assert checkpoints.load(path)["rollbacks"] == 1
+    assert contents.load(path)["rollbacks"] == 1
     losses = [
         r["loss/generator"]
         for r in records.read(tmp_path / "metrics.jsonl", kind="train")
@@ -367,8 +367,8 @@ def test_signal_saves_and_leaves_after_the_host_call(tmp_path, number):
     assert run(tmp_path / "parts", trainer=Pupil(interrupt)).endswith("ckpt-2")
     assert [(e["event"], e["step"]) for e in events(tmp_path / "parts")] == [("stopped", 2)]
     assert signal.getsignal(signal.SIGINT) == before
-    got = checkpoints.load(run(tmp_path / "parts", trainer=Pupil()))
-    assert got == checkpoints.load(run(tmp_path / "whole", trainer=Pupil()))
+    got = contents.load(run(tmp_path / "parts", trainer=Pupil()))
+    assert got == contents.load(run(tmp_path / "whole", trainer=Pupil()))
 
 
 def test_signal_breaks_an_evaluation_off(tmp_path):
@@ -687,15 +687,13 @@ def test_another_run_is_refused_with_what_differs_and_the_same_goes_on(tmp_path)
         run(tmp_path, trainer=Pupil(), num_steps=4, identity=other)
     assert checkpoints.available(str(tmp_path)) == ["ckpt-0", "ckpt-2"]
     assert run(tmp_path, trainer=Pupil(), num_steps=4, identity=identity()).endswith("ckpt-4")
-    assert set(checkpoints.load(str(tmp_path / "checkpoints" / "ckpt-4"))) == set(
-        Pupil().variables()
-    )
+    assert set(contents.load(str(tmp_path / "checkpoints" / "ckpt-4"))) == set(Pupil().variables())
 
 
 def test_checkpoints_without_an_identity_go_on_and_get_one(tmp_path):
     run(tmp_path, trainer=Pupil(), num_steps=2, save_every=2)
     path = run(tmp_path, trainer=Pupil(), num_steps=4, identity=identity())
-    assert checkpoints.read_identity(path).settings == {"rate": "1"}
+    assert contents.read_identity(path).settings == {"rate": "1"}
 
 
 def curves(folder):
@@ -737,7 +735,7 @@ def test_evaluation_counts_for_the_weights_that_it_is_of(tmp_path):
     class Knowing(CountingEvaluator):
         def evaluate(self, *, checkpoint, step):
             record = super().evaluate(checkpoint=checkpoint, step=step)
-            return {**record, "checkpoint_digest": checkpoints.digest(checkpoint)}
+            return {**record, "checkpoint_digest": contents.digest(checkpoint)}
 
     first, again = Knowing(), Knowing()
     run(tmp_path, trainer=Pupil(), evaluator=first, num_steps=4)

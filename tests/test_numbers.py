@@ -16,7 +16,7 @@ from test_runner import Pooled, make_evaluator, make_generator, save
 
 from hamgan import context, sampling
 from hamgan.evaluation import features, protocol, reference, settings, shards, watch
-from hamgan.run import checkpoints, history, identity, records
+from hamgan.run import checkpoints, contents, history, identity, records
 from hamgan.run.log import Log
 
 
@@ -86,10 +86,10 @@ def test_checkpoint_that_is_rewritten_between_repeats_is_scored_again(
     generator = make_generator()
     evaluator = make_evaluator(network, generator, work_dir=str(tmp_path / "work"))
     path = save(tmp_path, generator, 3)
-    before = checkpoints.digest(path)
+    before = contents.digest(path)
     scored = rewriting(monkeypatch, evaluator, tmp_path, after)
     *found, whole = evaluator.evaluate_checkpoint(path, repeats=2)
-    now = checkpoints.digest(path)
+    now = contents.digest(path)
     assert scored == [before] * after + [now] * 2 and now != before
     assert [record["seed"] for record in found[-2:]] == [0, 1]
     assert whole["checkpoint_digest"] == now and whole["kind"] == "aggregate"
@@ -123,7 +123,7 @@ def test_watching_scores_a_rewritten_checkpoint_again(network, monkeypatch, tmp_
         timeout=20,
         poll_seconds=0.1,
     )
-    assert len(found) == 3 and found[0] != found[1] == checkpoints.digest(path)
+    assert len(found) == 3 and found[0] != found[1] == contents.digest(path)
 
 
 def test_checkpoint_of_a_name_of_ones_own_is_scored_at_its_step(network, generator, tmp_path):
@@ -138,7 +138,7 @@ def test_checkpoint_of_a_name_of_ones_own_is_scored_at_its_step(network, generat
 def test_other_images_under_the_same_name_are_refused(network, generator, tmp_path):
     of_run = identity.Identity(data={**made.MadeDataset().identity(), "content": "records:0"})
     step = tf.Variable(3, dtype=tf.int64)
-    variables = {**checkpoints.network_variables("generator", generator), "step": step}
+    variables = {**contents.network_variables("generator", generator), "step": step}
     path = checkpoints.Checkpoints(str(tmp_path / "checkpoints"), variables, identity=of_run).save()
     with pytest.raises(ValueError, match="trained on other images.*\n.*records:0 there"):
         list(make_evaluator(network, generator).evaluate_checkpoint(path))

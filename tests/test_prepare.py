@@ -107,12 +107,14 @@ def saved(image, form, **options):
 
 FORMATS = {
     # name: (file, the RGB pixels that it shows, how far off a lossy format may be on average)
-    "jpeg": lambda: (saved(photo("RGB"), "JPEG", quality=100, subsampling=0), photo("RGB"), 2),
-    "grey jpeg": lambda: (saved(photo("L"), "JPEG", quality=100), photo("L").convert("RGB"), 2),
+    # 4: TensorFlow's fast inverse DCT, by which training sees JPEGs, is worst at this quality.
+    # (That they are the same pixels: tests/test_photos.py.)
+    "jpeg": lambda: (saved(photo("RGB"), "JPEG", quality=100, subsampling=0), photo("RGB"), 4),
+    "grey jpeg": lambda: (saved(photo("L"), "JPEG", quality=100), photo("L").convert("RGB"), 4),
     "cmyk jpeg": lambda: (
         saved(photo("CMYK"), "JPEG", quality=100),
         photo("CMYK").convert("RGB"),
-        3,
+        4,
     ),
     "webp": lambda: (saved(photo("RGB"), "WEBP", lossless=True), photo("RGB"), 0),
     "grey png": lambda: (saved(photo("L"), "PNG"), photo("L").convert("RGB"), 0),
@@ -178,9 +180,9 @@ def test_exif_rotation(orientation):
     exif[0x0112] = orientation
     for form, options in (("JPEG", {"quality": 100, "subsampling": 0}), ("PNG", {})):
         square = sources.decode_photo(saved(stored, form, exif=exif, **options), 24)
-        assert np.abs(square.astype(int) - np.asarray(upright).astype(int)).mean() <= 2
-    as_stored = sources.decode_as_stored(saved(stored, "PNG", exif=exif), 24)
-    np.testing.assert_array_equal(as_stored, np.asarray(stored))
+        assert np.abs(square.astype(int) - np.asarray(upright).astype(int)).mean() <= 4
+    packed = sources.decode_as_stored(saved(stored, "PNG", exif=exif), 24)
+    np.testing.assert_array_equal(packed, np.asarray(upright))
 
 
 # A tree.
@@ -214,8 +216,10 @@ def test_folder_per_class(tmp_path, capsys):
     assert set(contents(dataset_folder)) - set(records_of(dataset_folder)) == {
         "dataset_info.json",
         "features.json",
+        "images.json",
         "label.labels.txt",
         "prepared_from.json",
+        "source_files.json.gz",
     }
 
 

@@ -241,7 +241,7 @@ def test_headline_numbers(tmp_path):
     cards = page.cards()
     assert cards["FID, last"] == ("24.12", "step 200, from 512.2 at step 0")
     assert cards["FID, best"] == ("20.5", "step 100")
-    assert cards["KID"] == ("0.5", "± 0.0625, step 200")
+    assert cards["KID"] == ("0.5", "± 0.0625 (standard error), step 200")
     assert cards["Steps"][0] == "200"
     assert cards["Images per second"][0] == "200"  # the median of 100, 200 and 300
     assert "Inception score" not in cards
@@ -309,7 +309,7 @@ def test_discriminator_outputs_and_other_scalars_have_curves(tmp_path):
     page = _page(tmp_path)
     assert len(_curve(page, "Discriminator outputs", 0)) == 3
     assert len(_curve(page, "Discriminator outputs", 1)) == 3
-    assert len(_curve(page, "Gate")) == 3
+    assert len(_curve(page, "Weight of the context module")) == 3
     assert "Constant: Rate 0.5." in page.text()
 
 
@@ -375,8 +375,8 @@ def test_numbers_of_one_group_share_a_chart(tmp_path):
             ),
         )
     page = _page(tmp_path)
-    assert len(_curve(page, "Gate", 1)) == 3
-    sigma = "Sigma/generator: mean of 9, smallest to largest"
+    assert len(_curve(page, "Weight of the context module", 1)) == 3
+    sigma = "Largest singular value, generator: mean of 9, smallest to largest"
     mean = _curve(page, sigma)[:, 1]
     top, bottom = _band(page, sigma)
     # From 1 + 0 to 9 + 2 around means of 5, 6 and 7.
@@ -538,7 +538,9 @@ def test_the_mean_of_repeats_is_the_headline(tmp_path):
     page = _page(tmp_path)
     assert list(page.cards())[0] == "FID, mean of 3"
     assert "FID, last" not in page.cards()
-    assert page.cards()["FID, mean of 3"] == ("12", "± 3, min 9, step 100")
+    assert page.cards()["FID, mean of 3"] == ("12", "± 3 (std), min 9, step 100")
+    # Not 9, the luckiest seed of this checkpoint.
+    assert page.cards()["FID, best mean of 3"] == ("12", "step 100")
     assert ["100", "val-50k", "FID", "12", "3", "9", "9, 12, 15"] in page.rows()
     assert ["100", "paper", "FID", "3.5", "0.7071", "3", "3, 4"] in page.rows()
 

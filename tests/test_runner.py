@@ -13,17 +13,19 @@ from test_features import Network
 
 from hamgan import sampling, tfgan
 from hamgan.evaluation import (
+    embedding,
     features,
     metrics,
     protocol,
     reference,
     runner,
     scores,
+    scoring,
     shards,
     terminal,
     watch,
 )
-from hamgan.run import checkpoints, history
+from hamgan.run import checkpoints, contents, history
 
 
 class Pooled(Network):
@@ -95,7 +97,7 @@ def save(folder, generator, *steps):
     last.
     """
     step = tf.Variable(0, dtype=tf.int64)
-    variables = {**checkpoints.network_variables("generator", generator), "step": step}
+    variables = {**contents.network_variables("generator", generator), "step": step}
     for number in steps:
         step.assign(number)
         path = tf.train.Checkpoint(**variables).write(
@@ -182,7 +184,7 @@ def test_resize_of_the_protocol_is_the_one_that_is_used(network):
     def darken(images, size):
         return tf.image.resize(images, [size, size]) - 0.5
 
-    embedder = runner.Embedder(
+    embedder = embedding.Embedder(
         strategy=made.one_device(),
         protocol=protocol.Protocol(batch_size=4, features=network, resize=darken, quantize=False),
         progress=False,
@@ -369,7 +371,7 @@ def test_fewer_samples_than_asked_for_are_refused(evaluator):
     parts = shards.Shards(None, count=40)
     parts.write((0, 40), {"pool_3": helpers.array(40, 12), "logits": helpers.array(40, 12)})
     with pytest.raises(ValueError, match="asks for 50 samples, but there are 40"):
-        runner.scores(evaluator.reference(), parts, evaluator.protocol)
+        scoring.scores(evaluator.reference(), parts, evaluator.protocol)
 
 
 def watched(evaluator, folder, **kwargs):
@@ -450,8 +452,8 @@ def test_watching_survives_a_diverged_checkpoint(network, tmp_path):
 def test_moving_average_of_the_weights_is_scored_when_the_protocol_says_so(network, tmp_path):
     generator, average = (make_generator() for _ in range(2))
     average.to_rgb.bias.assign([0.5] * 3)
-    variables = checkpoints.network_variables("generator", generator)
-    variables |= checkpoints.network_variables("generator_ema", average)
+    variables = contents.network_variables("generator", generator)
+    variables |= contents.network_variables("generator_ema", average)
     variables["step"] = tf.Variable(3, dtype=tf.int64)
     path = checkpoints.Checkpoints(str(tmp_path / "checkpoints"), variables).save()
     raw, ema = (
@@ -673,7 +675,7 @@ def test_interrupted_reference_goes_on(
     network, generator, evaluator, small_shards, monkeypatch, tmp_path
 ):
     embedder = make_evaluator(network, generator)._embedder
-    embed, seen = runner.Embedder.__call__, []
+    embed, seen = embedding.Embedder.__call__, []
 
     def embed_some(self, images):
         seen.append(len(images))
@@ -681,7 +683,7 @@ def test_interrupted_reference_goes_on(
             raise KeyboardInterrupt
         return embed(self, images)
 
-    monkeypatch.setattr(runner.Embedder, "__call__", embed_some)
+    monkeypatch.setattr(embedding.Embedder, "__call__", embed_some)
     with pytest.raises(KeyboardInterrupt):
         embedder.reference(made.MadeDataset(), data_dir=str(tmp_path))
     (folder,) = (tmp_path / "reference_features").iterdir()
@@ -765,7 +767,7 @@ def test_neighbours_of_samples_are_sought_in_the_training_split(network, generat
     assert (result["num_generated"], result["num_training"]) == (40, 80)
     record = json.loads((tmp_path / "run" / "neighbours" / "step-00000007.json").read_text())
     # In stored order, whatever order the reference keeps for KID.
-    embed = runner.Embedder(strategy=made.one_device(), protocol=scorer.protocol, progress=False)
+    embed = embedding.Embedder(strategy=made.one_device(), protocol=scorer.protocol, progress=False)
     training = np.concatenate(
         [embed(dataset.images[i : i + 16])["pool_3"] for i in range(0, 80, 16)]
     )
@@ -787,7 +789,7 @@ def test_neighbours_of_samples_are_sought_in_the_training_split(network, generat
     ],
 )
 def test_fewer_images_than_features_are_a_caution(counts, told):
-    words = runner.too_few(*counts)
+    words = scoring.too_few(*counts)
     assert words is None if told is None else words.startswith(told)
 
 

@@ -9,7 +9,7 @@ import scipy.stats
 import tensorflow as tf
 
 from hamgan import distribution, normalization, sampling, stateless
-from hamgan.run import checkpoints
+from hamgan.run import checkpoints, contents
 
 
 def make_sampler(strategy, batch_size, seed=5, constructor=made.small_generator):
@@ -207,10 +207,10 @@ def test_weights_are_restored_raw_or_averaged(tmp_path):
         layer.beta.assign([[value]])
         return layer
 
-    variables = checkpoints.network_variables("generator", norm(1.0))
+    variables = contents.network_variables("generator", norm(1.0))
     variables["step"] = tf.Variable(1, dtype=tf.int64)
     raw_only = checkpoints.Checkpoints(str(tmp_path / "raw"), variables).save()
-    both = {**variables, **checkpoints.network_variables("generator_ema", norm(2.0))}
+    both = {**variables, **contents.network_variables("generator_ema", norm(2.0))}
     path = checkpoints.Checkpoints(str(tmp_path / "both"), both).save()
     layer = norm(0.0)
     for weights, value in (("raw", 1), ("ema", 2)):

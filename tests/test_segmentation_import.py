@@ -17,7 +17,7 @@ from test_segmentation_models import WHOLE
 
 from hamgan import context, decomposition
 from hamgan.cli import common, segment, segment_import
-from hamgan.run import checkpoints
+from hamgan.run import checkpoints, contents
 from hamgan.segmentation import (
     hamburger,
     heads,
@@ -441,7 +441,7 @@ def rebuilt(model_dir):
     variables = {
         f"network/{name}": value for name, value in published.named_variables(built).items()
     }
-    checkpoints.restore(path, {"step": tf.Variable(0, dtype=tf.int64), **variables})
+    contents.restore(path, {"step": tf.Variable(0, dtype=tf.int64), **variables})
     return built, path
 
 
@@ -487,7 +487,7 @@ def test_script_imports_a_backbone_alone(run_import, tmp_path):
     np.savez(tmp_path / "van.npz", **keyed, **{"w/head.weight": np.zeros([2, 32])})
     output = run_import(tmp_path / "van.npz", tmp_path / "run")
     assert "head.weight [2, 32] -> (not needed): ImageNet's classifier" in output
-    held = checkpoints.load(checkpoints.find(str(tmp_path / "run")))
+    held = contents.load(checkpoints.find(str(tmp_path / "run")))
     assert len(held) == len(arrays) + 1
     assert {name.split("/")[1] for name in held if name != "step"} == {"backbone"}
     kernel = held["network/backbone/stage_1/embed/kernel"]

@@ -73,8 +73,8 @@ def put(layer, weights, name_of):
     for variable in layer.variables:
         inner, _, weight = variable.path.removeprefix(f"{layer.name}/").rpartition("/")
         name = name_of(inner, weight)
-        if weight in published._WEIGHTS:
-            name = f"{name}.{published._WEIGHTS[weight]}"
+        if weight in published.naming._WEIGHTS:
+            name = f"{name}.{published.naming._WEIGHTS[weight]}"
         named[name] = variable
         variable.assign(published.ours(name, weights[name], tuple(variable.shape)))
     assert named.keys() == weights.keys()

@@ -9,7 +9,7 @@ import children
 import numpy as np
 import pytest
 
-from hamgan.run import checkpoints, records
+from hamgan.run import checkpoints, contents, records
 
 FOREVER = 10**6
 
@@ -38,7 +38,7 @@ def wait_for_step(model_dir, step, *processes):
 
 
 def load(model_dir):
-    return checkpoints.load(checkpoints.find(str(model_dir)))
+    return contents.load(checkpoints.find(str(model_dir)))
 
 
 def assert_same(model_dir, other, *, tolerance=0.0):

@@ -15,7 +15,7 @@ from hamgan.augmentation import DiffAugment
 from hamgan.experiment import Experiment
 from hamgan.normalization import BatchNorm
 from hamgan.regularization import R1, Consistency
-from hamgan.run import checkpoints
+from hamgan.run import checkpoints, contents
 from hamgan.schedules import LinearDecay
 
 # Large learning rates, plain momentum-free steps: what differs in gradients shows in the weights.
@@ -109,7 +109,7 @@ def test_ema_is_in_checkpoints(with_ema, tmp_path):
     trainer, history = with_ema
     path = checkpoints.Checkpoints(str(tmp_path), trainer.variables()).save()
     fresh = made.small_generator()
-    checkpoints.restore(path, checkpoints.network_variables("generator_ema", fresh), partial=True)
+    contents.restore(path, contents.network_variables("generator_ema", fresh), partial=True)
     for variable in fresh.variables:
         np.testing.assert_array_equal(
             variable.numpy(), history[4][f"generator_ema/{variable.path}"]

@@ -238,6 +238,29 @@ def in_process(job, arguments, *, environment=None):
     yield from job(**arguments)
 
 
+def _empty_row(case):
+    return {
+        "module": case.module,
+        "title": MODULES[case.module].title,
+        "shape": dataclasses.asdict(case.shape),
+        "num_steps": case.num_steps,
+        "solve": case.solve,
+        "memory": {},
+        "seconds": {},
+        "all_seconds": {},
+        "errors": {},
+    }
+
+
+def _measure_memory(row, job, run):
+    try:
+        (record,) = run(memory_job, job, environment=measure.MEMORY_ENVIRONMENT)
+        if record["bytes"] is not None:
+            row["memory"][job["mode"]] = record["bytes"]
+    except (measure.ChildError, *_FAILURES) as error:
+        row["errors"][f"{job['mode']} memory"] = measure.first_line(error)
+
+
 def measure_cases(
     cases,
     *,
@@ -272,18 +295,7 @@ def measure_cases(
       'errors' {what: text}. What couldn't be measured is missing.
     """
     plain = [case.as_json() for case in cases]
-    rows = [
-        {"module": c.module, "title": MODULES[c.module].title, "shape": dataclasses.asdict(c.shape)}
-        | {
-            "num_steps": c.num_steps,
-            "solve": c.solve,
-            "memory": {},
-            "seconds": {},
-            "all_seconds": {},
-            "errors": {},
-        }
-        for c in cases
-    ]
+    rows = [_empty_row(case) for case in cases]
     on = {"accelerator": accelerator, "jit": jit}
     bar = tqdm(
         total=len(cases) * (1 + len(memory_modes) + len(time_modes) * (1 + repeats)),
@@ -301,16 +313,7 @@ def measure_cases(
         for case, row, one in zip(cases, rows, plain, strict=True):
             for mode in memory_modes:
                 bar.set_postfix_str(f"memory: {_label(case)}, {mode}")
-                try:
-                    (record,) = run(
-                        memory_job,
-                        {"case": one, "mode": mode, **on},
-                        environment=measure.MEMORY_ENVIRONMENT,
-                    )
-                    if record["bytes"] is not None:
-                        row["memory"][mode] = record["bytes"]
-                except (measure.ChildError, *_FAILURES) as error:
-                    row["errors"][f"{mode} memory"] = measure.first_line(error)
+                _measure_memory(row, {"case": one, "mode": mode, **on}, run)
                 bar.update()
         # What didn't fit into a process of its own doesn't fit into one with others.
         timed = [

@@ -38,6 +38,22 @@ def tf_gan_distance(first, second):
     )
 
 
+def _timed(way, count, bar):
+    seconds, cpu_seconds = [], []
+    for _ in range(count):
+        start, cpu_start = time.perf_counter(), time.process_time()
+        value = way()
+        seconds.append(time.perf_counter() - start)
+        cpu_seconds.append(time.process_time() - cpu_start)
+        bar.update()
+    return {
+        "fid": value,
+        "seconds": statistics.median(seconds),
+        "cpu_seconds": statistics.median(cpu_seconds),
+        "all_seconds": seconds,
+    }
+
+
 def measure_fid(*, width=2048, num_samples=10_000, repeats=5, progress=True):
     """Times three ways to the same distance.
 
@@ -77,22 +93,7 @@ def measure_fid(*, width=2048, num_samples=10_000, repeats=5, progress=True):
     with tqdm(total=2 * repeats + 1, unit="run", disable=not progress) as bar:
         for title, (way, count) in ways.items():
             bar.set_description(title)
-            seconds, cpu_seconds = [], []
-            for _ in range(count):
-                start, cpu_start = time.perf_counter(), time.process_time()
-                value = way()
-                seconds.append(time.perf_counter() - start)
-                cpu_seconds.append(time.process_time() - cpu_start)
-                bar.update()
-            rows.append(
-                {
-                    "title": title,
-                    "fid": value,
-                    "seconds": statistics.median(seconds),
-                    "cpu_seconds": statistics.median(cpu_seconds),
-                    "all_seconds": seconds,
-                }
-            )
+            rows.append({"title": title, **_timed(way, count, bar)})
     oracle = rows[-1]
     for row in rows:
         row["relative_difference"] = abs(row["fid"] - oracle["fid"]) / abs(oracle["fid"])

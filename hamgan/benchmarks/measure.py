@@ -51,6 +51,18 @@ def count_macs(function, *arguments):
     # input must be.
     compiled = tf.function(lambda *tensors: function(*tensors), jit_compile=True, autograph=False)
     serialized = compiled.experimental_get_compiler_ir(*arguments)(stage="hlo_serialized")
+    return macs_of_program(serialized)
+
+
+def macs_of_program(serialized):
+    """Multiply-adds of a program as `count_macs` counts them.
+
+    Args:
+      serialized: an `HloModuleProto`.
+
+    Raises:
+      ValueError: matrix products in a loop, whose number of rounds the program doesn't tell.
+    """
     module = hlo_pb2.HloModuleProto.FromString(serialized)
     computations = {computation.id: computation for computation in module.computations}
 

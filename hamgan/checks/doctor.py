@@ -1,7 +1,6 @@
 """All checks of a run, each once, in the order of what they need."""
 
-from hamgan.checks import images, machine
-from hamgan.checks.outcome import fail, warn
+from hamgan.checks import evaluation, images, machine
 
 _SAMPLE_IMAGES, _QUICK_IMAGES = 512, 64
 _DEVICES = "choose what is there, e.g. --accelerator=cpu"
@@ -36,8 +35,8 @@ def examine(
       data_dir: folder of the data sets.
       output: where the picture is drawn; None: model_dir/doctor.png.
       quick: don't read all records.
-      evaluate: whether the run will evaluate; if not, a missing feature network or a data_dir that
-        can't be written is only a warning.
+      evaluate: whether the run will evaluate; if not, a missing feature network or too few real
+        images are only warnings.
       replicas: of the machine the run is meant for; None: as many as here.
       seconds: for which the input's speed is measured; 0: not.
       steps_per_second: the device's, if known, to compare the input's speed with.
@@ -45,14 +44,7 @@ def examine(
     """
     check = checkup.check
     folder = check("model_dir", machine.folder, path=model_dir, create=True)
-    # Evaluation keeps the features of real images in data_dir; training only reads there.
-    check(
-        "data_dir",
-        machine.folder,
-        path=data_dir,
-        create=False,
-        unwritable=fail if evaluate else warn,
-    )
+    check("data_dir", machine.folder, path=data_dir, create=False, unwritable=evaluation.read_only)
     strategy = check("devices", machine.devices, create=create_strategy, remedy=_DEVICES)
     trainer = check(
         "batch",
@@ -63,9 +55,22 @@ def examine(
         remedy=machine.BATCH_REMEDY,
     )
     check("disk", machine.disk, configuration, trainer, folder)
-    check("feature network", machine.features, configuration, data_dir=data_dir, required=evaluate)
+    network = check(
+        "feature network", machine.features, configuration, data_dir=data_dir, required=evaluate
+    )
     dataset = check("data set", images.present, configuration, data_dir=data_dir, remedy=_PREPARED)
     check("sizes", machine.sizes, trainer, dataset)
+    count = check(
+        "reference",
+        evaluation.counts,
+        configuration,
+        dataset,
+        required=evaluate,
+        remedy=evaluation.COUNTS_REMEDY,
+    )
+    if network.value is not None:
+        check("features", evaluation.rank, configuration, network, count)
+        check("network data", evaluation.trained_on, dataset, network)
     check("ImageNet", images.imagenet, dataset)
     files = check("files", images.files, dataset)
     check("memory", machine.memory, dataset, files)
@@ -74,6 +79,7 @@ def examine(
     check("reference labels", images.labels, dataset, scans, training=False, quick=quick)
     number = _QUICK_IMAGES if quick else _SAMPLE_IMAGES
     check("images", images.sample, dataset, files, number=number, progress=progress)
+    check("small images", images.small, dataset, files, number=number)
     if output:
         check("picture", images.picture, dataset, scans, path=output)
     else:

@@ -23,7 +23,8 @@ import warnings
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 REQUIREMENTS = "requirements-tpu.txt"
 REQUIREMENTS_NODEPS = "requirements-tpu-nodeps.txt"
-TENSORFLOW_VERSION = "2.20"
+# The first is the only one that has a wheel for TPUs.
+TENSORFLOW_VERSIONS = ("2.20", "2.21")
 # All of them unpack into the folder `tensorflow`.
 TENSORFLOW_WHEELS = (
     "tensorflow",
@@ -189,6 +190,19 @@ class Report:
         print(f"skip  {what}", flush=True)
 
 
+def _why_ended(child):
+    lines = child.stderr.strip().splitlines()
+    telling = [
+        line for line in lines if "Error" in line or "not available in this library" in line
+    ] or lines
+    how = (
+        f"ended by signal {-child.returncode}"
+        if child.returncode < 0
+        else f"exit status {child.returncode}"
+    )
+    return f"{how}: {telling[-1] if telling else 'no message'}"
+
+
 def _check_devices(report, *, tpu, install):
     """TensorFlow and its devices, from a child process: an unsuitable libtpu aborts the process
     that loads it.
@@ -210,23 +224,13 @@ def _check_devices(report, *, tpu, install):
             "when this machine has no TPU",
         )
     if child.returncode or _MARK not in child.stdout:
-        lines = child.stderr.strip().splitlines()
-        telling = [
-            line for line in lines if "Error" in line or "not available in this library" in line
-        ] or lines
-        how = (
-            f"ended by signal {-child.returncode}"
-            if child.returncode < 0
-            else f"exit status {child.returncode}"
-        )
-        return report.check(
-            "import tensorflow", f"{how}: {telling[-1] if telling else 'no message'}", install
-        )
+        return report.check("import tensorflow", _why_ended(child), install)
     version, devices, schemes = json.loads(child.stdout.rpartition(_MARK)[2])
     report.check("import tensorflow", None, install)
-    other = not version.startswith(TENSORFLOW_VERSION + ".")
+    wanted = TENSORFLOW_VERSIONS[:1] if tpu else TENSORFLOW_VERSIONS
+    other = not version.startswith(tuple(f"{one}." for one in wanted))
     report.check(
-        f"TensorFlow {version}", f"it must be {TENSORFLOW_VERSION}.*" if other else None, install
+        f"TensorFlow {version}", f"it must be {'.* or '.join(wanted)}.*" if other else None, install
     )
     report.check(
         "gs:// paths", None if "gs" in schemes else f"this TensorFlow knows only {schemes}", install

@@ -17,6 +17,7 @@ from tensorflow_datasets.core import file_adapters
 from hamgan import data, grids, pictures
 from hamgan.checks.machine import bar, size_text
 from hamgan.checks.outcome import describe, fail, ok, skip, warn
+from hamgan.data import prepared
 from hamgan.run.folder import Folder
 
 # ILSVRC 2012.
@@ -201,15 +202,7 @@ def labels(dataset, scans, *, training, quick=False):
     split = dataset.train_split if training else dataset.reference_split
     if not training and split == dataset.train_split:
         return skip(f"{split} too: see the training labels")
-    instructions = dataset.info.splits[split].file_instructions  # a file may have several
-    parts = [
-        (scans[path].labels, part)
-        for part in instructions
-        if (path := os.fspath(part.filename)) in scans
-    ]
-    found = np.concatenate(
-        [np.zeros(0, np.int64), *(all_[part.skip :][: part.take] for all_, part in parts)]
-    )
+    found = _labels_of(dataset, split, scans)
     names, num_classes = dataset.class_names, dataset.num_classes
     if not len(found):
         return fail(f"none of {split} could be read", COPY)
@@ -243,27 +236,40 @@ def labels(dataset, scans, *, training, quick=False):
         )
     if len(used) < num_classes:
         missing = [names[label] for label in np.flatnonzero(counts == 0)]
-        more = f" and {len(missing) - _NAMES_SHOWN} more" if len(missing) > _NAMES_SHOWN else ""
-        message = (
-            f"{len(missing)} of {num_classes} classes have no image in "
-            f"{split}: {', '.join(missing[:_NAMES_SHOWN])}"
-        )
-        remedy = (
+        return (fail if training else warn)(
+            f"{len(missing)} of {num_classes} classes have no image in {split}: {_some(missing)}",
             "see whether their folders were empty or unreadable and "
-            f"{PREPARE}, or do it without these classes"
+            f"{PREPARE}, or do it without these classes",
         )
-        return (fail if training else warn)(message + more, remedy)
-    if num_classes <= _NAMES_SHOWN:
-        histogram = ", ".join(
-            f"{name} {number:,}" for name, number in zip(names, counts, strict=True)
-        )
-    else:
-        few, many = counts.argmin(), counts.argmax()
-        histogram = (
-            f"{counts[few]:,} ({names[few]}) to {counts[many]:,} "
-            f"({names[many]}), median {np.median(counts):,.0f}"
-        )
-    return ok(f"{num_classes} classes: {histogram}")
+    return ok(f"{num_classes} classes: {_histogram(names, counts)}")
+
+
+def _labels_of(dataset, split, scans):
+    """The labels of a split as far as its files were scanned, int64 [n]."""
+    instructions = dataset.info.splits[split].file_instructions  # a file may have several
+    parts = [
+        (scans[path].labels, part)
+        for part in instructions
+        if (path := os.fspath(part.filename)) in scans
+    ]
+    return np.concatenate(
+        [np.zeros(0, np.int64), *(all_[part.skip :][: part.take] for all_, part in parts)]
+    )
+
+
+def _some(names):
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more
+
+
+def _histogram(names, counts):
+    if len(names) <= _NAMES_SHOWN:
+        return ", ".join(f"{name} {number:,}" for name, number in zip(names, counts, strict=True))
+    few, many = counts.argmin(), counts.argmax()
+    return (
+        f"{counts[few]:,} ({names[few]}) to {counts[many]:,} "
+        f"({names[many]}), median {np.median(counts):,.0f}"
+    )
 
 
 def sample(dataset, sizes, *, number, progress=True):
@@ -296,14 +302,18 @@ def sample(dataset, sizes, *, number, progress=True):
                 found.append((image.min(), image.max()))
             if len(broken) == 3:
                 break
-    seen = len(found)
     if broken:
         return fail(
-            f"{len(broken)} of the first {seen + len(broken)} images can't be read: "
+            f"{len(broken)} of the first {len(found) + len(broken)} images can't be read: "
             f"{_listed(broken)}",
             PREPARE,
         )
-    low, high = np.transpose(found)
+    return _judge_values(*np.transpose(found))
+
+
+def _judge_values(low, high):
+    """What the smallest and largest values of each image say, float [n]."""
+    seen = len(low)
     constant = np.count_nonzero(low == high)
     low, high = low.min(), high.max()
     # NaN fails this comparison too; a little is left to float32's rounding.
@@ -328,6 +338,42 @@ def sample(dataset, sizes, *, number, progress=True):
             "look for empty pictures among those prepared",
         )
     return ok(what)
+
+
+def small(dataset, sizes, *, number):
+    """Whether images were, or will be, enlarged to the squares that are trained on.
+
+    Args:
+      dataset: a `hamgan.data.ImageDataset`.
+      sizes: {path: bytes}, the files that are there.
+      number: of images to look at, about, where it isn't known from preparation.
+    """
+    paths = [path for path in _parts(dataset, dataset.train_split) if path in sizes]
+    if not paths:
+        return fail(f"none of {dataset.train_split} is there", COPY)
+    side = dataset.packed_side or dataset.image_size
+    if dataset.packed_side:
+        found = prepared.enlarged(os.path.dirname(paths[0]))
+        if found is None:
+            return skip("its packing didn't count them; packed again, it would")
+        count, smallest = found.count, f"{found.smallest} (shorter side: {found.side})"
+        what = f"{count:,} of {found.images:,} images were smaller than {side} x {side}"
+    else:
+        height, width = dataset.stored_shape
+        if height and width:
+            return ok(f"every image has {height} x {width} pixels, the networks' {side} x {side}")
+        paths = _spread(paths)
+        sides = [s for path in paths for s in dataset.sides(path, limit=-(-number // len(paths)))]
+        few = [found for found in sides if found < side]
+        count, smallest = len(few), f"one with a shorter side of {min(few, default=side)}"
+        what = f"{count:,} of {len(sides):,} images looked at are smaller than {side} x {side}"
+    if not count:
+        return ok(what)
+    return warn(
+        f"{what}, the smallest {smallest}: they are enlarged, and blurred so",
+        f"leave them out in preparation (data_prep's --min_side={side}), or take a smaller "
+        "IMAGE_SIZE",
+    )
 
 
 def picture_in(dataset, scans, folder):

@@ -262,7 +262,7 @@ def features(experiment, *, data_dir, required):
     except (ValueError, OSError, tf.errors.OpError) as error:
         # A message of several lines ends with these three ways.
         return (fail if required else warn)(describe(error), FEATURES_REMEDY)
-    return ok(f"{network.handle} loads, digest {network.digest}")
+    return ok(f"{network.handle} loads, digest {network.digest}", value=network)
 
 
 def speed(dataset, trainer, *, seconds, steps_per_second=None, progress=True):

@@ -1,9 +1,12 @@
 """Measures what parts of the project cost on this machine.
 
     python scripts/benchmark.py context
-    python scripts/benchmark.py context --shape=paper --modules=self_attention,v1_nmf,v1_cd
-    --sweeps=none python scripts/benchmark.py context --shape=4x64x64x128 --repeats=20
-    --output=runs/benchmark python scripts/benchmark.py context --shape=none --sweeps=steps
+    python scripts/benchmark.py context --shape=paper --modules=self_attention,v1_nmf --sweeps=none
+    python scripts/benchmark.py context --shape=4x64x64x128 --repeats=20 --output=runs/benchmark
+    python scripts/benchmark.py context --shape=none --sweeps=steps
+    python scripts/benchmark.py step --sizes=full,digits --precisions=float32,mixed_bfloat16
+    python scripts/benchmark.py step --sizes=digits --networks=none,hamburger,self_attention --trace
+    python scripts/benchmark.py step --sizes=digits --batch_sizes=16,64 --microbatches=1,4
     python scripts/benchmark.py fid
     python scripts/benchmark.py input
 
@@ -11,6 +14,12 @@ context: the modules that mix the whole image. Parameters; multiply-adds, counte
 that XLA compiles, beside those by formula; peak memory beyond weights and input, each in a process
 of its own; forward and forward + backward time, the median of rounds in which all modules take
 turns. Then growth with n = H W ("scaling") and with K ("steps").
+
+step: whole training steps side by side, one of the discriminator and one of the generator, on made
+images: the median of rounds in which all take turns; multiply-adds that the chosen forms need,
+counted in the program that XLA compiles, and their rate against the best of a product of matrices
+and a plain convolution in the same rounds; peak memory of a process that builds, compiles and
+trains. --trace: the operations of the first one that take longest, by self time.
 
 fid: FID of 2048 features from moments, on the CPU. Ours, ours with the reference's factor cached,
 and TF-GAN's own (half a minute) of the same moments: time, value, relative difference.
@@ -20,10 +29,12 @@ squares packed from them, beside the plain
 `tfds.load(...).map(decode, crop_and_resize).shuffle(10000).batch()`; and an estimate of what TPU
 slices take. Took 11 minutes on two busy cores, and half a GB of temporary files.
 
-Tables go to the terminal, everything to context.json, fid.json or input.json, with a picture of
-context and input, in --output.
+Tables go to the terminal, everything to context.json, step.json, fid.json or input.json, with a
+picture of context, step and input, in --output.
 """
 
+import dataclasses
+import itertools
 import json
 import os
 import re
@@ -31,8 +42,17 @@ import sys
 
 from absl import app, flags, logging
 
-from hamgan import distribution
-from hamgan.benchmarks import context, context_modules, context_report, fid, input_report, measure
+from hamgan import arguments, distribution
+from hamgan.benchmarks import (
+    context,
+    context_modules,
+    context_report,
+    fid,
+    input_report,
+    measure,
+    step,
+    step_report,
+)
 from hamgan.benchmarks import input as feeding
 from hamgan.cli import common, paths
 from hamgan.run import records
@@ -84,14 +104,8 @@ def benchmark_context(
         f"{'XLA' if device['jit'] else 'no XLA'}"
     )
     print(f"{how}, TensorFlow {device['tensorflow']}", flush=True)
-    result = {
-        "kind": "context",
-        **device,
-        "repeats": repeats,
-        "shapes": [],
-        "scaling": [],
-        "steps": [],
-    }
+    parts = {"shapes": [], "scaling": [], "steps": []}
+    result = {"kind": "context", **device, "repeats": repeats, **parts}
     path = os.path.join(output, "context")
 
     def measured(cases, **modes):
@@ -105,16 +119,12 @@ def benchmark_context(
         context_report.draw(result, path + ".png")
 
     for shape in shapes:
-        rows = measured(
-            [context_modules.Case(module=module, shape=shape) for module in modules],
-            title=shape.name,
-        )
+        cases = [context_modules.Case(module=module, shape=shape) for module in modules]
+        rows = measured(cases, title=shape.name)
         title = f"{shape.name.capitalize()}: {shape}, K=6"
         result["shapes"].append({"name": shape.name, "title": title, "rows": rows})
-        publish(
-            title,
-            context_report.cost_table(rows, published=shape == context_modules.SHAPES["paper"]),
-        )
+        is_paper = shape == context_modules.SHAPES["paper"]
+        publish(title, context_report.cost_table(rows, published=is_paper))
     scaled = [module for module in context.SCALING_MODULES if module in modules]
     if "scaling" in sweeps and scaled:
         training = dict(memory_modes=("training",), time_modes=("training",))
@@ -196,11 +206,82 @@ def benchmark_input(*, images, batch_size, repeats, output, seconds=3.0, run=mea
     print(f"Written: {path}.json, {path}.png")
 
 
+def whole_numbers(name, texts):
+    """The numbers of a flag's list, each at least 1."""
+    for text in texts or ():
+        if not re.fullmatch(r"[1-9]\d*", text):
+            raise ValueError(f"--{name} must be whole numbers from 1 on, got {text!r}.")
+    return [int(text) for text in texts or ()]
+
+
+def benchmark_step(
+    *,
+    sizes,
+    networks,
+    precisions,
+    batch_sizes,
+    microbatches,
+    repeats,
+    accelerator,
+    trace,
+    output,
+    run=measure.in_child,
+):
+    """Measures, prints, and writes step.json and step.png into the folder `output`."""
+    cases = [
+        step.Case(
+            size=size,
+            module=module,
+            precision=precision,
+            batch_size=batch_size,
+            microbatches=parts,
+        )
+        for size, module, precision, batch_size, parts in itertools.product(
+            sizes,
+            networks,
+            precisions,
+            whole_numbers("batch_sizes", batch_sizes) or [None],
+            whole_numbers("microbatches", microbatches),
+        )
+    ]
+    (device,) = run(context.device_job, {"accelerator": accelerator, "jit": False})
+    print(
+        "{device}, {cores} cores, load {load}, TensorFlow {tensorflow}".format(**device), flush=True
+    )
+    rates, rows = step.measure_steps(cases, repeats=repeats, accelerator=accelerator, run=run)
+    result = {"kind": "step", **device, "repeats": repeats, "rates": rates, "rows": rows}
+    best = ", ".join(f"{name} {rate / 1e9:.0f} GMACs/s" for name, rate in rates.items())
+    print(f"\nThe machine's rate, the best of product and convolution: {best}")
+    print(f"\n{step_report.step_table(rows)}\n")
+    if trace:
+        traced = {"case": dataclasses.asdict(cases[0]), "accelerator": accelerator}
+        (result["trace"],) = run(step.trace_job, traced)
+        print(f"{cases[0]}\n{step_report.trace_table(result['trace'])}\n")
+    path = os.path.join(output, "step")
+    records.write_whole(path + ".json", json.dumps(result, indent=1).encode())
+    step_report.draw(rows, path + ".png")
+    print(f"Written: {path}.json, {path}.png")
+
+
 # What can be measured: a function and the flags that it takes.
 COMMANDS = {
     "context": (
         context_command,
         ("shape", "modules", "sweeps", "repeats", "accelerator", "jit", "output"),
+    ),
+    "step": (
+        benchmark_step,
+        (
+            "sizes",
+            "networks",
+            "precisions",
+            "batch_sizes",
+            "microbatches",
+            "repeats",
+            "accelerator",
+            "trace",
+            "output",
+        ),
     ),
     "fid": (fid_command, ("width", "repeats", "output")),
     "input": (benchmark_input, ("images", "batch_size", "repeats", "output")),
@@ -231,9 +312,21 @@ def define_flags():
     flags.DEFINE_list(
         "sweeps", list(SWEEPS), f"context: growth to measure, some of {', '.join(SWEEPS)}; or none."
     )
+    flags.DEFINE_list("sizes", list(step.SIZES), f"step: some of {', '.join(step.SIZES)}.")
+    flags.DEFINE_list(
+        "networks",
+        ["hamburger"],
+        f"step: by their context module, some of {', '.join(step.MODULES)}.",
+    )
+    flags.DEFINE_list(
+        "precisions", ["float32"], f"step: some of {', '.join(arguments.PRECISIONS)}."
+    )
+    flags.DEFINE_list("batch_sizes", None, "step: images a step; default: the size's own.")
+    flags.DEFINE_list("microbatches", ["1"], "step: parts that a batch is computed in.")
+    flags.DEFINE_bool("trace", False, "step: where the first one's time goes.")
     flags.DEFINE_integer("width", 2048, "fid: number of features.", lower_bound=2)
     flags.DEFINE_enum(
-        "accelerator", "auto", distribution.ACCELERATORS, "context: what to compute on."
+        "accelerator", "auto", distribution.ACCELERATORS, "context, step: what to compute on."
     )
     flags.DEFINE_bool("jit", None, "context: compile with XLA; default: on TPUs.")
     flags.DEFINE_integer("images", 2_000, "input: how many photographs to make.", lower_bound=1)

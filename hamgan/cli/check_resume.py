@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from hamgan.cli import common, configuration
-from hamgan.run import checkpoints
+from hamgan.run import checkpoints, contents
 from hamgan.run.folder import Folder
 
 FLAGS = flags.FLAGS
@@ -65,7 +65,7 @@ def train(model_dir, steps, *, never, flags_of_run):
 
 def differences(first, second):
     """{name: largest difference, relative to the largest value} of two checkpoints' variables."""
-    first, second = (checkpoints.load(path) for path in (first, second))
+    first, second = (contents.load(path) for path in (first, second))
     if first.keys() != second.keys():
         raise ValueError(f"Only one of the checkpoints has {sorted(first.keys() ^ second.keys())}.")
     return {name: _difference(first[name], second[name]) for name in first}

@@ -78,6 +78,12 @@ def run(main):
         except (ValueError, FloatingPointError, FileNotFoundError, checkpoints.NotSaved) as error:
             logging.debug("Where it happened:", exc_info=True)
             sys.exit(f"\nERROR: {error}")
+        except (PermissionError, tf.errors.PermissionDeniedError) as error:
+            logging.debug("Where it happened:", exc_info=True)
+            sys.exit(
+                f"\nERROR: {getattr(error, 'message', error)}. A folder can't be written to: "
+                "choose another --output or --model_dir, or see who may write there (ls -ld)."
+            )
         except tf.errors.OpError as error:
             # What Python raises in a pipeline of data comes through TensorFlow, behind its
             # traceback.

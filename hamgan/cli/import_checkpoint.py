@@ -24,6 +24,7 @@ from absl import flags
 
 from hamgan import distribution, importing
 from hamgan.cli import common, configuration, paths
+from hamgan.run import lock
 
 FLAGS = flags.FLAGS
 _TOLD = ("ham", "rank", "sections", "steps", "attention", "verify")
@@ -41,23 +42,24 @@ def load_experiment(text, *, gin_params, model_dir):
 
 
 def main():
-    importing.run(
-        FLAGS.checkpoint,
-        told=importing.Told(
-            gin_files=FLAGS.gin_file, **{name: FLAGS[name].value for name in _TOLD}
-        ),
-        model_dir=FLAGS.model_dir,
-        data_dir=FLAGS.data_dir,
-        load_experiment=lambda text: load_experiment(
-            text, gin_params=FLAGS.gin_param, model_dir=FLAGS.model_dir
-        ),
-        settle=configuration.settle_configuration,
-        create_strategy=lambda: distribution.create_strategy(
-            FLAGS.accelerator, FLAGS.tpu, across_hosts=False
-        ),
-        tolerance=FLAGS.tolerance,
-        gradient_tolerance=FLAGS.gradient_tolerance,
-    )
+    with lock.writing(FLAGS.model_dir, take_over=FLAGS.take_over):
+        importing.run(
+            FLAGS.checkpoint,
+            told=importing.Told(
+                gin_files=FLAGS.gin_file, **{name: FLAGS[name].value for name in _TOLD}
+            ),
+            model_dir=FLAGS.model_dir,
+            data_dir=FLAGS.data_dir,
+            load_experiment=lambda text: load_experiment(
+                text, gin_params=FLAGS.gin_param, model_dir=FLAGS.model_dir
+            ),
+            settle=configuration.settle_configuration,
+            create_strategy=lambda: distribution.create_strategy(
+                FLAGS.accelerator, FLAGS.tpu, across_hosts=False
+            ),
+            tolerance=FLAGS.tolerance,
+            gradient_tolerance=FLAGS.gradient_tolerance,
+        )
 
 
 def define_flags():
@@ -81,6 +83,9 @@ def define_flags():
     )
     paths.define_path(
         "verify", None, "An .npz file with recorded inputs, initial bases, outputs and gradients."
+    )
+    flags.DEFINE_bool(
+        "take_over", False, "Write to model_dir even if another process holds it, which is dead."
     )
     flags.DEFINE_float(
         "tolerance", 1e-4, "With --verify: largest error of images and logits.", lower_bound=0

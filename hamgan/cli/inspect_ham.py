@@ -24,7 +24,7 @@ from absl import flags
 
 from hamgan import distribution, inspection, sampling, stateless
 from hamgan.cli import common, configuration, paths
-from hamgan.run import checkpoints, records
+from hamgan.run import checkpoints, contents, records
 
 FLAGS = flags.FLAGS
 
@@ -47,9 +47,7 @@ def inspected(experiment, path, *, network, images, weights, batch_size, num_ste
 
     discriminator = experiment.discriminator()
     inspection.hamburger_of(discriminator)
-    checkpoints.restore(
-        path, checkpoints.network_variables("discriminator", discriminator), partial=True
-    )
+    contents.restore(path, contents.network_variables("discriminator", discriminator), partial=True)
     if images == "real":
         dataset = experiment.dataset(data_dir=data_dir)
         batch = next(iter(dataset.reference_batches(batch_size=batch_size)))
@@ -102,7 +100,7 @@ def measured(path, labels, found, layer):
     return {
         "network": FLAGS.network,
         "checkpoint": path,
-        "step": checkpoints.step_in(path),
+        "step": contents.step_in(path),
         "module": type(layer).__name__,
         "decomposition": decomposition.__name__,
         "images": "generated" if FLAGS.network == "generator" else FLAGS.images,

@@ -27,7 +27,7 @@ import re
 import sys
 import time
 
-from hamgan.tpu import launch
+from hamgan.tpu import gcloud, launch, request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMANDS = "up install doctor train evaluate logs status cost down".split()
@@ -50,7 +50,7 @@ def parser():
     where.add_argument("--type", default="v5litepod-8", help="accelerator type")
     where.add_argument("--runtime_version", help="image; default: the chip's")
     tier = where.add_mutually_exclusive_group()
-    for name in launch.TIERS[1:]:
+    for name in request.TIERS[1:]:
         words = dict(action="store_const", const=name, dest="tier")
         tier.add_argument(f"--{name}", **words, help=f"take it as {name.replace('_', '-')}")
     where.add_argument("--max_run_duration", default="7d", help="with --flex_start")
@@ -82,7 +82,7 @@ def execute(flags, *, run=None, sleep=time.sleep, ask=input):
 
     Args:
       flags: what `parser` gave.
-      run: a `launch.Runner`, or what takes its place.
+      run: a `gcloud.Runner`, or what takes its place.
       sleep, ask: what waits and what asks.
 
     Returns:
@@ -91,7 +91,7 @@ def execute(flags, *, run=None, sleep=time.sleep, ask=input):
     Raises:
       ValueError: wrong use, or a command that failed.
     """
-    place = launch.Place(
+    place = request.Place(
         **{name: getattr(flags, name) for name in "name zone type project tier".split()},
         runtime_version=flags.runtime_version,
         max_run_duration=flags.max_run_duration,
@@ -99,7 +99,7 @@ def execute(flags, *, run=None, sleep=time.sleep, ask=input):
     job = _job(flags) if flags.command in _NEED_JOB else None
     launcher = launch.Launcher(
         place,
-        run=run or launch.Runner(dry_run=flags.dry_run),
+        run=run or gcloud.Runner(dry_run=flags.dry_run),
         tensorflow=tensorflow_version(),
         sleep=sleep,
     )
@@ -108,7 +108,7 @@ def execute(flags, *, run=None, sleep=time.sleep, ask=input):
             launcher.train(job)
         if flags.detach or flags.dry_run:
             return 0
-        launch.note("Interrupting this doesn't stop the training; the same command comes back.")
+        gcloud.note("Interrupting this doesn't stop the training; the same command comes back.")
         return launcher.keep(job, repository=flags.repository)
     if flags.command == "evaluate":
         if launcher.up(timeout=flags.timeout):
@@ -140,7 +140,7 @@ def _job(flags):
             and not (pathlib.Path(flags.repository) / flags.gin_file).is_file()
         ):
             raise ValueError(f"gin_file must be in the repository, got {flags.gin_file!r}.")
-    return launch.Job(
+    return request.Job(
         model_dir=flags.model_dir,
         data_dir=flags.data_dir,
         gin_file=flags.gin_file,

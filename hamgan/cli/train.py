@@ -58,9 +58,12 @@ def main():
         alone = lock.writing(model_dir, take_over=FLAGS.take_over)
     with alone:
         strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu)
-        trainer, dataset = training.build(experiment, strategy=strategy, data_dir=FLAGS.data_dir)
+        evaluates = FLAGS.mode == "train_and_evaluate"
+        trainer, dataset = training.build(
+            experiment, strategy=strategy, data_dir=FLAGS.data_dir, evaluates=evaluates
+        )
         evaluator, grid = None, None
-        if FLAGS.mode == "train_and_evaluate":
+        if evaluates:
             evaluator, grid = training.evaluation_parts(
                 trainer,
                 dataset,

@@ -11,6 +11,7 @@ memory, or TensorFlow's global seed. A stream can therefore be entered at any ba
 resumed run goes on with the data it would have seen.
 """
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable
@@ -21,7 +22,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import file_adapters
 
 from hamgan import arguments
-from hamgan.data import content, pixels, prepared
+from hamgan.data import content, photos, pixels, prepared
 from hamgan.data.order import numbers_of, range_of, shuffled
 from hamgan.data.places import READS, RecordFinder
 from hamgan.data.stored import StoredExamples
@@ -35,6 +36,7 @@ from hamgan.data.stored import StoredExamples
     data_dir=arguments.optional(arguments.text()),
     cache_bytes=arguments.whole(0),
     random_access=arguments.optional(arguments.truth()),
+    max_pixels=arguments.whole(1),
 )
 class ImageDataset:
     """A prepared TFDS data set with an image and a label feature, as batches of images in [-1, 1].
@@ -65,6 +67,8 @@ class ImageDataset:
       flip: mirror images of the training stream left to right, each with probability 1/2.
       inexact_decode: decode a JPEG at 1/2, 1/4 or 1/8 of its size where its square is then no
         smaller than image_size. Faster, and not the published pixels.
+      max_pixels: an encoded image with more (width times height) is refused by name, before it is
+        decoded.
 
     Attributes:
       crop: what `preprocess` does with an image, in words: part of the fingerprint of reference
@@ -94,10 +98,12 @@ class ImageDataset:
         random_access: bool | None = None,
         flip: bool = False,
         inexact_decode: bool = False,
+        max_pixels: int = photos.MAX_PIXELS,
     ):
         _check_at_least("image_size", image_size, 1)
         _check_at_least("num_classes", num_classes, 1)
         _check_at_least("shuffle_buffer", shuffle_buffer, 1)
+        _check_at_least("max_pixels", max_pixels, 1)
         self.name = name
         self.image_size = image_size
         self.num_classes = num_classes
@@ -133,6 +139,7 @@ class ImageDataset:
             label_key=label_key,
             side=self._packed_side,
             num_classes=num_classes,
+            max_pixels=max_pixels,
         )
 
     def check_files(self, *splits: str) -> None:
@@ -188,6 +195,29 @@ class ImageDataset:
     def records(self, path: str) -> tf.data.Dataset:
         """The serialised examples of one of the data set's files, string [] each."""
         return file_adapters.ADAPTER_FOR_FORMAT[self._info.file_format].make_tf_data(path)
+
+    @property
+    def packed_side(self) -> int | None:
+        """The side of packed squares; None: images are encoded files."""
+        return self._packed_side
+
+    @property
+    def stored_shape(self) -> tuple[int | None, int | None]:
+        """Height and width that all stored images have; None where they differ."""
+        height, width, _ = self._features[self._image_key].shape
+        return height, width
+
+    def sides(self, path: str, *, limit: int) -> list[int]:
+        """The shorter sides of the first encoded images in one of the data set's files, pixels;
+        those that can't be read are passed over.
+        """
+        feature = {self._image_key: tf.io.FixedLenFeature([], tf.string)}
+        found = []
+        for record in self.records(path).take(limit):
+            encoded = tf.io.parse_single_example(record, feature)[self._image_key].numpy()
+            with contextlib.suppress(ValueError, OSError, SyntaxError):
+                found.append(photos.side_of(encoded))
+        return found
 
     def parse_labels(self, records: tf.Tensor) -> tf.Tensor:
         """The labels of serialised examples [B] as they are stored, int64 [B], be they those of

@@ -18,6 +18,19 @@ _INTERLEAVE = 16
 _FLIPS = 2
 
 
+def _files_of(elements, files):
+    """Which files hold any of these elements, bool [number of files]."""
+    numbers = [batch["number"] for batch in elements.batch(2**16).as_numpy_iterator()]
+    return np.isin(np.arange(len(files["path"])), file_of(files, np.concatenate(numbers)))
+
+
+def _flips(key, count):
+    """Whether each position of an epoch is mirrored, bool [count]."""
+    flip_key = tf.random.experimental.stateless_fold_in(key, _FLIPS, alg=_ALGORITHM)
+    drawn = tf.random.stateless_uniform([count], flip_key, 0, 2, tf.int32, alg=_ALGORITHM)
+    return drawn == 1
+
+
 def shuffled(
     files: dict[str, np.ndarray],
     *,
@@ -37,18 +50,9 @@ def shuffled(
     first_epoch, skipped = divmod(start, num_examples)
     needed = np.full(num_files, True)
     if skipped and read is not numbers_of:
-        rest = shuffled(
-            files,
-            seed=seed,
-            start=start,
-            read=numbers_of,
-            shuffle_buffer=shuffle_buffer,
-            flip=flip,
-        ).take(num_examples - skipped)
-        numbers = np.concatenate(
-            [batch["number"] for batch in rest.batch(2**16).as_numpy_iterator()]
-        )
-        needed = np.isin(np.arange(num_files), file_of(files, numbers))
+        order = dict(seed=seed, start=start, shuffle_buffer=shuffle_buffer, flip=flip)
+        rest = shuffled(files, read=numbers_of, **order).take(num_examples - skipped)
+        needed = _files_of(rest, files)
 
     # Threads cost more than numbers do.
     parallel = (
@@ -88,12 +92,7 @@ def shuffled(
         )
         if not flip:
             return elements
-        flip_key = tf.random.experimental.stateless_fold_in(key, _FLIPS, alg=_ALGORITHM)
-        flips = (
-            tf.random.stateless_uniform([num_examples], flip_key, 0, 2, tf.int32, alg=_ALGORITHM)
-            == 1
-        )
-        flips = tf.data.Dataset.from_tensor_slices(flips[skip:])
+        flips = tf.data.Dataset.from_tensor_slices(_flips(key, num_examples)[skip:])
         return tf.data.Dataset.zip(elements, flips).map(
             lambda element, flipped: {**element, "flip": flipped}
         )

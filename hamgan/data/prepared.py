@@ -1,10 +1,55 @@
 """What is prepared: data sets on disk, their features, and how to prepare what isn't there."""
 
+import json
 import os
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+
+# Beside a packed data set: what is known of the images that it was made from.
+IMAGES = "images.json"
+
+
+class Enlarged(NamedTuple):
+    """Images of a packed data set that were smaller than its squares.
+
+    Attributes:
+      count: how many.
+      images: of how many in all.
+      smallest: the name of the smallest; None where there is none.
+      side: its shorter side in pixels.
+    """
+
+    count: int
+    images: int
+    smallest: str | None
+    side: int | None
+
+
+def images_of(folder: str) -> dict[str, Any]:
+    """What a packed data set keeps of the images it was made from; nothing: of earlier versions."""
+    try:
+        with tf.io.gfile.GFile(os.path.join(folder, IMAGES), "rb") as file:
+            found = json.loads(file.read())
+    except (tf.errors.OpError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def enlarged(folder: str) -> Enlarged | None:
+    """How many images of a packed data set were enlarged; None where that isn't known."""
+    splits = images_of(folder).get("splits")
+    if not splits:
+        return None
+    smallest = min(
+        (split["smallest"] for split in splits.values() if split["smallest"]),
+        key=lambda found: found[1],
+        default=(None, None),
+    )
+    count, images = (sum(s[key] for s in splits.values()) for key in ("enlarged", "images"))
+    return Enlarged(count, images, *smallest)
 
 
 def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
@@ -34,16 +79,14 @@ def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 
 
 def wrong_folder_level(class_names: list[str]) -> str | None:
-    """What is wrong when classes are called what splits are called, else None."""
-    if not {name.lower() for name in class_names} <= {
-        "train",
-        "training",
-        "val",
-        "valid",
-        "validation",
-        "dev",
-        "test",
-    }:
+    """What is wrong when classes are called what splits are called, else None.
+
+    All of them, or one for training and one for something else: a class of trains alone is one.
+    """
+    names = {name.lower() for name in class_names}
+    training = names & {"train", "training"}
+    splits = training | names & {"val", "valid", "validation", "dev", "test", "testing"}
+    if splits < names and not (training and splits > training):
         return None
     return (
         f"the classes are called {', '.join(class_names)}, as splits are, so the images were read "

@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf import message
 
-from hamgan.data import pixels
+from hamgan.data import photos, pixels
 from hamgan.data.places import Damaged, RecordFinder, SquareReader
 
 # The last two bytes of a whole JPEG and of a whole PNG.
@@ -22,13 +22,23 @@ class StoredExamples:
       image_key, label_key: names of the features.
       side: of packed squares; None: images are encoded files.
       num_classes: labels must be below it.
+      max_pixels: the most that an encoded image may have.
     """
 
-    def __init__(self, *, image_key: str, label_key: str, side: int | None, num_classes: int):
+    def __init__(
+        self,
+        *,
+        image_key: str,
+        label_key: str,
+        side: int | None,
+        num_classes: int,
+        max_pixels: int = photos.MAX_PIXELS,
+    ):
         self._image_key = image_key
         self._label_key = label_key
         self._side = side
         self._num_classes = num_classes
+        self._max_pixels = max_pixels
         self._squares = SquareReader(max_kinds=4 * num_classes)
 
     def read(
@@ -39,7 +49,7 @@ class StoredExamples:
         flips: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """What is stored in records [B], which are read if they aren't given: images [B], labels
-        int32 [B].
+        int32 [B]. Files are given as `photos.plain` has them.
 
         Squares are mirrored where `flips`; files can't be yet.
         """
@@ -68,11 +78,25 @@ class StoredExamples:
                     if records is None:
                         self._squares.learn(record, image, label)
                 else:
-                    images[row] = image
+                    images[row] = self._plain(image, finder, numbers[row])
             labels[row] = label
             if side and flips is not None and flips[row]:
                 pixels.mirror(images[row])
         return images, labels
+
+    def _plain(self, image: bytes, finder: RecordFinder, number: int) -> bytes:
+        try:
+            plain = photos.plain(image, max_pixels=self._max_pixels)
+        except (ValueError, OSError, SyntaxError) as error:  # what Pillow says of damaged files
+            raise ValueError(
+                f"The image in {finder.name(number)} can't be decoded ({len(image)} bytes): "
+                f"{error}. Prepare the data set again from whole images."
+            ) from None
+        # Looked at only when it doesn't end as it should: some images have something behind their
+        # end.
+        if not plain.endswith(_ENDINGS):
+            pixels.check_decodable(plain, finder.name(number))
+        return plain
 
     def _parse(self, record: bytes, finder: RecordFinder, number: int) -> tuple[bytes, int]:
         """The image as it is stored, and the label, of a record; both are checked."""
@@ -95,8 +119,4 @@ class StoredExamples:
                     f"The image in {finder.name(number)} must have {num_bytes} bytes, got "
                     f"{len(image)}."
                 )
-        # Looked at only when it doesn't end as it should: some images have something behind their
-        # end.
-        elif not image.endswith(_ENDINGS):
-            pixels.check_decodable(image, finder.name(number))
         return image, label

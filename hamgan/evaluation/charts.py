@@ -97,6 +97,23 @@ def gallery(charts: Iterable[str]) -> str:
     return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
 
 
+def _draw(axes, curve, label, *, floor):
+    """A curve with its band, of which nothing lies below the floor."""
+    steps, middle, low, high = (
+        [math.nan if value is None else value for value in column]
+        for column in zip(*curve.points, strict=True)
+    )
+    low = [max(value, floor) for value in low]
+    if low != high and len(steps) == 1:
+        # A band needs two points.
+        axes.vlines(steps, low, high, color=curve.colour, alpha=0.5)
+    elif low != high:
+        axes.fill_between(steps, low, high, color=curve.colour, alpha=0.18, linewidth=0)
+    marker = "o" if curve.markers or len(steps) == 1 else None
+    style = dict(color=curve.colour, linewidth=1.6, marker=marker, markersize=3.5)
+    axes.plot(steps, middle, label=label, **style)
+
+
 def chart(title: str, curves: Sequence[Curve], *, may_be_log: bool = False) -> str:
     """Curves as SVG in a figure of HTML; an empty string where there is no finite point."""
     values = [value for curve in curves for _, value, _, _ in curve.points if value is not None]
@@ -111,28 +128,7 @@ def chart(title: str, curves: Sequence[Curve], *, may_be_log: bool = False) -> s
         figure = mpl_figure.Figure(figsize=(4.8, 2.6 + 0.2 * legend_lines), layout="constrained")
         axes = figure.add_subplot()
         for curve, label in zip(curves, labels, strict=True):
-            steps, middle, low, high = (
-                [math.nan if value is None else value for value in column]
-                for column in zip(*curve.points, strict=True)
-            )
-            if log:
-                low = [max(value, min(values) / 2) for value in low]
-            if low != high and len(steps) == 1:
-                axes.vlines(
-                    steps, low, high, color=curve.colour, alpha=0.5
-                )  # a band needs two points
-            elif low != high:
-                axes.fill_between(steps, low, high, color=curve.colour, alpha=0.18, linewidth=0)
-            marker = "o" if curve.markers or len(steps) == 1 else None
-            axes.plot(
-                steps,
-                middle,
-                color=curve.colour,
-                linewidth=1.6,
-                marker=marker,
-                markersize=3.5,
-                label=label,
-            )
+            _draw(axes, curve, label, floor=min(values) / 2 if log else -math.inf)
         if log:
             axes.set_yscale("log")
             wide = max(values) > 1000 * min(values)

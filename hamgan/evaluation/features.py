@@ -4,6 +4,7 @@ same outputs.
 
 import contextlib
 import hashlib
+import json
 import os
 
 import tensorflow as tf
@@ -14,6 +15,9 @@ from tensorflow.core.protobuf import saved_model_pb2
 from hamgan import arguments, tfgan
 
 _OUTPUTS = ("logits", "pool_3")
+
+# Beside a SavedModel: {"dataset": name of the data set it was trained on}.
+TRAINED_ON = "trained_on.json"
 
 _THREE_WAYS = (
     "There are three ways to have TF-GAN's Inception: run where TF-Hub can be reached; point "
@@ -35,6 +39,10 @@ class FeatureNetwork:
       size: side of the network's input in pixels; images are resized to it.
       data_dir: what '{data_dir}' in `handle` stands for.
 
+    Attributes:
+      trained_on: the data set that the network says it was trained on (trained_on.json beside it);
+        None: it doesn't say.
+
     Raises:
       ValueError: the network can't be had, takes other images, or lacks one of the two outputs.
     """
@@ -46,6 +54,7 @@ class FeatureNetwork:
         self.size = size
         folder = _resolve(self.handle)
         self.digest = _digest(_files_of_saved_model(folder))
+        self.trained_on = _trained_on(folder)
         with _readable(folder):
             graphs = _graphs_of_tf1(folder)
             # Kept: its functions hold its variables by weak references.
@@ -121,6 +130,7 @@ class FrozenGraph(FeatureNetwork):
         self.size = size
         names = {"input_name": input_name, "pool_name": pool_name, "logits_name": logits_name}
         graph = _for_any_batch(_read_graph(self.handle), self.handle, **names)
+        self.trained_on = None
         # Other tensors of one file are other features.
         self.digest = _digest([self.handle], repr((sorted(names.items()), low, high)))
 
@@ -182,6 +192,16 @@ def _files_of_saved_model(folder):
         os.path.join(folder, "saved_model.pb"),
         *sorted(tf.io.gfile.glob(os.path.join(folder, "variables", "*"))),
     ]
+
+
+def _trained_on(folder):
+    """The data set that a network says it was trained on; None: it doesn't say."""
+    try:
+        with tf.io.gfile.GFile(os.path.join(folder, TRAINED_ON), "rb") as file:
+            return json.loads(file.read())["dataset"]
+    except (tf.errors.OpError, ValueError, KeyError, TypeError):
+        # The digits' network used to say so by its name alone.
+        return "digits" if os.path.basename(os.path.normpath(folder)) == "digits_features" else None
 
 
 def _digest(paths, text=""):

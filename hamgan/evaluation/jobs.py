@@ -4,8 +4,8 @@ import dataclasses
 
 import tensorflow as tf
 
-from hamgan.evaluation import reference, report, runner, selftest, terminal, watch
-from hamgan.run import checkpoints, history, records
+from hamgan.evaluation import embedding, reference, report, runner, selftest, terminal, watch
+from hamgan.run import checkpoints, contents, history, records
 from hamgan.run.folder import Folder
 from hamgan.run.log import Log
 
@@ -56,6 +56,10 @@ def evaluate(
     dataset = experiment.dataset(data_dir=data_dir)
     if hasattr(dataset, "check_files"):
         dataset.check_files()
+    reference.check_counts(dataset, experiment.protocol)
+    writes = records.can_write(model_dir)
+    if not writes:
+        _check_read_only(model_dir, watching=watching, share=share)
     with strategy.scope():
         generator = experiment.generator()
     evaluator = runner.Evaluator(
@@ -64,17 +68,15 @@ def evaluate(
         dataset=dataset,
         protocol=experiment.protocol,
         data_dir=data_dir,
-        work_dir=Folder(model_dir).evaluation,
+        work_dir=Folder(model_dir).evaluation if writes else None,
         share=share,
         keep_features=keep_features,
         changed=changed,
     )
     if changed:
         print(f"Other settings than the run's: {changed}.", flush=True)
-    print(
-        f"Protocol {evaluator.description['name']}: {evaluator.description['words']}.", flush=True
-    )
-    log = Log(model_dir)
+    print("Protocol {name}: {words}.".format(**evaluator.description), flush=True)
+    log = Log(model_dir, writes=writes)
     metrics = Folder(model_dir).metrics
 
     def publish(record):
@@ -96,9 +98,11 @@ def evaluate(
     if share and share.index:
         print(f"The part of host {share.index} is done; host 0 writes the records.")
         return
+    if not writes:
+        return
     if paths:
         # The generator has the weights of the last one.
-        evaluator.compare_with_training(model_dir, step=checkpoints.step_in(paths[-1]))
+        evaluator.compare_with_training(model_dir, step=contents.step_in(paths[-1]))
     print(
         terminal.table(
             history.surviving(records.read(metrics) if tf.io.gfile.exists(metrics) else [])
@@ -107,13 +111,30 @@ def evaluate(
     print(f"Report: {report.write_report(model_dir)}")
 
 
+def _check_read_only(model_dir, *, watching, share):
+    """Says what an evaluation of a folder that can only be read leaves out.
+
+    Raises:
+      ValueError: it can do without that, but not watching, or several hosts.
+    """
+    if watching or (share and share.of > 1):
+        raise ValueError(
+            f"--model_dir={model_dir} can't be written to, and there watching and several hosts "
+            "keep what they have done. Score single checkpoints on one host."
+        )
+    print(
+        f"{model_dir} can't be written to: the numbers are printed here, and kept nowhere.",
+        flush=True,
+    )
+
+
 def test_set_up(experiment, *, data_dir, strategy):
     """Runs the self-test; returns whether nothing failed."""
     dataset = experiment.dataset(data_dir=data_dir)
 
     def embedder(strategy, batch_size):
         protocol = dataclasses.replace(experiment.protocol, batch_size=batch_size)
-        return runner.Embedder(
+        return embedding.Embedder(
             strategy=strategy, protocol=protocol, data_dir=data_dir, progress=False
         )
 
@@ -132,7 +153,9 @@ def test_set_up(experiment, *, data_dir, strategy):
 
 def build_reference(experiment, *, data_dir, strategy, share):
     """Computes the reference of the protocol and keeps it in data_dir."""
-    embedder = runner.Embedder(
+    if not records.can_write(data_dir):
+        raise ValueError(f"--data_dir={data_dir} can't be written to: a reference is kept there.")
+    embedder = embedding.Embedder(
         strategy=strategy,
         protocol=dataclasses.replace(experiment.protocol, reference_folder=None),
         data_dir=data_dir,

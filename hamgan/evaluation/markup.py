@@ -25,6 +25,16 @@ NAMES = {
     "features": "Features",
     "reference": "Reference",
     "images_per_second": "Images per second",
+    "eta_seconds": "Time left (seconds)",
+    "input_wait_percent": "Waiting for images (%)",
+    "memory/host_gib": "Memory of the host (GiB)",
+    "memory/device_gib": "Memory of the device (GiB)",
+    "gate": "Weight of the context module",
+    "gradient_norm": "Norm of the gradient",
+    "logits": "Discriminator outputs",
+    "loss": "Loss",
+    "residual": "What the decomposition leaves",
+    "sigma": "Largest singular value",
 }
 
 
@@ -60,7 +70,15 @@ def cell(record: Record, key: str) -> str:
 
 
 def name(key: str) -> str:
-    return NAMES.get(key) or key[:1].upper() + key[1:].replace("_", " ")
+    """A field's name for people: 'eta_seconds' is time left, 'sigma/generator' a singular value of
+    the generator.
+    """
+    if key in NAMES:
+        return NAMES[key]
+    first, _, rest = key.partition("/")
+    if rest and first in NAMES:
+        return f"{NAMES[first]}, {rest.replace('_', ' ')}"
+    return key[:1].upper() + key[1:].replace("_", " ")
 
 
 def when(seconds: float) -> str:

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
-from hamgan.evaluation import metrics, shards
+from hamgan.evaluation import metrics, scores, shards
 from hamgan.evaluation.features import FeatureNetwork
 from hamgan.evaluation.protocol import Protocol, in_words
 from hamgan.run import records
+from hamgan.run.log import SCREEN
 
 # What the comparison of single features takes of a larger reference: 400 MB of Inception's.
 MAX_FEATURES = 50_000
@@ -91,12 +93,14 @@ class Reference:
         return np.concatenate(list(self._parts.read("pool_3")))
 
 
-def fingerprint(dataset, *, network: FeatureNetwork, protocol: Protocol) -> dict[str, Any]:
-    """What decides the reference features of a protocol, as JSON holds it.
+def check_counts(dataset, protocol: Protocol) -> tuple[str, int]:
+    """Asks whether there are as many images as a protocol wants, and its scores need.
+
+    Returns:
+      (split, how many of its images are compared with).
 
     Raises:
-      ValueError: the split has fewer images than `protocol.reference_count` or
-        `protocol.reference_repeated`.
+      ValueError: there are fewer, or fewer samples; the split and the data set are named.
     """
     split = protocol.reference_split or dataset.reference_split
     available = dataset.num_examples(split)
@@ -111,6 +115,28 @@ def fingerprint(dataset, *, network: FeatureNetwork, protocol: Protocol) -> dict
             f"reference_repeated is {protocol.reference_repeated}, but there are only {count} "
             "images."
         )
+    real, samples = scores.least(protocol.scores)
+    if count < real:
+        raise ValueError(
+            f"An evaluation needs at least {real} real images, and split {split!r} of "
+            f"{dataset.name} has {count}. Take another split, data.ImageDataset.reference_split = "
+            "'train' say, prepare more images, or train without evaluating: --mode=train."
+        )
+    if protocol.num_samples < samples:
+        raise ValueError(
+            f"protocol.Protocol.num_samples must be at least {samples} for these scores, got "
+            f"{protocol.num_samples}."
+        )
+    return split, count
+
+
+def fingerprint(dataset, *, network: FeatureNetwork, protocol: Protocol) -> dict[str, Any]:
+    """What decides the reference features of a protocol, as JSON holds it.
+
+    Raises:
+      ValueError: as `check_counts`.
+    """
+    split, count = check_counts(dataset, protocol)
     return {
         "dataset": dataset.name,
         "version": dataset.version,
@@ -209,6 +235,7 @@ def load_or_build(
     protocol: Protocol,
     batch_size: int,
     cache_dir: str | None = None,
+    spare_dir: str | None = None,
     share: shards.Share | None = None,
     progress: Callable | None = None,
 ) -> Reference | None:
@@ -225,6 +252,7 @@ def load_or_build(
       protocol: a `Protocol`.
       batch_size: images per call of `embed`.
       cache_dir: data folder that keeps it; None: nothing is kept.
+      spare_dir: keeps it where cache_dir can only be read; None: it is held in memory then.
       share: a `shards.Share`; None: all.
       progress: function (iterable, description, total) -> iterable.
 
@@ -238,12 +266,14 @@ def load_or_build(
     wanted = fingerprint(dataset, network=network, protocol=protocol)
     if protocol.reference_folder:
         return load(protocol.reference_folder, wanted)
-    folder = folder_of(cache_dir, wanted) if cache_dir else None
-    if folder and is_built(folder):
-        return load(folder, wanted)
+    places = [place for place in (cache_dir, spare_dir) if place]
+    for place in places if cache_dir else ():
+        if is_built(folder := folder_of(place, wanted)):
+            return load(folder, wanted)
     if cache_dir and (earlier := _of_earlier_version(dataset, cache_dir, wanted)):
         return load(earlier, wanted)
     share = share or shards.Share()
+    folder = _place_to_write(places, wanted) if cache_dir else None
     parts = shards.Shards(folder, count=wanted["count"], batch_size=batch_size, about=wanted)
     missing = parts.missing(share)
     if missing:
@@ -266,6 +296,20 @@ def load_or_build(
         # Last: a folder with an index is whole.
         records.write_whole(os.path.join(folder, _INDEX), buffer.getvalue())
     return Reference(wanted, moments, parts)
+
+
+def _place_to_write(places, wanted):
+    """The first folder that can be written to; None: none can."""
+    folders = {place: folder_of(place, wanted) for place in places}
+    found = next((place for place in places if records.can_write(folders[place])), None)
+    if found != places[0]:
+        where = folders[found] if found else "memory, and the next evaluation computes them again"
+        tqdm.write(
+            f"{places[0]} can't be written to: the features of its real images are kept in "
+            f"{where}.",
+            file=SCREEN,
+        )
+    return folders[found] if found else None
 
 
 def _compute(batches, parts, missing, batch_size, embed, wanted, progress):

@@ -9,19 +9,17 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from hamgan import distribution, sampling
-from hamgan.evaluation import neighbours, reference, settings, shards
+from hamgan.evaluation import embedding, finished, neighbours, reference, scoring, settings, shards
 from hamgan.evaluation.protocol import Protocol, describe, in_words
-from hamgan.run import checkpoints, history, records
+from hamgan.run import contents, history, pins, records
 from hamgan.run.identity import data_differences
 
 # A checkpoint that is rewritten while it is read is read again, so often at most.
@@ -32,102 +30,6 @@ class Gone(ValueError):
     """A checkpoint that was there isn't any more."""
 
 
-class Embedder:
-    """Features of images under a protocol, on all replicas of a strategy.
-
-    With several hosts, each embeds real images alone: one may have kept what another has to
-    compute.
-
-    Args:
-      strategy: the strategy.
-      protocol: a `Protocol`.
-      data_dir: what '{data_dir}' in the network's handle stands for.
-      progress: draw progress bars.
-    """
-
-    def __init__(
-        self,
-        *,
-        strategy: tf.distribute.Strategy,
-        protocol: Protocol,
-        data_dir: str | None = None,
-        progress: bool = True,
-    ):
-        self.protocol = protocol
-        self._strategy = (
-            strategy if distribution.num_hosts(strategy) == 1 else tf.distribute.get_strategy()
-        )
-        self._progress = progress
-        # A batch that every number of replicas divides would need a common multiple; padding costs
-        # less thought.
-        replicas = strategy.num_replicas_in_sync
-        self.batch_size = -(-protocol.batch_size // replicas) * replicas
-        with strategy.scope():
-            self.network = protocol.features(data_dir=data_dir)
-
-    def bar(self, iterable: Iterable, description: str, total: int) -> Iterable:
-        """The iterable with a progress bar of batches."""
-        interval = 0.1 if sys.stderr.isatty() else 15
-        return tqdm(
-            iterable,
-            description,
-            total,
-            False,
-            unit="batch",
-            disable=not self._progress,
-            mininterval=interval,
-        )
-
-    def outputs(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Features of images [B, S, S, 3]; to be called in `strategy.run`."""
-        if self.protocol.quantize:
-            images = tf.round((tf.clip_by_value(images, -1.0, 1.0) + 1.0) * 127.5) / 127.5 - 1.0
-        if images.shape[1] != self.network.size:
-            images = self.protocol.resize(images, self.network.size)
-        return self.network.outputs(images)
-
-    @tf.function
-    def _of_batch(self, images):
-        share = self.batch_size // self._strategy.num_replicas_in_sync
-
-        def of_replica(images):
-            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-            return self.outputs(
-                tf.slice(images, [replica * share, 0, 0, 0], [share, *images.shape[1:]])
-            )
-
-        # On the replicas, as for generated images: the same arithmetic on both sides of the
-        # distance.
-        outputs = self._strategy.run(of_replica, args=(images,))
-        return {name: distribution.gather(self._strategy, value) for name, value in outputs.items()}
-
-    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """{'pool_3': [n, D], 'logits': [n, C]} NumPy arrays of at most `batch_size` images [n, S,
-        S, 3].
-        """
-        # Padded to the full batch: one compiled program serves every batch.
-        padded = np.pad(images, [(0, self.batch_size - len(images)), (0, 0), (0, 0), (0, 0)])
-        return {
-            name: v.numpy()[: len(images)]
-            for name, v in self._of_batch(tf.constant(padded)).items()
-        }
-
-    def reference(
-        self, dataset, *, data_dir: str | None = None, share: shards.Share | None = None
-    ) -> reference.Reference | None:
-        """The real images' features, as `reference.load_or_build`."""
-        return reference.load_or_build(
-            dataset,
-            network=self.network,
-            embed=self,
-            protocol=self.protocol,
-            batch_size=self.batch_size,
-            cache_dir=data_dir,
-            share=share,
-            progress=self.bar,
-        )
-
-
 class Evaluator:
     """Scores a generator against real images under one protocol.
 
@@ -136,8 +38,8 @@ class Evaluator:
       strategy: the strategy in whose scope it was made.
       dataset: a `hamgan.data.ImageDataset`.
       protocol: a `Protocol`.
-      data_dir: where reference features are kept, and what '{data_dir}' in the network's handle
-        stands for.
+      data_dir: where reference features are kept (in work_dir, if it can only be read), and what
+        '{data_dir}' in the network's handle stands for.
       work_dir: where unfinished work and finished records are kept, e.g. model_dir/evaluation;
         None: nowhere.
       share: the `shards.Share` of this host; None: all the work.
@@ -172,7 +74,7 @@ class Evaluator:
         self._work_dir = work_dir
         self._share = share or shards.Share()
         self._keep_features = keep_features
-        self._embedder = Embedder(
+        self._embedder = embedding.Embedder(
             strategy=strategy, protocol=protocol, data_dir=data_dir, progress=progress
         )
         self.network = self._embedder.network
@@ -214,7 +116,10 @@ class Evaluator:
         """
         if self._reference is None:
             self._reference = self._embedder.reference(
-                self._dataset, data_dir=self._data_dir, share=self._share
+                self._dataset,
+                data_dir=self._data_dir,
+                spare_dir=self._work_dir,
+                share=self._share,
             )
         return self._reference
 
@@ -297,15 +202,15 @@ class Evaluator:
             part.
         """
         seed = self.protocol.seed if seed is None else seed
-        digest = digest or checkpoints.digest(checkpoint)
+        digest = digest or contents.digest(checkpoint)
         about = self._about(digest, seed)
         folder = None
         if self._work_dir and digest:
             key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
             folder = os.path.join(self._protocol_folder(), f"{digest}-seed{seed}-{key}")
-            found = self._finished(folder, about) or self._of_earlier_version(
-                checkpoint, digest, seed
-            )
+            found = finished.find(
+                folder + ".json", self._measures, about
+            ) or self._of_earlier_version(checkpoint, digest, seed)
             if found:
                 # The same weights, by whatever name they were scored.
                 return {**found, "checkpoint": checkpoint, "step": step}
@@ -315,7 +220,7 @@ class Evaluator:
         except (ValueError, tf.errors.OpError):
             # Another process that did the same work may have finished first, and removed the
             # features.
-            if folder and (record := self._finished(folder, about)):
+            if folder and (record := finished.find(folder + ".json", self._measures, about)):
                 return record
             raise
         if found is None:
@@ -327,7 +232,7 @@ class Evaluator:
             here = {**about, "measures": self._measures}
 
             def is_there(others):
-                return any(_describes(other, here) for other in others)
+                return any(finished.describes(other, here) for other in others)
 
             records.append(folder + ".json", record, unless=is_there)
             if not self._keep_features and tf.io.gfile.isdir(folder):
@@ -356,7 +261,7 @@ class Evaluator:
         if "words" in self._generator_settings:
             return None
         name = f"{os.path.basename(checkpoint)}-{digest}-seed{seed}"
-        found = self._finished(os.path.join(self._protocol_folder(), name), None)
+        found = finished.find(os.path.join(self._protocol_folder(), name) + ".json", self._measures)
         changed = self._dataset.last_change(self._reference_fingerprint["split"])
         return found if found and found["time"] > changed else None
 
@@ -382,16 +287,6 @@ class Evaluator:
             "seconds": round(time.monotonic() - start, 2),
         }
 
-    def _finished(self, folder, about):
-        """The record of work that has been finished in `folder`, None where it hasn't, or lacks
-        scores, or says that it is of something else than `about` (None: isn't asked).
-        """
-        path = folder + ".json"
-        found = records.read(path) if tf.io.gfile.exists(path) else []
-        if about is not None:
-            found = [record for record in found if _describes(record, about)]
-        return found[-1] if found and set(self._measures) <= set(found[-1]["measures"]) else None
-
     def _scores(self, checkpoint, seed, folder, about):
         """The scores of the generator as it is; None on hosts other than 0."""
         real = self.reference()
@@ -404,9 +299,9 @@ class Evaluator:
         if self._share.index:
             return None
         generated.wait(self._share)
-        found = scores(real, generated, self.protocol)
+        found = scoring.scores(real, generated, self.protocol)
         num_features = real.features.shape[1]
-        if words := too_few(num_features, self.protocol.num_samples, len(real.features)):
+        if words := scoring.too_few(num_features, self.protocol.num_samples, len(real.features)):
             found["caution"] = words
         return found
 
@@ -426,9 +321,12 @@ class Evaluator:
             reference's.
 
         Returns:
-          As `neighbours.memorisation`; None on hosts that leave the writing to another one.
+          As `neighbours.memorisation`; None on hosts that leave the writing to another one, and
+          where there is one training image.
         """
         split = self._dataset.train_split
+        if self._dataset.num_examples(split) < 2:
+            return None  # no image has a neighbour
         training: Any = reference.load_or_build(
             self._dataset,
             network=self.network,
@@ -443,6 +341,7 @@ class Evaluator:
             ),
             batch_size=self._batch_size,
             cache_dir=self._data_dir,
+            spare_dir=self._work_dir,
             progress=self._embedder.bar,
         )
         # With the training split as reference there are no images that the generator has never
@@ -487,7 +386,7 @@ class Evaluator:
             or of a run on other images under the same name.
         """
         seeds = [self.protocol.seed + repeat for repeat in range(repeats or self.protocol.repeats)]
-        with checkpoints.pinned(checkpoint):
+        with pins.pinned(checkpoint):
             found: list[history.Record] = []
             digest, step = self._read(checkpoint)
             while len(found) < len(seeds):
@@ -496,7 +395,7 @@ class Evaluator:
                 )
                 if record is None:
                     return
-                if checkpoints.digest(checkpoint) != digest:
+                if contents.digest(checkpoint) != digest:
                     # Rewritten meanwhile, as after a rollback: the new weights are scored.
                     found = []
                     digest, step = self._read(checkpoint)
@@ -509,24 +408,24 @@ class Evaluator:
     def _read(self, checkpoint: str) -> tuple[str, int]:
         """Reads the weights; returns (digest of the checkpoint that they are of, its step)."""
         for _ in range(_READINGS):
-            before = checkpoints.digest(checkpoint)
+            before = contents.digest(checkpoint)
             if before is None:
                 raise Gone(f"{checkpoint} was deleted, or the run went back behind it.")
             try:
                 self._check_data(checkpoint)
-                with checkpoints.being_read(checkpoint):
-                    step = checkpoints.step_in(checkpoint)
+                with pins.being_read(checkpoint):
+                    step = contents.step_in(checkpoint)
                     self.restore(checkpoint)
-            except checkpoints.Damaged:
-                if checkpoints.digest(checkpoint) == before:
+            except contents.Damaged:
+                if contents.digest(checkpoint) == before:
                     raise
-            if checkpoints.digest(checkpoint) == before:
+            if contents.digest(checkpoint) == before:
                 return before, step
         raise ValueError(f"{checkpoint} was rewritten {_READINGS} times while it was read.")
 
     def _check_data(self, checkpoint):
         """Refuses other images than the run's under the same name and version."""
-        of_run = checkpoints.read_identity(checkpoint)
+        of_run = contents.read_identity(checkpoint)
         if of_run is None or not of_run.data:
             return
         now = self._dataset.identity()
@@ -538,56 +437,3 @@ class Evaluator:
                 + "\n".join(f"  {line}" for line in lines)
                 + "\nPut the images of the run back, or give the new ones a name of their own."
             )
-
-
-def _describes(record: history.Record, about: dict[str, Any]) -> bool:
-    """Whether a kept record is of all of `about`."""
-    return (
-        record.get("checkpoint_digest") == about["checkpoint_digest"]
-        and record.get("seed") == about["seed"]
-        and record["protocol"]["fingerprint"] == about["protocol"]
-        and record["generator"]["digest"] == about["generator"]
-        and record["reference"]["content"] == about["content"]
-        and record["measures"] == about.get("measures", record["measures"])
-    )
-
-
-def too_few(num_features: int, num_samples: int, num_real: int) -> str | None:
-    """What to beware of where a covariance has no full rank, as a sentence; None: nothing."""
-    counts = {"samples": num_samples, "real images": num_real}
-    few = [f"{count:,} {what}" for what, count in counts.items() if count <= num_features]
-    if not few:
-        return None
-    return (
-        f"{' and '.join(few)} are too few for {num_features:,} features: the covariance is "
-        "rank-deficient, and this FID depends on their number. Compare it with none of other "
-        "counts."
-    )
-
-
-def scores(
-    real: reference.Reference, generated: shards.Shards, protocol: Protocol
-) -> dict[str, Any]:
-    """The numbers of an evaluation, those of `protocol.scores`.
-
-    Args:
-      real: a `reference.Reference`.
-      generated: `shards.Shards` of 'pool_3' and 'logits', in the order of the samples.
-      protocol: the `Protocol`.
-
-    Returns:
-      {name: number or [low, high]}.
-
-    Raises:
-      ValueError: fewer samples than `protocol.num_samples`.
-    """
-    features = np.concatenate(list(generated.read("pool_3")))
-    logits = np.concatenate(list(generated.read("logits")))
-    if len(features) != protocol.num_samples:
-        raise ValueError(
-            f"The protocol asks for {protocol.num_samples} samples, but there are {len(features)}."
-        )
-    found = {}
-    for function in protocol.scores:
-        found.update(function(real, features, logits))
-    return found

@@ -7,7 +7,7 @@ Costs are for 50,000 samples of 2048 features on one core.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -125,3 +125,17 @@ def quality_and_variety(real: Any, features: np.ndarray, logits: np.ndarray) -> 
     found = manifold.manifold_scores(real.features, features)
     names = ("precision", "recall", "density", "coverage")
     return {name: getattr(found, name) for name in names}
+
+
+# How few real images and samples a score can do with, where that isn't 2: the five neighbours of
+# density and coverage beside the image itself; fifteen sizes that differ.
+_LEAST = {"quality_and_variety": (6, 6), "infinity": (2, 16)}
+
+
+def least(functions: Iterable[Callable]) -> tuple[int, int]:
+    """How many real images and how many samples these scores need at least; 2 of each, a
+    covariance's.
+    """
+    # A configuration hands over functions in wrappers, which keep the name.
+    needs = [_LEAST.get(function.__name__, (2, 2)) for function in functions]
+    return max(real for real, _ in needs), max(samples for _, samples in needs)

@@ -34,8 +34,8 @@ def subtitle(model_dir: str, all_records: list[Record]) -> str:
 
 def _card_of_repeats(score, of, at_last):
     # The mean of repeats is the result, the best of them is luck.
-    parts = (("std", "±"), ("min", "min"))
-    details = [f"{name} {markup.number(of[part])}" for part, name in parts if part in of]
+    parts = (("std", "± {} (std)"), ("min", "min {}"))
+    details = [words.format(markup.number(of[part])) for part, words in parts if part in of]
     title = f"{score.title}, mean of {len(of.get('values', []))}"
     return title, markup.number(of["mean"]), ", ".join([*details, at_last])
 
@@ -43,7 +43,7 @@ def _card_of_repeats(score, of, at_last):
 def _card_of_last(score, last, first, at_last):
     details = [at_last]
     if is_number(last.get(score.error)):
-        details.insert(0, f"± {markup.number(last[score.error])}")
+        details.insert(0, f"± {markup.number(last[score.error])} (standard error)")
     elif interval_of := summary.interval(last, score.name):
         details.insert(0, markup.interval_text(interval_of))
     title = score.title
@@ -72,16 +72,20 @@ def headline(train: list[Record], evaluations: list[Record], aggregates: list[Re
         at_last = f"step {markup.number(last['step'])}"
         aggregate = summary.aggregate_of(last, aggregates)
         means = summary.statistics(aggregate) if aggregate else {}
+        warned = ". Too few images, see below" if last.get("caution") else ""
         for score in LEADING:
             if score.name in means:
-                card(*_card_of_repeats(score, means[score.name], at_last))
+                name, value, note = _card_of_repeats(score, means[score.name], at_last)
+                card(name, value, note + warned)
             elif score.name in last:
-                card(*_card_of_last(score, last, first, at_last))
+                name, value, note = _card_of_last(score, last, first, at_last)
+                card(name, value, note + warned)
             if score is HEADLINE and best is not None:
-                at_best = f"step {markup.number(best['step'])}"
-                card(f"{score.title}, best", markup.number(best[score.name]), at_best)
+                mean, of = best
+                title = f"{score.title}, best" + (f" mean of {len(of)}" if len(of) > 1 else "")
+                card(title, markup.number(mean), f"step {markup.number(of[-1]['step'])}")
         below = markup.missing(last["caution"]) if last.get("caution") else ""
-        below += _measured_with(last, best)
+        below += _measured_with(last, best[1][-1] if best else None)
     rates = [
         r["images_per_second"]
         for r in train[-_RATE_RECORDS:]
@@ -209,6 +213,30 @@ def quality(evaluations: list[Record]) -> str:
     )
 
 
+def _curves(train, keys):
+    prefix = os.path.commonprefix(keys) if len(keys) > 1 else ""
+    prefix = prefix[: prefix.rfind("/") + 1]
+    return [
+        charts.Curve(
+            key.removeprefix(prefix).replace("_", " "),
+            charts.condense(summary.points(train, key)),
+            colour,
+        )
+        for key, colour in zip(keys, itertools.cycle(charts.LINE_COLOURS), strict=False)
+    ]
+
+
+def _group_chart(train, group, keys):
+    if len(keys) <= len(charts.LINE_COLOURS):
+        title = group if len(keys) > 1 else keys[0]
+        return charts.chart(markup.name(title), _curves(train, keys))
+    # Of every layer, say: what lies between the smallest and the largest.
+    points = summary.spread([summary.points(train, key) for key in keys])
+    curve = charts.Curve("", charts.condense(points), charts.LINE_COLOURS[0])
+    title = f"{markup.name(group)}: mean of {len(keys)}, smallest to largest"
+    return charts.chart(title, [curve])
+
+
 def training(train: list[Record]) -> str:
     if not train:
         return markup.missing("No training step has been recorded yet.")
@@ -223,21 +251,9 @@ def training(train: list[Record]) -> str:
     ]
     rest = [key for key in keys if key not in losses and key not in outputs]
 
-    def curves(chosen):
-        prefix = os.path.commonprefix(chosen) if len(chosen) > 1 else ""
-        prefix = prefix[: prefix.rfind("/") + 1]
-        return [
-            charts.Curve(
-                key.removeprefix(prefix).replace("_", " "),
-                charts.condense(summary.points(train, key)),
-                colour,
-            )
-            for key, colour in zip(chosen, itertools.cycle(charts.LINE_COLOURS), strict=False)
-        ]
-
     drawings = [
-        charts.chart("Losses", curves(losses)),
-        charts.chart("Discriminator outputs", curves(outputs)),
+        charts.chart("Losses", _curves(train, losses)),
+        charts.chart("Discriminator outputs", _curves(train, outputs)),
     ]
     constants = []
     groups = collections.defaultdict(list)
@@ -248,22 +264,7 @@ def training(train: list[Record]) -> str:
             constants.append(f"{markup.name(key)} {markup.number(values.pop())}")
         else:
             groups[key.rpartition("/")[0] or key].append(key)
-    for group, keys in groups.items():
-        if len(keys) > len(charts.LINE_COLOURS):
-            # Of every layer, say: what lies between the smallest and the largest.
-            curve = charts.Curve(
-                "",
-                charts.condense(summary.spread([summary.points(train, key) for key in keys])),
-                charts.LINE_COLOURS[0],
-            )
-            drawings.append(
-                charts.chart(
-                    f"{markup.name(group)}: mean of {len(keys)}, smallest to largest", [curve]
-                )
-            )
-        else:
-            title = group if len(keys) > 1 else keys[0]
-            drawings.append(charts.chart(markup.name(title), curves(keys)))
+    drawings += [_group_chart(train, group, keys) for group, keys in groups.items()]
     note = (
         f'<p class="note">Constant: {markup.escape(", ".join(constants))}.</p>' if constants else ""
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from hamgan.evaluation import charts, markup
 from hamgan.evaluation.scores import HEADLINE
-from hamgan.run.history import Record, is_number, measured_under
+from hamgan.run.history import Record, is_number, means_by_step, measured_under
 
 
 def differing(protocols: Sequence[tuple[tuple[str, str], ...]]) -> list[str]:
@@ -21,17 +21,21 @@ def differing(protocols: Sequence[tuple[tuple[str, str], ...]]) -> list[str]:
     return list(dict.fromkeys(pair[0] for p in protocols for pair in p if pair not in shared))
 
 
-def last_and_best(evaluations: list[Record]) -> tuple[Record | None, Record, Record | None]:
+def last_and_best(
+    evaluations: list[Record],
+) -> tuple[Record | None, Record, tuple[float, list[Record]] | None]:
     """The evaluations for the headline: first step, last step and best FID, under one
     protocol.
 
-    It is the protocol that was used last. First and best are None where no FID is finite.
+    It is the protocol that was used last. The best is a step's mean over its repeats, with their
+    records. First and best are None where no FID is finite.
     """
     protocol = measured_under(evaluations[-1])
     comparable = [record for record in evaluations if measured_under(record) == protocol]
     last = max(reversed(comparable), key=lambda record: record["step"])
     with_score = [record for record in comparable if is_number(record.get(HEADLINE.name))]
-    best = HEADLINE.best(with_score, key=lambda record: record[HEADLINE.name], default=None)
+    means = means_by_step(with_score, HEADLINE.name)
+    best = HEADLINE.best(means.values(), key=lambda of: of[0], default=None)
     first = min(with_score, key=lambda record: record["step"], default=None)
     return first, last, best
 

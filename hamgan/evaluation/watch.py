@@ -8,7 +8,7 @@ from typing import Any
 
 from hamgan.evaluation import runner, shards
 from hamgan.evaluation.runner import Evaluator
-from hamgan.run import checkpoints
+from hamgan.run import checkpoints, contents, pins
 from hamgan.run.folder import Folder
 from hamgan.run.history import Record
 
@@ -49,7 +49,7 @@ class Pins:
                     self._pins[name] = contextlib.ExitStack()
                     path = Folder(self._model_dir).checkpoint(name)
                     with contextlib.suppress(ValueError):  # deleted since
-                        self._pins[name].enter_context(checkpoints.pinned(path))
+                        self._pins[name].enter_context(pins.pinned(path))
             return sorted(self._pins, key=checkpoints.step_of)
 
     def release(self, name: str) -> None:
@@ -61,7 +61,7 @@ def _is_new(model_dir, name, scored):
     """Whether a checkpoint hasn't been scored, or was rewritten since."""
     if name not in scored:
         return True
-    digest = checkpoints.digest(Folder(model_dir).checkpoint(name))
+    digest = contents.digest(Folder(model_dir).checkpoint(name))
     return digest is not None and digest != scored[name]
 
 
@@ -95,7 +95,7 @@ def evaluate_new_checkpoints(
             names = [name for name in pins.look() if _is_new(model_dir, name, scored)]
             for name in names:
                 path = Folder(model_dir).checkpoint(name)
-                scored[name] = checkpoints.digest(path)
+                scored[name] = contents.digest(path)
                 if scored[name] is not None:
                     try:
                         for record in evaluator.evaluate_checkpoint(path, repeats=repeats):

@@ -1,50 +1,24 @@
-"""What a checkpoint holds, and how it is written, found and read.
+"""The checkpoints of a run: how they are kept, found and gone back to.
 
-A checkpoint is a TensorFlow checkpoint of named variables, `ckpt-<step>`. It is complete or
+A checkpoint is called `ckpt-<step>`; what it holds is the subject of `contents`. It is complete or
 invisible: it is written in a folder beside, read back, and only then named, its index last. Folders
 may be remote (`gs://...`).
 """
 
-import contextlib
-import hashlib
 import os
 import re
-import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from hamgan.run import records
+from hamgan.run import contents, pins, records
 from hamgan.run.folder import Folder
 from hamgan.run.history import History
 from hamgan.run.identity import Identity
 
-_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
-_SEED = "seed" + _SUFFIX
-_IDENTITY = "identity" + _SUFFIX
-_STEP = "step" + _SUFFIX
-_BOOKKEEPING = ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter" + _SUFFIX, _SEED, _IDENTITY)
-# What checkpoints of earlier versions lack: it keeps its initial value.
-_ADDED_LATER = {"rollbacks"}
 # Where a checkpoint is until it has a name.
 _ASIDE = "writing-"
-_PIN = ".pinned-"
-# A process that was killed can't take its pin away.
-_PIN_SECONDS = 24 * 3600
-# The same of one that is being read, which a writer waits for.
-_READING = ".reading-"
-_READING_SECONDS = 60
-
-
-class Damaged(ValueError):
-    """A checkpoint that can't be read: truncated, changed, or a part of it is missing."""
-
-
-class NotFinite(Damaged):
-    """A checkpoint that holds a NaN or an infinity."""
 
 
 class NotSaved(OSError):
@@ -127,16 +101,16 @@ class Checkpoints:
         if self._identity is not None:
             held["identity"] = tf.Variable(self._identity.to_text(), dtype=tf.string)
         try:
-            written = _checkpoint(held).write(os.path.join(aside, "ckpt"))
-            found = _read_through(written, finite=True)
+            written = contents.write(os.path.join(aside, "ckpt"), held)
+            found = contents.read_through(written, finite=True)
             lacking = [
                 name
                 for name, variable in self._variables.items()
-                if found.get(name) != _shape(variable)
+                if found.get(name) != variable.shape.as_list()
             ]
             if lacking:
                 raise ValueError(f"{lacking[0]} isn't in what was written")
-            _wait_for_readers(path)
+            pins.wait_for_readers(path)
             _delete(
                 path
             )  # a damaged one of this step, index first: at no moment do parts of two have one name
@@ -161,7 +135,7 @@ class Checkpoints:
         kept = {*names[-self._max_to_keep :], *(f"ckpt-{step}" for step in self._best())}
         for name in names:
             path = os.path.join(self.directory, name)
-            if name not in kept and not _is_pinned(path):
+            if name not in kept and not pins.is_pinned(path):
                 _delete(path)
 
     def restore_latest(self) -> str | None:
@@ -187,11 +161,11 @@ class Checkpoints:
 
         def read(path):
             try:
-                _read_through(path, finite=True)
-            except Damaged:
+                contents.read_through(path, finite=True)
+            except contents.Damaged:
                 raise
             except ValueError as error:
-                raise NotFinite(f"{path}: {error}.") from error
+                raise contents.NotFinite(f"{path}: {error}.") from error
 
         path = _first_intact(self.directory, read, self._report, set())
         if path is None:
@@ -209,18 +183,18 @@ class Checkpoints:
         if self._writes:
             for name in _names(self.directory):
                 if step_of(name) > step_of(path):
-                    _wait_for_readers(os.path.join(self.directory, name))
+                    pins.wait_for_readers(os.path.join(self.directory, name))
                     index = os.path.join(self.directory, name + ".index")
                     tf.io.gfile.rename(index, index + ".left", overwrite=True)
 
     def _restore(self, path):
-        if self._seed is not None and (seed := _read_seed(path)) not in (None, self._seed):
+        if self._seed is not None and (seed := contents.read_seed(path)) not in (None, self._seed):
             raise ValueError(
                 f"{path} is of a run with seed {seed}, and trainer.Trainer.seed is {self._seed}."
             )
         if self._identity is not None:
             _refuse_another(path, self._identity)
-        restore(path, self._variables)
+        contents.restore(path, self._variables)
 
     def _clean(self):
         if not tf.io.gfile.exists(self.directory):
@@ -230,97 +204,11 @@ class Checkpoints:
             path = os.path.join(self.directory, name)
             if name.startswith(_ASIDE) or re.fullmatch(r"ckpt-\d+_temp", name):
                 tf.io.gfile.rmtree(path)
-            elif (
-                re.fullmatch(r"checkpoint\.\w+\.tmp", name)
-                or _PIN in name
-                and _pin_age(path) > _PIN_SECONDS
-                or _READING in name
-                and _pin_age(path) > _READING_SECONDS
-            ):
+            elif re.fullmatch(r"checkpoint\.\w+\.tmp", name) or pins.is_left_behind(path):
                 tf.io.gfile.remove(path)
             elif match := re.fullmatch(r"(ckpt-\d+)\.data-\d+-of-\d+", name):
                 if not tf.io.gfile.glob(os.path.join(self.directory, match[1] + ".index*")):
                     tf.io.gfile.remove(path)
-
-
-def network_variables(prefix: str, owner: Any) -> dict[str, tf.Variable]:
-    """{name in checkpoints: tf.Variable} of a Keras model or optimizer."""
-    named = {f"{prefix}/{variable.path}": variable.value for variable in owner.variables}
-    if len(named) != len(owner.variables):
-        raise ValueError(
-            f"{prefix}: two variables have one name among "
-            f"{sorted(v.path for v in owner.variables)}."
-        )
-    return named
-
-
-def first_not_finite(variables: Mapping[str, tf.Variable]) -> str | None:
-    """The name of the first of {name: tf.Variable} that holds a NaN or an infinity; None: all are
-    finite.
-    """
-    for name, variable in variables.items():
-        if variable.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(variable)):
-            return name
-    return None
-
-
-def _checkpoint(variables):
-    return tf.train.Checkpoint(**variables)
-
-
-def _shape(variable):
-    return variable.shape.as_list()
-
-
-@contextlib.contextmanager
-def _reader(path):
-    try:
-        yield tf.compat.v1.train.NewCheckpointReader(path)
-    # As the reader's C++ errors arrive in Python; a file that ends too early is an IndexError.
-    except (tf.errors.OpError, ValueError, RuntimeError, LookupError) as error:
-        raise Damaged(f"{path} can't be read as a checkpoint: {error}") from error
-
-
-def _name_of(key):
-    # TensorFlow escapes "/" in names as ".S" and "." as "..".
-    return re.sub(r"\.(.)", lambda m: "/" if m[1] == "S" else m[1], key.removesuffix(_SUFFIX))
-
-
-def _contents(path):
-    """{name: shape} of what a checkpoint holds."""
-    with _reader(path) as reader:
-        shapes = reader.get_variable_to_shape_map()
-    return {_name_of(key): shape for key, shape in shapes.items() if key not in _BOOKKEEPING}
-
-
-def _read_seed(path):
-    with _reader(path) as reader:
-        return int(reader.get_tensor(_SEED)) if reader.has_tensor(_SEED) else None
-
-
-def read_identity(path: str) -> Identity | None:
-    """What a checkpoint says of its run; None: it is of a version that kept nothing.
-
-    Raises:
-      Damaged: the file can't be read.
-    """
-    with _reader(path) as reader:
-        if not reader.has_tensor(_IDENTITY):
-            return None
-        return Identity.from_text(reader.get_tensor(_IDENTITY).decode())
-
-
-def step_in(path: str) -> int:
-    """The training step of a checkpoint, whatever it is called.
-
-    Raises:
-      Damaged: the file can't be read.
-      ValueError: it holds no step.
-    """
-    with _reader(path) as reader:
-        if reader.has_tensor(_STEP):
-            return int(reader.get_tensor(_STEP))
-    raise ValueError(f"{path} holds no variable 'step': it isn't a checkpoint of a run.")
 
 
 def check_run(model_dir: str, identity: Identity | None = None) -> None:
@@ -353,12 +241,12 @@ def check_run(model_dir: str, identity: Identity | None = None) -> None:
         try:
             _refuse_another(os.path.join(directory, name), identity)
             return
-        except Damaged:  # passed over, as when it is restored
+        except contents.Damaged:  # passed over, as when it is restored
             continue
 
 
 def _refuse_another(path, identity):
-    found = read_identity(path)
+    found = contents.read_identity(path)
     lines = identity.differences(found) if found else ()
     if lines:
         raise ValueError(
@@ -367,79 +255,6 @@ def _refuse_another(path, identity):
             + "\nA run goes on as it was begun: restore its settings and its data, or begin "
             "another one in a new --model_dir."
         )
-
-
-def _read_through(path, *, names=None, finite=False):
-    """Reads all of a checkpoint, or the variables `names`, as TensorFlow's checksums want it;
-    returns {name: shape}.
-
-    Raises:
-      Damaged: something can't be read.
-      ValueError: `finite`, and something isn't.
-    """
-    bad = []
-    with _reader(path) as reader:
-        for key, dtype in reader.get_variable_to_dtype_map().items():
-            if names is None or key in _BOOKKEEPING or _name_of(key) in names:
-                value = reader.get_tensor(key)
-                if (
-                    finite
-                    and dtype.is_floating
-                    and not np.isfinite(value.astype(np.float32, copy=False)).all()
-                ):
-                    bad.append(_name_of(key))
-    if bad:
-        raise ValueError(f"{bad[0]} isn't finite")
-    return _contents(path)
-
-
-def load(path: str) -> dict[str, np.ndarray]:
-    """{name: array} of all that a checkpoint holds.
-
-    Raises:
-      Damaged: the file can't be read.
-    """
-    with _reader(path) as reader:
-        keys = [key for key in reader.get_variable_to_shape_map() if key not in _BOOKKEEPING]
-        return {_name_of(key): np.asarray(reader.get_tensor(key)) for key in sorted(keys)}
-
-
-def restore(path: str, variables: Mapping[str, tf.Variable], *, partial: bool = False) -> None:
-    """Reads a checkpoint into variables, all of them or none.
-
-    Args:
-      path: prefix of the checkpoint.
-      variables: {name: tf.Variable}.
-      partial: the checkpoint may hold more than `variables` (the generator alone, say).
-
-    Raises:
-      Damaged: the file can't be read.
-      ValueError: names or shapes differ; both sides of each difference are listed.
-    """
-    found = _contents(path)
-    wanted = {name: _shape(variable) for name, variable in variables.items()}
-    absent = wanted.keys() - found.keys() - _ADDED_LATER
-    lines = [f"  {name}: not in the checkpoint" for name in sorted(absent)]
-    if not partial:
-        lines += [
-            f"  {name} {found[name]}: only in the checkpoint"
-            for name in sorted(found.keys() - wanted.keys())
-        ]
-    lines += [
-        f"  {name}: {found[name]} in the checkpoint, {wanted[name]} in this configuration"
-        for name in sorted(wanted.keys() & found.keys())
-        if found[name] != wanted[name]
-    ]
-    if lines:
-        more = f"\n  and {len(lines) - 20} more" if len(lines) > 20 else ""
-        raise ValueError(f"{path} doesn't fit this configuration:\n" + "\n".join(lines[:20]) + more)
-    # Before the first variable changes.
-    _read_through(path, names=wanted.keys())
-    status = _checkpoint({name: variables[name] for name in wanted.keys() & found.keys()}).read(
-        path
-    )
-    status.assert_existing_objects_matched()
-    status.expect_partial()
 
 
 def _first_intact(directory, read, report, damaged):
@@ -452,7 +267,7 @@ def _first_intact(directory, read, report, damaged):
         try:
             read(path)
             return path
-        except Damaged as error:
+        except contents.Damaged as error:
             damaged.add(path)
             report(f"{error}\n{name} is passed over: the one before it is taken.")
     if names:
@@ -490,7 +305,7 @@ def find(
     if name == "best":
         return _best_of(model_dir, directory, score, better)
     if name in (None, "latest"):
-        path = _first_intact(directory, _read_through, print, set())
+        path = _first_intact(directory, contents.read_through, print, set())
         if path is None:
             raise ValueError(
                 f"No checkpoint in {directory}. Train first: python scripts/train.py "
@@ -505,7 +320,7 @@ def find(
 
 def _best_of(model_dir, directory, score, better):
     found = History(Folder(model_dir).metrics)
-    scores = found.scores(score, better=better)
+    scores = found.scores(score)
     there = {step_of(name) for name in available(model_dir)}
     best = [step for step in found.best_steps(score, len(scores), better=better) if step in there]
     if not best:
@@ -541,79 +356,6 @@ def step_of(path: str) -> int:
     return int(path.rsplit("-", 1)[1])
 
 
-def digest(path: str) -> str | None:
-    """SHA-256 of a checkpoint's index, 16 hexadecimal digits; None where there is no such file.
-
-    The index holds the checksum of every tensor: another training run under the same name has
-    another digest.
-    """
-    index = path + ".index"
-    if not tf.io.gfile.exists(index):
-        return None
-    with tf.io.gfile.GFile(index, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()[:16]
-
-
 def _delete(path):
     for file in tf.io.gfile.glob(path + ".index*") + tf.io.gfile.glob(path + ".data-*"):
         tf.io.gfile.remove(file)
-
-
-@contextlib.contextmanager
-def pinned(path: str) -> Iterator[str]:
-    """Keeps a checkpoint from being deleted by the run it belongs to, for as long as the context
-    lasts.
-
-    By a small file beside it, which is ignored after a day. In a folder that can't be written to
-    there is no pin.
-
-    Args:
-      path: prefix of the checkpoint.
-
-    Raises:
-      ValueError: it isn't there, or was deleted just now.
-    """
-    with _marked(path, _PIN):
-        if not tf.io.gfile.exists(path + ".index"):
-            raise ValueError(f"No checkpoint {path}: it isn't there, or was deleted just now.")
-        yield path
-
-
-def being_read(path: str) -> contextlib.AbstractContextManager[None]:
-    """Keeps a checkpoint from being rewritten, for the context of reading it and a minute at most:
-    so long the run it belongs to waits.
-    """
-    return _marked(path, _READING)
-
-
-def _wait_for_readers(path):
-    end = time.monotonic() + _READING_SECONDS
-    while time.monotonic() < end and any(
-        _pin_age(pin) <= _READING_SECONDS for pin in tf.io.gfile.glob(path + _READING + "*")
-    ):
-        time.sleep(0.1)
-
-
-@contextlib.contextmanager
-def _marked(path, kind):
-    pin = f"{path}{kind}{uuid.uuid4().hex[:8]}"
-    with contextlib.suppress(OSError, tf.errors.OpError):
-        records.write_whole(pin, str(time.time()).encode())
-    try:
-        yield
-    finally:
-        if tf.io.gfile.exists(pin):
-            tf.io.gfile.remove(pin)
-
-
-def _is_pinned(path):
-    return any(_pin_age(pin) <= _PIN_SECONDS for pin in tf.io.gfile.glob(path + _PIN + "*"))
-
-
-def _pin_age(pin):
-    try:
-        with tf.io.gfile.GFile(pin) as file:
-            return time.time() - float(file.read())
-    except (tf.errors.NotFoundError, ValueError):
-        # Taken away just now, or about to be written.
-        return 0

@@ -6,6 +6,7 @@ Records are dictionaries as `hamgan.run.records` writes and reads them.
 
 import json
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -240,36 +241,64 @@ class History:
         """The steps that have an evaluation."""
         return {record["step"] for record in self.of_kind("evaluation")}
 
-    def _by_protocol(self, score: str, better: str) -> list[dict[int, float]]:
-        """[{step: the better number}], one for each protocol, that of the newest record last."""
-        best = {"lower": min, "higher": max}[better]
-        protocols: dict[Any, dict[int, float]] = {}
-        evaluations = self.of_kind("evaluation")
-        # A step that was trained anew has other weights: those of the newest record are there.
-        newest = {of["step"]: of.get("checkpoint_digest") for of in evaluations}
-        for record in evaluations:
-            if record.get("checkpoint_digest") != newest[record["step"]]:
-                continue
+    def _by_protocol(self, score: str) -> list[dict[int, float]]:
+        """[{step: number}], one for each protocol, that of the newest record last."""
+        protocols: dict[Any, list[Record]] = {}
+        for record in self.of_kind("evaluation"):
             if is_number(record.get(score)):
                 protocol = measured_under(record)
-                of = protocols.pop(protocol, {})
-                step = record["step"]
-                of[step] = best(record[score], of.get(step, record[score]))
-                protocols[protocol] = of
-        return list(protocols.values())
+                protocols[protocol] = [*protocols.pop(protocol, ()), record]
+        return [
+            {step: mean for step, (mean, _) in means_by_step(of, score).items()}
+            for of in protocols.values()
+        ]
 
-    def scores(self, score: str, *, better: str = "lower") -> dict[int, float]:
-        """{step: number} of all that can be compared with the newest one: of the same protocol."""
-        return next(reversed(self._by_protocol(score, better)), {})
+    def scores(self, score: str) -> dict[int, float]:
+        """{step: number} of all that can be compared with the newest one: of the same protocol.
+        Of a checkpoint with repeats it is their mean.
+        """
+        return next(reversed(self._by_protocol(score)), {})
 
     def best_steps(self, score: str, count: int, *, better: str = "lower") -> list[int]:
         """The `count` steps with the best of `scores`, the best first."""
-        return _best(self.scores(score, better=better), count, better)
+        return _best(self.scores(score), count, better)
 
     def steps_to_keep(self, score: str, count: int, *, better: str = "lower") -> set[int]:
         """The `count` best steps of every protocol that the run was evaluated under."""
-        found = self._by_protocol(score, better)
+        found = self._by_protocol(score)
         return {step for of in found for step in _best(of, count, better)}
+
+
+def means_by_step(
+    evaluations: Iterable[Record], score: str
+) -> dict[int, tuple[float, list[Record]]]:
+    """What evaluations of one protocol say of each step.
+
+    A step that was trained anew has other weights: the records of the newest ones count. Repeats
+    differ by the seed, and of one seed the newest record counts: the best of n grows better with n,
+    their mean doesn't.
+
+    Args:
+      evaluations: records in the order of writing.
+      score: name of a number, which some of them may lack.
+
+    Returns:
+      {step: (mean over seeds, the records it is of)}.
+    """
+    found: dict[int, tuple[Any, dict[Any, Record]]] = {}
+    for record in evaluations:
+        if not is_number(record.get(score)):
+            continue
+        digest = record.get("checkpoint_digest")
+        known, of = found.get(record["step"], (digest, {}))
+        found[record["step"]] = (
+            digest,
+            {**(of if known == digest else {}), record.get("seed"): record},
+        )
+    return {
+        step: (statistics.fmean(record[score] for record in of.values()), list(of.values()))
+        for step, (_, of) in found.items()
+    }
 
 
 def _best(scores: dict[int, float], count: int, better: str) -> list[int]:

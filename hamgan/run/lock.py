@@ -64,8 +64,8 @@ class Lock:
         """
         raise NotImplementedError
 
-    def release(self) -> None:
-        """Lets the folder go."""
+    def release(self, *, remove: bool = False) -> None:
+        """Lets the folder go; `remove`: without a trace."""
         raise NotImplementedError
 
 
@@ -104,11 +104,11 @@ class _FileLock(Lock):
         if not self._is_there():
             raise Lost(_loss(self._path, _read(self._path)))
 
-    def release(self) -> None:
-        # The file stays: removing it could remove that of another who has just opened it.
+    def release(self, *, remove: bool = False) -> None:
+        # Another who has just opened a file that is removed here finds out when he has locked it.
         with contextlib.suppress(OSError):
             if self._is_there():
-                os.ftruncate(self._file, 0)
+                os.unlink(self._path) if remove else os.ftruncate(self._file, 0)
         os.close(self._file)
 
 
@@ -151,7 +151,8 @@ class _Lease(Lock):
         if holder.get("token") != self._word["token"]:
             raise Lost(_loss(self._path, holder))
 
-    def release(self) -> None:
+    def release(self, *, remove: bool = False) -> None:
+        del remove  # always
         self._over.set()
         self._thread.join()
         with contextlib.suppress(OSError, tf.errors.OpError):
@@ -237,12 +238,16 @@ def writing(model_dir: str, *, take_over: bool = False) -> Iterator[Lock]:
         yield _held[whole]
         return
     is_new = "://" not in whole and not os.path.exists(whole)
+    # What fails leaves nothing behind that wasn't there before.
+    was_locked = os.path.exists(Folder(whole).lock)
     lock = _held[whole] = _acquire(model_dir, take_over)
+    ended = False
     try:
         yield lock
+        ended = True
     finally:
         del _held[whole]
-        lock.release()
-        # What failed before it began leaves no folder behind.
-        if is_new and os.listdir(whole) == [os.path.basename(Folder(whole).lock)]:
+        lock.release(remove=not (ended or was_locked))
+        name = os.path.basename(Folder(whole).lock)
+        if is_new and os.listdir(whole) in ([], [name]):
             shutil.rmtree(whole)

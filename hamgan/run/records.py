@@ -196,6 +196,21 @@ def _is_record(line):
         return line.lstrip().startswith(b"{")
 
 
+def can_write(folder: str | os.PathLike) -> bool:
+    """Whether files can be made in a folder, which is made if it isn't there. It is tried: what a
+    file's mode says isn't all that decides.
+    """
+    probe = os.path.join(os.fspath(folder), f".probe-{uuid.uuid4().hex}")
+    try:
+        tf.io.gfile.makedirs(os.fspath(folder))
+        with tf.io.gfile.GFile(probe, "wb") as file:
+            file.write(b"probe")
+        tf.io.gfile.remove(probe)
+    except (OSError, tf.errors.OpError):
+        return False
+    return True
+
+
 def write_whole(path: str | os.PathLike, data: bytes) -> None:
     """Writes a file under a temporary name and renames it, so that nobody ever reads half of it.
 

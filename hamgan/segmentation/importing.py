@@ -4,7 +4,8 @@ import os
 
 import tensorflow as tf
 
-from hamgan.run import checkpoints, records
+from hamgan import arrays as named_arrays
+from hamgan.run import checkpoints, contents, records
 from hamgan.run.folder import Folder
 from hamgan.segmentation import published, recordings, segmenter
 
@@ -95,7 +96,7 @@ def verify(network, path, weights, arrays, *, recording, tolerance, gradient_tol
 
     for dtype in ("float32", "float64"):
         built, variables = build(network, weights, dtype)
-        held = checkpoints.load(path)
+        held = contents.load(path)
         for name, variable in variables.items():
             variable.assign(tf.cast(held[name], variable.dtype))
         errors = recordings.replay(built, arrays)
@@ -195,7 +196,7 @@ def _told_by(weights, options, recording):
     if recording:
         if described.family == published.IMAGENET:
             raise ValueError("--verify replays whole networks, got weights of a backbone alone.")
-        arrays = published.load_arrays(recording)
+        arrays = named_arrays.load(recording)
         options, tried = recordings.fit(weights, arrays, options)
         for text, error in tried.items():
             print(f"tried {text}: error {error:.1e}")

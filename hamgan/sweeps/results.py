@@ -64,7 +64,7 @@ def read_run(folder, sweep, facts, *, seed):
     """
     history = History(Folder(folder).metrics)
     evaluations = history.of_kind("evaluation")
-    curve = history.scores(sweep.score, better=sweep.better)
+    curve = history.scores(sweep.score)
     step = max((record["step"] for record in evaluations), default=None)
     train = history.of_kind("train")
     # The first call of a process holds its compilation: a median leaves it aside, where there are

@@ -229,9 +229,7 @@ class _Reports:
         if len(self._sweep.objectives) > 1:
             return
         over_seeds = self._sweep.pruner == "wilcoxon"
-        scores = History(Folder(folder).metrics).scores(
-            self._sweep.score, better=self._sweep.better
-        )
+        scores = History(Folder(folder).metrics).scores(self._sweep.score)
         for step, score in sorted(scores.items()):
             # Before the first step there is nothing that a point could be judged by.
             if step == 0 or step in self._told or (over_seeds and step < self._steps):

@@ -38,10 +38,11 @@ def compile_program(hlo, *, topology, replicas):
     """
     os.environ.update(_ENVIRONMENT)
     import numpy as np
-    from jax._src.interpreters import mlir as jax_mlir
-    from jax._src.lib.mlir import ir
     from jax.experimental import topologies
-    from jaxlib import _jax, xla_client
+    from jax.extend import mlir
+    from jax.extend.mlir import ir
+    from jax.interpreters.mlir import make_ir_context
+    from jaxlib import xla_client
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     # Where a chip has two cores that TensorFlow sees as one, the first of each.
@@ -49,18 +50,20 @@ def compile_program(hlo, *, topology, replicas):
         devices = [device for device in devices if device.core_on_chip == 0]
     if len(devices) < replicas:
         raise ValueError(f"{topology} has {len(devices)} cores, but {replicas} are asked for.")
-    text = _jax.mlir.xla_computation_to_mlir_module(xla_client.XlaComputation(hlo))
-    # The one operation of TensorFlow's that this door doesn't know; it says: don't touch.
-    text = re.sub(r"\bmhlo\.copy\b", "stablehlo.optimization_barrier", text)
+    bytecode = mlir.hlo_to_stablehlo(hlo)
     options = xla_client.CompileOptions()
     options.num_replicas, options.num_partitions = replicas, 1
     assignment = np.arange(replicas).reshape(replicas, 1)
     options.device_assignment = xla_client.DeviceAssignment.create(assignment)
     start = time.monotonic()
-    with jax_mlir.make_ir_context():
+    with make_ir_context():
+        # The one operation of TensorFlow's that this door doesn't know; it says: don't touch.
+        text = re.sub(
+            r"\bmhlo\.copy\b", "stablehlo.optimization_barrier", str(ir.Module.parse(bytecode))
+        )
         module = ir.Module.parse(text)
         devices = tuple(list(devices)[:replicas])
-        program = devices[0].client.compile(module, _jax.DeviceList(devices), options)
+        program = devices[0].client.compile(module, xla_client.DeviceList(devices), options)
     seconds = time.monotonic() - start
     memory, costs = program.get_compiled_memory_stats(), program.cost_analysis()
     costs = costs[0] if isinstance(costs, list) else costs

@@ -1,0 +1,64 @@
+"""What gin knows, by names that aren't public: each with its reason. Nothing else of the project
+looks into gin.
+"""
+
+import gin
+import tensorflow as tf
+
+
+def bindings_of_gin():
+    """{(scope, selector): {parameter: value}} of all that was parsed.
+
+    Gin's public functions give one parameter at a time, and only by a name that is known already.
+    """
+    return gin.config._CONFIG
+
+
+def configurable(selector):
+    """The class or function that a selector names; None: nothing has that name.
+
+    Gin's public `get_configurable` gives a wrapper, whose signature isn't the parameter's.
+    """
+    found = gin.config._REGISTRY.get_match(selector)
+    return found and found.wrapped
+
+
+def selector_of(name):
+    """The selector under which a name's bindings are kept."""
+    found = gin.config._REGISTRY.get_match(name)
+    return found.selector if found else name
+
+
+def selector_of_target(target):
+    """The selector of a class or function; None: no configuration names it."""
+    selectors = {selector for _, selector in bindings_of_gin()}
+    return next((selector for selector in selectors if configurable(selector) is target), None)
+
+
+def is_macro(selector):
+    """Whether a selector is gin's own word for `NAME = value` or a constant."""
+    return configurable(selector) in (gin.config.macro, gin.config._retrieve_constant)
+
+
+def scoped(scope, name):
+    return f"{scope}/{name}" if scope else name
+
+
+def in_words(scope, selector):
+    """As gin files name it: 'G/context.Hamburger'."""
+    return scoped(scope, ".".join(selector.split(".")[-2:]))
+
+
+def is_within(scope, outer):
+    return not outer or scope == outer or scope.startswith(f"{outer}/")
+
+
+def read_files_by(open_file, *, root):
+    """Has gin read all files by `open_file(path)`, and find an include in a --gin_param in `root`.
+
+    Gin's own readers look for an include in the working folder and the search paths alone, and one
+    of them logs an error for each file that another one finds.
+    """
+    gin.config._FILE_READERS[:] = [(open_file, tf.io.gfile.exists)]
+    if root not in gin.config._LOCATION_PREFIXES:
+        gin.add_config_file_search_path(root)

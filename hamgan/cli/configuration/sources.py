@@ -1,0 +1,112 @@
+"""Where gin files are found, and how they are read."""
+
+import contextlib
+import glob
+import io
+import os
+import pathlib
+
+import tensorflow as tf
+from gin import config_parser
+
+from hamgan.cli.configuration import syntax
+
+# The folder that holds configs/.
+ROOT = str(pathlib.Path(__file__).resolve().parents[3])
+
+
+@contextlib.contextmanager
+def readable(files, gin_params):
+    """Whatever goes wrong with reading is one kind of error, with the sources' names."""
+    try:
+        yield
+    except syntax.ERRORS as error:
+        raise ValueError(
+            f"The configuration can't be read: {error}\n(files: {files}, parameters: "
+            f"{list(gin_params)})"
+        ) from error
+
+
+def read_text(path):
+    with tf.io.gfile.GFile(path, "r") as file:
+        return file.read()
+
+
+def says_nothing(path):
+    """Whether a file has no setting: nothing at all, blanks, comments, or what a power loss leaves
+    of it.
+    """
+    with tf.io.gfile.GFile(path, "rb") as file:
+        lines = file.read().replace(b"\0", b" ").splitlines()
+    return all(not line.strip() or line.strip().startswith(b"#") for line in lines)
+
+
+def check_not_empty(path):
+    """ValueError for a run's configuration that says nothing: every setting would be a default."""
+    if says_nothing(path):
+        raise ValueError(
+            f"{path} is empty (no setting is in it), so this run's settings "
+            "aren't known. Restore the file from a copy, or give the settings that the run was "
+            "begun with: --gin_file and --gin_param. The checkpoints know them too, and others are "
+            "refused."
+        )
+
+
+def open_file(path):
+    """A gin file as gin reads it: its includes are whole paths."""
+    text = read_text(path)
+    lines = text.split("\n")
+    try:
+        statements = syntax.statements(text)
+    except SyntaxError:  # gin will find it again, and say where it is
+        statements = []
+    for statement in statements:
+        if isinstance(statement, config_parser.IncludeStatement):
+            found = _find_include(statement.filename, path)
+            lines[statement.location.line_num - 1] = f"include {found!r}"
+    file = io.StringIO("\n".join(lines))
+    file.name = path  # gin's errors name it
+    return file
+
+
+def _find_include(name, path):
+    """The path of a file that the file `path` includes: beside it, or as it stands."""
+    name = os.path.expanduser(name)
+    folder = os.path.dirname(path)
+    own = [ROOT, ""] if is_shipped(path) else ["", ROOT]
+    places = [os.path.join(place, name) for place in (folder, *own)]
+    for place in places:
+        if tf.io.gfile.exists(place):
+            return place
+    raise ValueError(f"{path} includes {name!r}, which isn't there: looked for {places}.")
+
+
+def is_shipped(path):
+    return os.path.abspath(path).startswith(os.path.join(ROOT, "configs") + os.sep)
+
+
+def find(file):
+    """The path of a --gin_file: as it stands, or among the shipped ones."""
+    for path in (file, os.path.join(ROOT, file)):
+        if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
+            return path
+    raise ValueError(f"There is no --gin_file={file}. Shipped: {shipped()}.")
+
+
+def shipped():
+    return ", ".join(
+        sorted(
+            os.path.relpath(path, ROOT) for path in glob.glob(f"{glob.escape(ROOT)}/configs/*.gin")
+        )
+    )
+
+
+def protocol_file(protocol):
+    shipped = sorted(tf.io.gfile.glob(os.path.join(ROOT, "configs", "protocols", "*.gin")))
+    names = {os.path.basename(path).removesuffix(".gin"): path for path in shipped}
+    path = names.get(protocol, protocol)
+    if not tf.io.gfile.exists(path):
+        raise ValueError(
+            f"--protocol must be one of {', '.join(names)}, or a gin file; there is no {protocol}."
+        )
+    return path
