@@ -360,6 +360,9 @@ def test_storage_that_is_not_there_is_one_readable_error():
     with pytest.raises(ValueError, match="Say where one is: --storage=URL"):
         storage.default_url("gs://bucket/sweep")
     assert "secret" not in storage.shown("postgresql://me:secret@host/database")
+    with pytest.raises(ValueError, match="can't be opened") as error:
+        storage.open_storage("postgresql://me:secret@localhost:port/database")
+    assert "secret" not in str(error.value)
 
 
 def test_the_fake_trainer_has_the_flags_of_the_real_one(tmp_path):

@@ -49,7 +49,12 @@ def default_url(output_dir):
 
 def shown(url):
     """A URL without its password."""
-    return url if is_journal(url) else sqlalchemy.engine.make_url(url).render_as_string()
+    if is_journal(url):
+        return url
+    try:
+        return sqlalchemy.engine.make_url(url).render_as_string()
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return url.partition("://")[0] + "://..."
 
 
 def is_journal(url):
@@ -90,8 +95,8 @@ def open_storage(url, *, heartbeat=HEARTBEAT_SECONDS, patience=PATIENCE_SECONDS)
                     heartbeat_stale_trial_callback=retry_callback(),
                 )
             )
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError, OSError) as error:
-        raise ValueError(f"--storage={url} can't be opened: {error}") from error
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, OSError, ValueError) as error:
+        raise ValueError(f"--storage={shown(url)} can't be opened: {error}") from error
     _wait_for_connections(storage.engine, patience)
     return storage
 
