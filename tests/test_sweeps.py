@@ -23,7 +23,8 @@ import sweep_jobs
 from PIL import Image
 
 from hamgan.run import records
-from hamgan.sweeps import Axis, page, results, storage, study
+from hamgan.sweeps import Axis, page, results, storage, study, worker
+from hamgan.sweeps.trial import Trainings
 
 POSTGRES = sorted(glob.glob("/usr/lib/postgresql/*/bin"))[-1:]
 
@@ -339,6 +340,51 @@ def test_wilcoxon_compares_seeds(start, tmp_path):
     first, second = trials(made, tmp_path, url)
     assert list(first.intermediate_values) == list(seeds) and first.state.name == "COMPLETE"
     assert second.state.name == "PRUNED" and 2 <= len(second.intermediate_values) < 6
+
+
+class Calm:
+    """In place of `signals.Interruption`, none."""
+
+    signal = None
+
+
+def test_a_trial_that_failed_for_an_absent_storage_is_done_again(tmp_path):
+    made = sweep_jobs.sweep([1, 2], seeds=(0,))
+    found = sweep_jobs.open_study(made, tmp_path, f"sqlite:///{tmp_path}/study.db")
+    study.enqueue(found, made)
+    seen = []
+
+    def objective(trial):
+        trial.set_user_attr(study.WORKER, f"{trial.number} {socket.gethostname()} {os.getpid()}")
+        seen.append(trial.user_attrs["key"])
+        if len(seen) == 1:
+            raise optuna.exceptions.StorageInternalError("The server has gone")
+        return 1.0
+
+    lost = worker.Lost(found, grace=60, has_heartbeat=True)
+    said = []
+    worker.work(found, objective, lost=lost, interruption=Calm, poll=0.1, say=said.append)
+    assert said[0] == "The storage is away, asking again: The server has gone"
+    assert seen == ["rank=1,seed=0", "rank=2,seed=0", "rank=1,seed=0"]
+    assert states(found.get_trials()) == {"FAIL": 1, "COMPLETE": 2}
+
+
+def test_a_training_that_always_ends_early_is_left_in_the_end(tmp_path):
+    made = sweep_jobs.sweep([1], seeds=(0,))
+    found = sweep_jobs.open_study(made, tmp_path, f"sqlite:///{tmp_path}/study.db")
+    study.enqueue(found, made)
+    objective = Trainings(
+        sweep=made,
+        output_dir=str(tmp_path),
+        command=[sys.executable, "-c", "print('Stopped before its end.')"],
+        facts=lambda point: sweep_jobs.FACTS,
+        interruption=Calm,
+        poll=0.1,
+    )
+    lost = worker.Lost(found, grace=60, has_heartbeat=True)
+    worker.work(found, objective, lost=lost, interruption=Calm, poll=0.1, say=lambda text: None)
+    ((name, reason),) = results.failures(found)
+    assert name == "rank=1,seed=0" and "ended at step None of 50. So it did 5 times" in reason
 
 
 def test_a_duplicate_is_not_trained(tmp_path):

@@ -332,6 +332,14 @@ def is_duplicate(study, trial):
     )
 
 
+def is_followed(study, trial):
+    """Whether a trial that has failed is done, or to be done, by another one."""
+    return any(
+        other.user_attrs.get(KEY) == trial.user_attrs.get(KEY) and other.state in _ALIVE
+        for other in study.get_trials(deepcopy=False)
+    )
+
+
 def leave(study, trial, *, count=0):
     """Puts a trial that was broken off back into the queue, for whoever comes.
 

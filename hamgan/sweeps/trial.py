@@ -13,6 +13,7 @@ import optuna
 from hamgan.run.folder import Folder
 from hamgan.run.history import History, is_number
 from hamgan.sweeps import results, study
+from hamgan.sweeps.storage import MAX_RETRIES
 
 # Has the system end a training whose worker has died, however it died; 1 is PR_SET_PDEATHSIG. A
 # worker that died before that is found by its number.
@@ -132,7 +133,10 @@ class Trainings:
             raise TrialFailed(_reason(code, tail))
         run = results.read_run(folder, self.sweep, facts, seed=seed)
         if run.step is None or run.step < facts["steps"]:
-            raise Left(f"{folder} ended at step {run.step} of {facts['steps']}.")
+            early = f"{folder} ended at step {run.step} of {facts['steps']}."
+            if trial.user_attrs.get(study.LEFT, 0) >= MAX_RETRIES:
+                raise TrialFailed(f"{early} So it did {MAX_RETRIES} times before.")
+            raise Left(early)
         if not is_number(run.score):
             raise TrialFailed(f"{self.sweep.score} isn't finite at step {run.step}.")
         report(folder)

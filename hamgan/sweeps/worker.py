@@ -68,8 +68,12 @@ def work(study, objective, *, lost, interruption, wait=True, poll=2.0, say=print
       poll: seconds between two looks at the queue.
       say: function (text).
     """
+    was_away = False
     while not interruption.signal:
         try:
+            if was_away:
+                _leave_own(study)
+                was_away = False
             _fail_stale(study)
             lost.take_up()
             states = [trial.state for trial in study.get_trials(deepcopy=False)]
@@ -81,7 +85,8 @@ def work(study, objective, *, lost, interruption, wait=True, poll=2.0, say=print
                 return
         except _AWAY as error:
             # What was running has no sign of life now: it becomes stale, and is taken up from its
-            # folder.
+            # folder. Or it has failed, where the storage came back in time for that.
+            was_away = True
             say(f"The storage is away, asking again: {str(error).splitlines()[0]}")
             time.sleep(poll)
 
@@ -101,12 +106,9 @@ def _run_one(study, objective, interruption, say):
             callbacks=[lambda _, trial: _tell(trial, say)],
         )
     except Left as error:
-        trial = _own(study)
-        count = trial.user_attrs.get(studies.LEFT, 0)
-        if not interruption.signal and count >= storages.MAX_RETRIES:
-            say(f"{trial.user_attrs[studies.KEY]} was broken off {count + 1} times, and is left.")
-            return
-        studies.leave(study, trial, count=count + (not interruption.signal))
+        trial = _own(study)[-1]
+        by_itself = not interruption.signal
+        studies.leave(study, trial, count=trial.user_attrs.get(studies.LEFT, 0) + by_itself)
         say(f"{trial.user_attrs[studies.KEY]} is left to others: {error}")
     except (ValueError, optuna.exceptions.UpdateFinishedTrialError) as error:
         # It was taken for dead, and failed by another worker, while the storage was away.
@@ -116,14 +118,20 @@ def _run_one(study, objective, interruption, say):
 
 
 def _own(study):
-    """The newest trial that this process has failed to finish."""
+    """The trials that this process has failed to finish."""
     own = f"{socket.gethostname()} {os.getpid()}"
-    mine = [
+    return [
         trial
         for trial in study.get_trials(deepcopy=False, states=[TrialState.FAIL])
         if trial.user_attrs.get(studies.WORKER) == f"{trial.number} {own}"
     ]
-    return mine[-1]
+
+
+def _leave_own(study):
+    """Puts what failed for nothing but an absent storage back into the queue."""
+    for trial in _own(study):
+        if not trial.user_attrs.get(studies.REASON) and not studies.is_followed(study, trial):
+            studies.leave(study, trial)
 
 
 def _tell(trial, say):
