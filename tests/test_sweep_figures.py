@@ -92,6 +92,19 @@ def test_what_is_drawn_follows_the_number_of_axes(count, title, tmp_path):
     assert page.drawings(sweep, found, rows)[0][0] == title
 
 
+def test_importance_is_that_of_what_varies_the_score(tmp_path):
+    sweep, _ = made(axis("rank", [2, 4, 8]), axis("dim", [16, 32]), axis("steps", [6]))
+    found = study.open_study(sweep, storage=None, output_dir=str(tmp_path))
+    study.enqueue(found, sweep)
+    for _ in range(sweep.num_trials()):
+        trial = found.ask()
+        # The seed moves it a little, d and K not at all.
+        found.tell(trial, trial.params["rank"] + 0.1 * trial.params["seed"])
+    important = page.importances(found, sweep)
+    assert list(important)[0] == "rank" and important["rank"] > 0.9
+    assert important["steps"] == 0 and sum(important.values()) == pytest.approx(1)
+
+
 def test_page_of_three_axes(tmp_path):
     sweep, rows = made(axis("dim", [8, 16]), axis("rank", [2, 4]), axis("how", ["@a.b", "@a.c"]))
     found = study.open_study(sweep, storage=None, output_dir=str(tmp_path))

@@ -135,7 +135,7 @@ def importance(axes, found):
     """Bars of {parameter: importance}."""
     names = list(found)[::-1]
     axes.barh(names, [found[name] for name in names], color=charts.LINE_COLOURS[0])
-    axes.set(xlabel="importance")
+    axes.set(xlabel="share of the variance")
 
 
 def over_steps(axes, sweep, rows, most=6):

@@ -20,12 +20,19 @@ _NOT_KNOWN = "–"
 
 
 def importances(study, sweep):
-    """{parameter: importance}, Optuna's own, for the score; empty where there is too little."""
+    """{parameter: importance}, Optuna's own, for the score; empty where there is too little.
+
+    fANOVA's, shares of the variance: a grid is to be understood as a whole, not its best points
+    alone, which is what Optuna's default looks at. What never varied has none.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             target = None if len(sweep.objectives) == 1 else (lambda trial: trial.values[0])
-            found = optuna.importance.get_param_importances(study, target=target)
+            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+            found = optuna.importance.get_param_importances(
+                study, evaluator=evaluator, target=target
+            )
         except (ValueError, RuntimeError, ImportError):
             return {}
     return {name: float(value) for name, value in found.items()}
