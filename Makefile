@@ -1,5 +1,6 @@
 # make demo   trains, evaluates and draws handwritten digits      make test      lints and runs the tests
 # make sweep-demo  d, r and K on the digits, three seeds each            make test-all  the slow tests too
+# make segment-demo   the same for segmentation       make segment-heads  its heads, three seeds each
 # make clean  removes .venv and what the demo made
 
 SHELL := /bin/bash
@@ -20,7 +21,7 @@ TRAIN_FLAGS ?=
 # Without TensorFlow's C++ log: on a machine without a GPU it begins with CUDA errors. What matters is raised in Python.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo sweep-demo test test-all test-tpu-wheel lint format clean
+.PHONY: demo sweep-demo segment-demo segment-heads test test-all test-tpu-wheel lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python data_prep/digits.py --data_dir=$(DATA_DIR)
@@ -34,6 +35,17 @@ sweep-demo: $(VENV)/installed-sweep
 	$(BIN)/python data_prep/digits_features.py --data_dir=$(DATA_DIR)
 	$(BIN)/python scripts/sweep.py --sweep=configs/sweeps/digits.gin --data_dir=$(DATA_DIR) \
 		--output_dir=runs/sweep_demo --workers=2
+
+segment-demo: $(VENV)/installed
+	$(BIN)/python data_prep/segment_digits.py --data_dir=$(DATA_DIR)
+	$(BIN)/python scripts/segment.py train --gin_file=configs/segmentation/digits.gin --model_dir=runs/segment_digits --data_dir=$(DATA_DIR)
+	$(BIN)/python scripts/segment.py evaluate --model_dir=runs/segment_digits --data_dir=$(DATA_DIR)
+
+# 42 trainings, each about two minutes on two quiet cores. HEADS=none,v2_nmf for some of them.
+segment-heads: $(VENV)/installed
+	$(BIN)/python data_prep/segment_digits.py --data_dir=$(DATA_DIR)
+	$(BIN)/python scripts/segment.py heads --data_dir=$(DATA_DIR) $(if $(HEADS),--heads=$(HEADS)) \
+		--gin_param="loop.Schedule.sample_every = 1000" --gin_param="loop.Schedule.evaluate_every = 500"
 
 test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest -n 2 -m "not slow"
@@ -91,4 +103,5 @@ $(VENV)/installed-test: setup.py | $(VENV)/bin/python
 	touch $@ $(VENV)/installed $(VENV)/installed-sweep
 
 clean:
-	rm -rf .venv .venv-2.21 .venv-tpu $(DATA_DIR)/digits $(DATA_DIR)/digits_features runs/digits runs/sweep_demo
+	rm -rf .venv .venv-2.21 .venv-tpu $(DATA_DIR)/digits $(DATA_DIR)/digits_features runs/digits runs/sweep_demo \
+		$(DATA_DIR)/segment_digits runs/segment_digits

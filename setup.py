@@ -1,6 +1,34 @@
 """Packaging of HamGAN. `pip install -e .` for use, `pip install -e .[test]` for development."""
 
+import glob
+import os
+import re
+
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+with open("hamgan/__init__.py") as file:
+    VERSION = re.search(r'^__version__ = "(.+)"$', file.read(), re.MULTILINE)[1]
+with open("README.md") as file:
+    README = file.read()
+
+
+class BuildWithConfigurations(build_py):
+    """Puts configs/ into the package, where commands find them by name wherever they are started.
+
+    (A mapping of folders to packages would do so too, but it makes another thing of an editable
+    installation than a folder on the path.)
+    """
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        for path in glob.glob("configs/**/*.gin", recursive=True):
+            target = os.path.join(self.build_lib, "hamgan", path)
+            self.mkpath(os.path.dirname(target))
+            self.copy_file(path, target)
+
 
 SWEEP = [
     "optuna>=5,<6",
@@ -11,12 +39,42 @@ SWEEP = [
 
 setup(
     name="hamgan",
-    version="0.1.0",
+    version=VERSION,
     description=(
         "Class-conditional GANs with matrix decompositions for global "
         "context, on TensorFlow and Cloud TPUs"
     ),
+    long_description=README,
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords="gan image-generation matrix-decomposition attention tensorflow keras tpu",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Operating System :: MacOS",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Processing",
+    ],
+    project_urls={
+        "Paper": "https://arxiv.org/abs/2109.04553",
+        "Paper (ICLR)": "https://openreview.net/forum?id=1FvkSpWosOl",
+    },
+    cmdclass={"build_py": BuildWithConfigurations},
+    entry_points={
+        "console_scripts": [
+            *(
+                f"hamgan-{name} = hamgan.cli.commands:{name}"
+                for name in "train evaluate sample export explore doctor inspect segment".split()
+            ),
+            "hamgan-prepare = data_prep.commands:run",
+        ]
+    },
     packages=find_packages(include=["hamgan", "hamgan.*", "data_prep"]),
     package_data={"hamgan.tpu": ["prices.json"]},
     python_requires=">=3.10,<3.13",
@@ -57,6 +115,10 @@ setup(
         "setuptools<81",
     ],
     extras_require={
+        # Exports: the one converter that takes TensorFlow's functions, and a runtime to compare by.
+        "onnx": ["onnx", "onnxruntime", "tf2onnx>=1.17"],
+        # Films as MP4.
+        "video": ["av", "imageio"],
         # scripts/sweep.py. 5 is the first with RetryHeartbeatStaleTrialCallback's name.
         "sweep": SWEEP,
         # Reads published segmentation weights (scripts/segment.py import); .npz needs none.

@@ -69,6 +69,13 @@ def build(data_dir: str) -> tuple[str, float]:
     test = digits.reference_batches(batch_size=300).map(lambda b: (b["image"], b["label"]))
     _, accuracy = model.evaluate(test, verbose=0)
 
+    folder = folder_of(data_dir)
+    _save(model, folder, trained_on={"dataset": digits.name, "version": digits.version})
+    return folder, accuracy
+
+
+def _save(model, folder, *, trained_on):
+    """Saves a classifier as a feature network."""
     network = keras.Model(
         model.inputs, {name: model.get_layer(name).output for name in ("pool_3", "logits")}
     )
@@ -82,7 +89,6 @@ def build(data_dir: str) -> tuple[str, float]:
 
     module = Module()
     module.network = network
-    folder = folder_of(data_dir)
     # Written aside and renamed: half of a network never has the final name.
     unfinished = folder + ".unfinished"
     if tf.io.gfile.exists(unfinished):
@@ -90,9 +96,8 @@ def build(data_dir: str) -> tuple[str, float]:
     tf.get_logger().setLevel("ERROR")  # its notes on assets
     tf.saved_model.save(module, unfinished, signatures={"serving_default": module.__call__})
     with tf.io.gfile.GFile(os.path.join(unfinished, features.TRAINED_ON), "w") as file:
-        file.write(json.dumps({"dataset": digits.name, "version": digits.version}))
+        file.write(json.dumps(trained_on))
     tf.io.gfile.rename(unfinished, folder)
-    return folder, accuracy
 
 
 def folder_of(data_dir: str) -> str:

@@ -244,6 +244,23 @@ def take(**kinds: Kind) -> Callable:
     return decorate
 
 
+def parameters_of(target) -> dict[str, inspect.Parameter]:
+    """{argument: `inspect.Parameter`} of a class or function; of a class that passes others on
+    (`**kwargs`) those of its bases in `hamgan` too.
+    """
+    classes = inspect.getmro(target) if inspect.isclass(target) else (target,)
+    found: dict[str, inspect.Parameter] = {}
+    for each in classes:
+        if each is not target and not each.__module__.startswith("hamgan."):
+            break
+        parameters = inspect.signature(each).parameters.values()
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        found = {p.name: p for p in parameters if p.kind in kinds} | found
+        if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters):
+            break
+    return found
+
+
 def kinds_of(target) -> dict[str, Kind]:
     """{argument: kind} of a class or function; where no table has it, by the default's kind."""
     found = {"dtype": one_of(None, *PRECISIONS), "name": optional(text())}

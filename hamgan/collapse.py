@@ -4,7 +4,7 @@ import numpy as np
 
 # Host calls in a row after which a sign that can't be chance is one.
 DEAD_CALLS = 3
-# Losses of GANs that learn are of the order of 1.
+# Losses of networks that learn are of the order of 1.
 LOSS_BOUND = 1e4
 NETWORKS = ("generator", "discriminator")
 
@@ -40,6 +40,8 @@ class Signs:
       schedule: a `hamgan.loop.Schedule`.
     """
 
+    networks = NETWORKS
+
     def __init__(self, schedule):
         self._schedule = schedule
         self.forget()
@@ -47,8 +49,8 @@ class Signs:
     def forget(self):
         """After a rollback: the calls before it don't count."""
         self._saturated = 0
-        self._dead = dict.fromkeys(NETWORKS, 0)
-        self._unbound = dict.fromkeys(NETWORKS, 0)
+        self._dead = dict.fromkeys(self.networks, 0)
+        self._unbound = dict.fromkeys(self.networks, 0)
         self._constant = False
 
     def in_metrics(self, metrics):
@@ -72,7 +74,7 @@ class Signs:
 
     def _death(self, metrics):
         found = None
-        for network in NETWORKS:
+        for network in self.networks:
             loss = metrics[f"loss/{network}"]
             # Exactly 0: no rounding gives that to a network that learns.
             dead = metrics.get(f"gradient_norm/{network}") == 0.0
@@ -100,3 +102,16 @@ class Signs:
         if not begins:
             return None
         return f"All {len(images)} samples of the grid are the same image: the output is constant."
+
+
+class SignsOfDeath(Signs):
+    """What any network can show, not only GANs: gradients of exactly 0, a loss without bounds."""
+
+    networks = ("network",)
+
+    def _saturation(self, metrics):
+        return None
+
+    def in_images(self, images):
+        """None: what is drawn says nothing here."""
+        return None

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-ACCELERATORS = ("auto", "cpu", "gpu", "tpu")
+from hamgan.choices import ACCELERATORS
+
 _JOBS = ("chief", "worker")
 _TASK_KEYS = {"type", "index", "trial", "cloud"}
 # The last three, and the last two above, are other programs': they change nothing here.

@@ -49,6 +49,10 @@ class SampleGrid:
             path, images, columns=GRID_COLUMNS, row_labels=self.row_labels, title=title
         )
 
+    def draw_real(self, path, dataset):
+        """Writes real images of the grid's classes into a PNG file."""
+        draw_real_images(path, dataset, self)
+
 
 def draw_real_images(path, dataset, grid):
     """Draws real images of the grid's classes, as many of each as its rows hold and the first

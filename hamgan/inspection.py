@@ -100,31 +100,57 @@ def inspect(network, *arguments, num_steps=None, **keywords):
     Raises:
       ValueError: the network has no Hamburger, or num_steps is negative.
     """
-    if num_steps is not None and num_steps < 0:
-        raise ValueError(f"inspect: num_steps must not be negative, got {num_steps}.")
     layer = hamburger_of(network)
     if keywords.get("keys") is None:
         keywords["keys"] = stateless.fresh_keys(len(arguments[0]))
     output, seen = network(*arguments, training=False, return_context=True, **keywords)
     initial = layer.initial(keywords["keys"])
+    maps = seen.before, seen.after
+    return output, look(layer, maps, seen.hams, initial, num_steps=num_steps)
+
+
+def look(layer, maps, found, initial, *, num_steps=None):
+    """What a Hamburger did in a forward pass.
+
+    Args:
+      layer: the Hamburger.
+      maps: its input and its output, each [B, H, W, C].
+      found: {ham: `decomposition.Factors`} of that pass.
+      initial: {ham: initial bases} of that pass.
+      num_steps: as of `inspect`.
+
+    Returns:
+      The `Inspection`.
+
+    Raises:
+      ValueError: num_steps is negative.
+    """
+    if num_steps is not None and num_steps < 0:
+        raise ValueError(f"inspect: num_steps must not be negative, got {num_steps}.")
     if num_steps is None:
         num_steps = layer.num_steps if layer.eval_steps is None else layer.eval_steps
     # Rows of errors, one for each number of updates.
-    errors = {name: [] for name in seen.hams}
+    errors = {name: [] for name in found}
     for steps in range(num_steps + 1):
-        for name, found in layer.decompose(seen.before, initial, num_steps=steps).items():
-            errors[name].append(reconstruction_error(found.x, found.product()))
+        for name, ham in layer.decompose(maps[0], initial, num_steps=steps).items():
+            errors[name].append(reconstruction_error(ham.x, ham.product()))
     hams = {
         name: Ham(
-            x=found.x.numpy(),
-            y=found.product().numpy(),
+            x=ham.x.numpy(),
+            y=ham.product().numpy(),
             errors=np.stack(errors[name]),
             bases=_of_matrices(initial[name]).numpy(),
         )
-        for name, found in seen.hams.items()
+        for name, ham in found.items()
     }
-    as_float = [np.asarray(tf.cast(maps, tf.float32)) for maps in (seen.before, seen.after)]
-    return output, Inspection(*as_float, hams, float(layer.gate.numpy()))
+    as_float = [np.asarray(tf.cast(each, tf.float32)) for each in maps]
+    return Inspection(*as_float, hams, _gate_of(layer))
+
+
+def _gate_of(layer):
+    """How much of the hams is added: 1 in Hamburgers of segmentation but V2+, which learns it."""
+    gate = getattr(layer, "gate", getattr(layer, "coef_ham", None))
+    return 1.0 if gate is None else float(tf.squeeze(tf.convert_to_tensor(gate)).numpy())
 
 
 def _of_matrices(bases):

@@ -3,16 +3,14 @@ evaluation.
 """
 
 import contextlib
-import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from hamgan import arguments, distribution, grids, watching
+from hamgan import distribution, grids, watching
 from hamgan.collapse import Collapse, Signs, report, rollback, stop
 from hamgan.evaluation.scores import HEADLINE
 from hamgan.profiling import Profile
@@ -20,68 +18,10 @@ from hamgan.run import checkpoints, class_names, contents, lock, records
 from hamgan.run.folder import Folder
 from hamgan.run.log import SCREEN, Log, surviving_failed_writes
 from hamgan.signals import Interruption
+from hamgan.timetable import Schedule
 
-# With the policies of `hamgan.collapse`, which gin files name as the loop's.
+# With the schedule and the policies of `hamgan.collapse`, which gin files name as the loop's.
 __all__ = ["Collapse", "Ended", "Schedule", "report", "rollback", "stop", "train"]
-
-
-@arguments.take(
-    **dict.fromkeys(
-        ("num_steps", "steps_per_loop", "save_every", "sample_every", "evaluate_every"),
-        arguments.whole(1),
-    ),
-    max_to_keep=arguments.optional(arguments.whole(1)),
-    keep_best=arguments.whole(0),
-    max_rollbacks=arguments.whole(0),
-    collapse_calls=arguments.whole(1),
-    collapse_loss=arguments.number(0),
-    collapse_factor=arguments.optional(arguments.number(1)),
-    on_collapse=arguments.function("@loop.stop"),
-)
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """How long a run is and how often what happens, in steps. May be changed when a run goes on.
-
-    Attributes:
-      num_steps: where training ends.
-      steps_per_loop: steps on the device per host call; also how often scalars are written.
-      save_every: between checkpoints.
-      max_to_keep: newest checkpoints that stay; None: all.
-      keep_best: checkpoints with the best FID, under each protocol, that stay too.
-      sample_every: between sample grids.
-      evaluate_every: between evaluations in train_and_evaluate.
-      max_rollbacks: how often a run goes back to its last good checkpoint, with other random
-        numbers, when something isn't finite; after that it stops.
-      collapse_calls: host calls in a row that make a saturated discriminator a collapse.
-      collapse_loss: the discriminator is saturated when its loss is this close to 0, or when it
-        takes fakes for more real than real images.
-      collapse_factor: an FID above this many times the best one is a collapse; None: FID isn't
-        looked at.
-      on_collapse: `report`, `stop`, `rollback` (counts for max_rollbacks) or a function (message)
-        -> whether to roll back.
-    """
-
-    num_steps: int = 1_000_000
-    steps_per_loop: int = 100
-    save_every: int = 2_000
-    max_to_keep: int | None = 5
-    sample_every: int = 5_000
-    evaluate_every: int = 20_000
-    keep_best: int = 1
-    max_rollbacks: int = 3
-    collapse_calls: int = 20
-    collapse_loss: float = 0.01
-    collapse_factor: float | None = 3.0
-    on_collapse: Callable = report
-
-    def __post_init__(self):
-        arguments.check_fields(self)
-
-    def steps_until_due(self, step, ends=()):
-        """Steps of the next host call: it ends where something is due, or at a step of `ends`."""
-        periods = (self.steps_per_loop, self.save_every, self.sample_every, self.evaluate_every)
-        nexts = [*(step - step % period + period for period in periods), *ends, self.num_steps]
-        return min(end for end in nexts if end > step) - step
 
 
 class Ended(NamedTuple):
@@ -102,6 +42,9 @@ def train(
     progress=True,
     profile=None,
     identity=None,
+    headline=HEADLINE,
+    signs=Signs,
+    status=watching.losses_of_gan,
 ):
     """Trains until `schedule.num_steps`, from the newest checkpoint in `model_dir` if there is one.
 
@@ -110,18 +53,22 @@ def train(
     can read; one of them writes.
 
     Args:
-      trainer: a `hamgan.trainer.Trainer`.
-      dataset: a `hamgan.data.ImageDataset`.
+      trainer: a `hamgan.trainer.Trainer`, or another `device_loop.DeviceLoop`.
+      dataset: a `hamgan.data.ImageDataset`, or what else the trainer takes batches from.
       schedule: a `Schedule`.
       model_dir: the run's folder.
       evaluator: a `hamgan.evaluation.runner.Evaluator` of the trainer's generator; None: no
         evaluation.
-      grid: the `grids.SampleGrid` that is drawn; None: one of the trainer's generator.
+      grid: the `grids.SampleGrid` that is drawn, or what else has its methods; None: one of the
+        trainer's generator.
       progress: draw a progress bar.
       profile: (start, stop), steps between which a TensorFlow profile is written into model_dir;
         None: no profile.
       identity: the `hamgan.run.identity.Identity` of the run, which its checkpoints keep and by
         which another one is refused; None: neither.
+      headline: the `scores.Score` that chooses the best checkpoint.
+      signs: constructor of the signs of a collapse, called with the schedule.
+      status: function (metrics of a host call) -> {name: text} for the progress bar.
 
     Returns:
       Ended(checkpoint: the path of the last one, whose name tells where training ended; stopped:
@@ -152,6 +99,9 @@ def train(
             interruption=interruption,
             identity=identity,
             held=held,
+            headline=headline,
+            signs=signs,
+            status=status,
         )
         with run.bar:
             try:
@@ -178,6 +128,9 @@ class _Run:
         interruption,
         identity,
         held,
+        headline,
+        signs,
+        status,
     ):
         self.trainer = trainer
         self.dataset = dataset
@@ -185,6 +138,8 @@ class _Run:
         self.model_dir = model_dir
         self.folder = Folder(model_dir)
         self.evaluator = evaluator
+        self.headline = headline
+        self.status_of = status
         self.interruption = interruption
         self.held = held
         self.writes = distribution.is_chief(trainer.strategy)
@@ -194,9 +149,7 @@ class _Run:
             self.folder.checkpoints,
             self.variables,
             max_to_keep=schedule.max_to_keep,
-            best=lambda: self.log.history().steps_to_keep(
-                HEADLINE.name, schedule.keep_best, better=HEADLINE.better
-            ),
+            best=self.best_steps,
             seed=trainer.seed,
             identity=identity,
             writes=self.writes,
@@ -207,7 +160,7 @@ class _Run:
         )
         self.batches = None
         self.clock = None  # (step, time) from which the time that is left is estimated
-        self.signs = Signs(schedule)
+        self.signs = signs(schedule)
         self.profile = Profile(
             profile if self.writes else None, schedule.num_steps, model_dir, self.announce
         )
@@ -231,7 +184,7 @@ class _Run:
         if self.path is None:
             if self.writes:
                 class_names.write(self.model_dir, self.dataset.class_names)
-                grids.draw_real_images(self.folder.real_images, self.dataset, self.grid)
+                self.grid.draw_real(self.folder.real_images, self.dataset)
             self.save()
         else:
             self.announce("resumed", checkpoint=self.path, message=f"Going on from {self.path}")
@@ -254,13 +207,16 @@ class _Run:
                 self.sample_and_evaluate()
         if self.is_to_stop():
             self.save(must=True)
-            self.announce(
-                "stopped",
-                message=f"by {self.interruption.signal or 'another host'}, saved {self.path}",
-            )
+            by = self.interruption.signal or "another host"
+            self.announce("stopped", message=f"by {by}, saved {self.path}")
             self.stopped = True
             return
         self.draw_grid(self.folder.samples)
+
+    def best_steps(self):
+        return self.log.history().steps_to_keep(
+            self.headline.name, self.schedule.keep_best, better=self.headline.better
+        )
 
     def mark_abandoned(self):
         """Says which steps an end between two checkpoints has left: they are trained again."""
@@ -268,8 +224,7 @@ class _Run:
         if last > self.step:
             self.announce(
                 "abandoned",
-                message=f"the steps {self.step + 1:,} to {last:,} weren't saved, and are trained "
-                "again",
+                message=f"the steps {self.step + 1:,} to {last:,} weren't saved; trained again",
                 **{"from": self.step + 1, "to": last},
             )
 
@@ -382,12 +337,7 @@ class _Run:
                 ),
             }
         )
-        self.show(
-            num_steps,
-            D=f"{metrics['loss/discriminator']:.3f}",
-            G=f"{metrics['loss/generator']:.3f}",
-            input_wait=f"{waiting:.0%}",
-        )
+        self.show(num_steps, **self.status_of(metrics), input_wait=f"{waiting:.0%}")
         return not self.has_collapsed(self.signs.in_metrics(metrics))
 
     def show(self, num_steps=0, **status):
@@ -411,8 +361,9 @@ class _Run:
             with self.interruption.at_once() if alone else contextlib.nullcontext():
                 record = self.evaluator.evaluate(checkpoint=self.path, step=self.step)
                 self.log.write(record)
-                self.show(FID=f"{record['fid']:.2f}")
-                self.collapsed_by_fid(record["fid"])
+                score = record[self.headline.name]
+                self.show(**{self.headline.short: f"{score:.2f}"})
+                self.collapsed_by_score(score)
 
     def is_to_be_evaluated(self):
         description = getattr(self.evaluator, "description", {})
@@ -469,21 +420,28 @@ class _Run:
         """Whether the run went back because of what is wrong; None: nothing is."""
         return message is not None and self.collapse(message)
 
-    def collapsed_by_fid(self, fid):
-        """Compares with the best FID; returns whether the run went back."""
-        best = min(self.log.history().scores("fid").values(), default=fid)
-        factor = self.schedule.collapse_factor
-        if factor is None or not self.of_chief(int(fid > factor * best)):
+    def collapsed_by_score(self, score):
+        """Compares with the best one so far; returns whether the run went back."""
+        headline, factor = self.headline, self.schedule.collapse_factor
+        known = self.log.history().scores(headline.name).values()
+        best = headline.best(known, default=score)
+        lower = headline.better == "lower"
+        if factor is None:
             return False
+        much_worse = score > factor * best if lower else factor * score < best
+        if not self.of_chief(int(much_worse)):
+            return False
+        more, times = ("more", f"{factor:g} times") if lower else ("less", f"1/{factor:g} of")
         return self.collapse(
-            f"FID {fid:.4g} is more than {factor:g} times the best of this run, {best:.4g}."
+            f"{headline.title} {score:.4g} is {more} than {times} the best of this run, {best:.4g}."
         )
 
     def collapse(self, message):
         self.announce("collapse", message=message)
         if not self.schedule.on_collapse(message):
             return False
-        best = self.log.history().best_steps(HEADLINE.name, 1, better=HEADLINE.better)
+        headline = self.headline
+        best = self.log.history().best_steps(headline.name, 1, better=headline.better)
         best = self.of_chief(next((step for step in best if step < self.step), -1))
         there = f"ckpt-{best}" in checkpoints.available(self.model_dir)
         path = checkpoints.find(self.model_dir, f"ckpt-{best}") if there else None

@@ -70,7 +70,8 @@ class BatchNorm(keras.layers.Layer):
     [B, H, W, C] -> [B, H, W, C]. Moments are computed in float32 whatever the compute dtype.
 
     Args:
-      num_classes: rows of gamma and beta, chosen by the label; None: one row for all.
+      num_classes: rows of gamma and beta, chosen by the label, or mixed by labels that are float
+        [B, num_classes], shares of the classes; None: one row for all.
       momentum: decay of the moving averages, which start at mean 0 and variance 1 (no zero-debias).
       epsilon: added to the variance.
       cross_replica: moments over all replicas; False: each replica's own.
@@ -123,11 +124,18 @@ class BatchNorm(keras.layers.Layer):
         mean, variance = self._moments(x, training)
         gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
         if self.num_classes:
-            labels = class_labels(self, labels)
-            gamma, beta = tf.gather(gamma, labels), tf.gather(beta, labels)  # [B, C]
+            gamma, beta = (self._of_classes(rows, labels) for rows in (gamma, beta))  # [B, C]
         scale = gamma * tf.math.rsqrt(variance + self.epsilon)  # [B or 1, C]
         offset = beta - mean * scale
         return x * tf.cast(scale[:, None, None], x.dtype) + tf.cast(offset[:, None, None], x.dtype)
+
+    def _of_classes(self, rows, labels):
+        """The rows [num_classes, C] of labels [B], or mixed by shares [B, num_classes]: [B, C]."""
+        labels = tf.convert_to_tensor(labels)
+        are_shares = labels.shape.rank == 2 and labels.shape[1] == self.num_classes > 1
+        if are_shares and labels.dtype.is_floating:
+            return tf.linalg.matmul(tf.cast(labels, rows.dtype), rows)
+        return tf.gather(rows, class_labels(self, labels))
 
     def _moments(self, x, training):
         if not training:

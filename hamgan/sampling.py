@@ -1,18 +1,17 @@
 """Images from a generator: sample i is a function of (seed, i) alone."""
 
 import contextlib
-import math
 import threading
 
 import numpy as np
 import tensorflow as tf
+import tqdm
 
-from hamgan import arguments, distribution, normalization, stateless
+from hamgan import arguments, choices, distribution, normalization, stateless
 from hamgan.layers import layers_of
 from hamgan.run import contents
 
-# Where checkpoints hold the generator's weights, and their exponential moving average.
-PREFIXES = {"raw": "generator", "ema": "generator_ema"}
+PREFIXES = choices.WEIGHTS
 
 
 def check_weights(weights):
@@ -31,6 +30,14 @@ def check_truncation(truncation):
             f"truncation must be positive (None: the whole normal distribution), got "
             f"{truncation!r}."
         ) from None
+
+
+def check_psi(psi):
+    """ValueError unless `psi` is finite and not negative."""
+    try:
+        arguments.number(0).convert(psi)
+    except (ValueError, TypeError):
+        raise ValueError(f"psi must be a number of at least 0, got {psi!r}.") from None
 
 
 def restore(generator, path, *, weights="raw"):
@@ -52,8 +59,7 @@ def restore(generator, path, *, weights="raw"):
     ):
         raise ValueError(
             f"weights is 'ema', but {path} holds no {prefix}/ variables: it was trained without a "
-            "moving average. "
-            "Use weights 'raw'."
+            "moving average. Use weights 'raw'."
         )
     contents.restore(path, contents.network_variables(prefix, generator), partial=True)
 
@@ -62,7 +68,8 @@ class Sampler:
     """Draws images on all replicas of a strategy.
 
     The generator runs in inference mode (moving averages). The result depends neither on the batch
-    size nor on the number of replicas.
+    size nor on the number of replicas: up to rounding, and to the last bit where the batch of a
+    replica is the same, since batches are always filled up.
 
     Args:
       generator: a `hamgan.networks.Generator`.
@@ -71,20 +78,33 @@ class Sampler:
       seed: of noise, labels and initial bases.
       truncation: components of the noise are drawn from N(0, 1) within plus or minus this (Brock et
         al. 2019); None: from all of it.
+      psi: the noise is multiplied by this, towards its mean, 0; 1: as it is.
       labels: function (indices [B], keys [B, 2]) -> int32 [B], in `tf.function`; None: uniform.
 
     Raises:
-      ValueError: the batch size isn't divisible by the number of replicas, or `truncation` isn't
-        positive.
+      ValueError: the batch size isn't divisible by the number of replicas, `truncation` isn't
+        positive, or `psi` is negative or not finite.
     """
 
-    def __init__(self, generator, *, strategy, batch_size=64, seed=0, truncation=None, labels=None):
+    def __init__(
+        self,
+        generator,
+        *,
+        strategy,
+        batch_size=64,
+        seed=0,
+        truncation=None,
+        psi=1.0,
+        labels=None,
+    ):
         check_truncation(truncation)
+        check_psi(psi)
         self.generator = generator
         self.batch_size = batch_size
         self.strategy = strategy
         self._seed = seed
         self._truncation = truncation
+        self._psi = psi
         self._labels = labels
         self._replica_batch_size = distribution.per_replica_batch_size(
             batch_size, strategy.num_replicas_in_sync
@@ -98,8 +118,49 @@ class Sampler:
             batch_size=batch_size,
             seed=self._seed,
             truncation=self._truncation,
+            psi=self._psi,
             labels=self._labels,
         )
+
+    def inputs(self, indices, seed=None):
+        """The generator's inputs for samples `indices` [B].
+
+        Args:
+          indices: integer tensor, may be negative.
+          seed: integer tensor; None: the sampler's own.
+
+        Returns:
+          z [B, latent_dim] float32, labels [B] int32, keys [B, 2] of the initial bases.
+        """
+        parent = stateless.key(self._seed if seed is None else seed, stateless.EVALUATION)
+        z, drawn, keys = stateless.generator_inputs(
+            parent,
+            indices,
+            latent_dim=self.generator.latent_dim,
+            num_classes=self.generator.num_classes,
+        )
+        if self._truncation is not None:
+            keys_of_noise = stateless.example_keys(stateless.fold(parent, stateless.NOISE), indices)
+            z = stateless.truncated_normal(
+                [self.generator.latent_dim], keys_of_noise, self._truncation
+            )
+        if self._psi != 1:
+            z = self._psi * z
+        if self._labels is not None:
+            keys_of_labels = stateless.example_keys(
+                stateless.fold(parent, stateless.LABELS), indices
+            )
+            drawn = self._labels(indices, keys_of_labels)
+        return z, drawn, keys
+
+    def _offset(self):
+        """Where this replica's share of a batch begins; to be asked in `strategy.run`."""
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return replica * self._replica_batch_size
+
+    def _share(self, value):
+        """This replica's rows of [batch_size, ...]."""
+        return value[self._offset() : self._offset() + self._replica_batch_size]
 
     def of_replica(self, first, labels=None, seed=None):
         """Images of this replica for the batch that begins with sample `first`; to be called in
@@ -113,32 +174,109 @@ class Sampler:
         Returns:
           (images [b, S, S, 3] float32, labels [b] int32), b the replica's share of the batch.
         """
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        offset = replica * self._replica_batch_size
+        offset = self._offset()
         indices = first + offset + tf.range(self._replica_batch_size)
-        parent = stateless.key(self._seed if seed is None else seed, stateless.EVALUATION)
-        z, drawn, keys = stateless.generator_inputs(
-            parent,
-            indices,
-            latent_dim=self.generator.latent_dim,
-            num_classes=self.generator.num_classes,
-        )
-        if self._truncation is not None:
-            keys_of_noise = stateless.example_keys(stateless.fold(parent, stateless.NOISE), indices)
-            z = _truncated_normal([self.generator.latent_dim], keys_of_noise, self._truncation)
+        z, drawn, keys = self.inputs(indices, seed)
         if labels is not None:
             drawn = tf.slice(labels, [offset], [self._replica_batch_size])
-        elif self._labels is not None:
-            keys_of_labels = stateless.example_keys(
-                stateless.fold(parent, stateless.LABELS), indices
-            )
-            drawn = self._labels(indices, keys_of_labels)
         return self.generator(z, drawn, training=False, keys=keys), drawn
 
     @tf.function
     def _batch(self, first, labels):
         images, drawn = self.strategy.run(self.of_replica, args=(first, labels))
         return distribution.gather(self.strategy, images), distribution.gather(self.strategy, drawn)
+
+    @tf.function
+    def _numbered(self, indices, labels):
+        def of_replica(indices, labels):
+            z, drawn, keys = self.inputs(self._share(indices))
+            drawn = drawn if labels is None else self._share(labels)
+            return self.generator(z, drawn, training=False, keys=keys), drawn
+
+        images, drawn = self.strategy.run(of_replica, args=(indices, labels))
+        return distribution.gather(self.strategy, images), distribution.gather(self.strategy, drawn)
+
+    @tf.function
+    def _of_inputs(self, z, labels, keys, *blend):
+        def of_replica(z, labels, keys, *blend):
+            z, labels, keys = (self._share(value) for value in (z, labels, keys))
+            more = {}
+            if blend:
+                more["initial"] = self._blended_bases(*(self._share(value) for value in blend))
+            return self.generator(z, labels, training=False, keys=keys, **more)
+
+        images = self.strategy.run(of_replica, args=(z, labels, keys, *blend))
+        return distribution.gather(self.strategy, images)
+
+    def _blended_bases(self, others, share):
+        """Initial bases between those of the call's keys and of `others` [B, 2], for
+        `Generator.call`.
+        """
+        module = getattr(self.generator, "context", None)
+        if not hasattr(module, "initial"):
+            return None
+
+        def initial(keys):
+            parts = share[:, None, None, None]
+            one, other = module.initial(keys), module.initial(others)
+            return {ham: (1 - parts) * one[ham] + parts * other[ham] for ham in one}
+
+        return initial
+
+    def numbered(self, indices, labels=None):
+        """Yields (images, labels) as NumPy arrays of samples with these numbers, batch by batch.
+
+        Each is a function of the sampler's seed, its number and its label: to the last bit, in
+        whatever company and order it is asked for.
+
+        Args:
+          indices: [N] integers from 0 to 2^31 - 1.
+          labels: [N] integers; None: the sampler's own.
+
+        Raises:
+          ValueError: a label or a number is out of range.
+        """
+        indices = np.asarray(indices)
+        labels = None if labels is None else self._checked(labels)
+        bad = indices[(indices < 0) | (indices >= 2**31)]
+        if bad.size:
+            raise ValueError(f"Numbers of samples must be in [0, 2^31), got {bad[0]}.")
+        for first in range(0, len(indices), self.batch_size):
+            rows = slice(first, first + self.batch_size)
+            arguments = (
+                None if part is None else tf.constant(_filled(part[rows], self.batch_size))
+                for part in (indices.astype(np.int32), labels)
+            )
+            images, drawn = self._numbered(*arguments)
+            size = len(indices[rows])
+            yield images.numpy()[:size], drawn.numpy()[:size]
+
+    def of_inputs(self, z, labels, keys, *, blend=None):
+        """Yields images as NumPy arrays of inputs of one's own, batch by batch.
+
+        Args:
+          z: [N, latent_dim] float32.
+          labels: [N] integers, or [N, num_classes] float32, shares of the classes (see
+            `normalization.BatchNorm`).
+          keys: [N, 2] int32 of the initial bases.
+          blend: (other keys [N, 2], shares [N] float32): the initial bases lie between the two,
+            with this share of the others; None: those of `keys`.
+        """
+        parts = [np.asarray(part) for part in (z, labels, keys, *(blend or ()))]
+        for first in range(0, len(parts[0]), self.batch_size):
+            rows = [part[first : first + self.batch_size] for part in parts]
+            images = self._of_inputs(*(tf.constant(_filled(r, self.batch_size)) for r in rows))
+            yield images.numpy()[: len(rows[0])]
+
+    def _checked(self, labels):
+        labels = np.asarray(labels, np.int32)
+        bad = labels[(labels < 0) | (labels >= self.generator.num_classes)]
+        if bad.size:
+            raise ValueError(
+                f"Label {bad[0]} is outside the classes of this generator, 0 to "
+                f"{self.generator.num_classes - 1}."
+            )
+        return labels
 
     def batches(self, count, labels=None):
         """Yields (images, labels) as NumPy arrays until exactly `count` samples are drawn.
@@ -148,13 +286,7 @@ class Sampler:
           labels: [count] integers; None: the sampler's own.
         """
         if labels is not None:
-            labels = np.asarray(labels, np.int32)
-            bad = labels[(labels < 0) | (labels >= self.generator.num_classes)]
-            if bad.size:
-                raise ValueError(
-                    f"Label {bad[0]} is outside the classes of this generator, 0 to "
-                    f"{self.generator.num_classes - 1}."
-                )
+            labels = self._checked(labels)
         for first in range(0, count, self.batch_size):
             size = min(self.batch_size, count - first)
             part = None
@@ -169,12 +301,9 @@ class Sampler:
         return np.concatenate(images), np.concatenate(drawn)
 
 
-def _truncated_normal(shape, keys, bound):
-    """N(0, 1) within [-bound, bound], float32 [B, *shape]; row i is a function of keys[i] alone."""
-    # The distribution function turned round; half a step of the uniform numbers, so that none is at
-    # an end.
-    u = stateless.uniform(shape, keys) + 2**-25
-    return math.sqrt(2) * tf.math.erfinv((2 * u - 1) * math.erf(bound / math.sqrt(2)))
+def _filled(rows, count):
+    """`rows` [N, ...] and as often the last one as `count` rows need."""
+    return np.concatenate([rows, np.repeat(rows[-1:], count - len(rows), axis=0)])
 
 
 class MovingAverages:
@@ -225,6 +354,9 @@ class StandingStatistics:
       batch_size: samples in each, over all replicas.
     """
 
+    # Whether a bar shows how far the moments are.
+    progress = False
+
     def __init__(self, sampler, *, batches=16, batch_size=256):
         batches, batch_size = arguments.check(
             "StandingStatistics", type(self).ARGUMENTS, batches=batches, batch_size=batch_size
@@ -251,7 +383,9 @@ class StandingStatistics:
         """
         batches = [
             self._of_batch(tf.constant(-(batch + 1) * self._sampler.batch_size), seed)
-            for batch in range(self._batches)
+            for batch in tqdm.trange(
+                self._batches, desc="moments", leave=False, disable=not self.progress
+            )
         ]
         for variables, moments in zip(self._moments, zip(*batches, strict=True), strict=True):
             for variable, values in zip(variables, zip(*moments, strict=True), strict=True):
@@ -288,6 +422,19 @@ class StandingStatistics:
         return tf.nest.map_structure(
             lambda value: self._sampler.strategy.experimental_local_results(value)[0], moments
         )
+
+
+def batch_norm_named(name, sampler, *, progress=True):
+    """Where a sampler's batch norm has its moments from, by one of `choices.BATCH_NORMS`.
+
+    Standing statistics are of batches that any number of replicas can share.
+    """
+    if name == "standing_statistics":
+        replicas = sampler.strategy.num_replicas_in_sync
+        found = StandingStatistics(sampler, batch_size=-(-256 // replicas) * replicas)
+        found.progress = progress
+        return found
+    return {"moving_averages": MovingAverages, "batch": BatchStatistics}[name](sampler)
 
 
 _FIRST = tf.VariableAggregation.ONLY_FIRST_REPLICA

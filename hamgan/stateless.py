@@ -109,6 +109,21 @@ def uniform(shape, keys):
     return _per_example(lambda key: _uniform(shape, key), shape, keys, tf.float32)
 
 
+def truncated_normal(shape, keys, bound):
+    """N(0, 1) within [-bound, bound], float32 [B, *shape]; row i is a function of keys[i] alone.
+
+    Args:
+      bound: number, or float32 scalar tensor.
+    """
+    # The distribution function turned round; half a step of the uniform numbers, so that none is at
+    # an end.
+    u = uniform(shape, keys) + 2**-25
+    share = (
+        tf.math.erf(bound / math.sqrt(2)) if tf.is_tensor(bound) else math.erf(bound / math.sqrt(2))
+    )
+    return math.sqrt(2) * tf.math.erfinv((2 * u - 1) * share)
+
+
 def labels(num_classes, keys):
     """Uniform class labels in [0, num_classes), int32 [B]; entry i is a function of keys[i]
     alone.

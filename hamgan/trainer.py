@@ -1,11 +1,11 @@
-"""What a run trains: both networks, both optimizers, the average; and the loop on the device."""
+"""What a run of a GAN trains: both networks, both optimizers, the average."""
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from hamgan import arguments, distribution, guard, losses
+from hamgan import arguments, device_loop, losses
 from hamgan import step as training_step
+from hamgan.layers import layers_of
 from hamgan.run import contents
 
 
@@ -63,21 +63,6 @@ class SummedAdam(keras.optimizers.Adam):
         )
 
 
-class Packing:
-    """Named scalars as one vector, so that replicas are summed once.
-
-    Attributes:
-      names: of its entries, a list; None until something was packed.
-    """
-
-    names = None
-
-    def pack(self, values):
-        """{name: float32 scalar} -> [n] float32."""
-        self.names = list(values)
-        return tf.stack(list(values.values()))
-
-
 def _check(regularizers, **values):
     ema_decay, ema_start = values["ema_decay"], values["ema_start"]
     if isinstance(ema_decay, int | float) and not 0 <= ema_decay < 1:
@@ -100,15 +85,34 @@ def _check_weights(fake_labels, num_classes):
         )
 
 
-def _seed_of_weights(seed):
-    """A seed as Keras takes it, of 32 bits: wider ones are mixed into as many, none is cut."""
-    return seed if seed < 2**32 else int(np.random.SeedSequence(seed).generate_state(1)[0])
+def _freeze(beginnings, **networks):
+    """Has the optimizers leave the layers whose variables' names begin so.
 
-
-def _counter():
-    return tf.Variable(
-        0, dtype=tf.int64, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
-    )
+    Raises:
+      ValueError: no layer's do.
+    """
+    layers = {
+        f"{kind}/{layer.path}": layer
+        for kind, network in networks.items()
+        for layer in layers_of(network, keras.layers.Layer)
+        if layer.path
+    }
+    for beginning in beginnings:
+        found = [
+            layer
+            for name, layer in layers.items()
+            if name == beginning or name.startswith(f"{beginning}/")
+        ]
+        if not found:
+            raise ValueError(
+                f"freeze: no layer is named {beginning!r}; there are: "
+                f"{', '.join(sorted(n for n in layers if n.count('/') == 1))}."
+            )
+        for layer in found:
+            layer.trainable = False
+    for kind, network in networks.items():
+        if beginnings and not network.trainable_variables:
+            raise ValueError(f"freeze leaves nothing of the {kind} to train.")
 
 
 _RATE = arguments.either(arguments.number(0), arguments.function("@schedules.LinearDecay()"))
@@ -128,9 +132,10 @@ _RATE = arguments.either(arguments.number(0), arguments.function("@schedules.Lin
     fake_labels=arguments.optional(arguments.function("@labels.of_data")),
     ema_decay=arguments.optional(arguments.number(0, below=1)),
     ema_start=arguments.whole(0),
+    freeze=arguments.each(arguments.text()),
     seed=arguments.seed(),
 )
-class Trainer:
+class Trainer(device_loop.DeviceLoop):
     """Everything a training step changes, created in the strategy's scope.
 
     Args:
@@ -156,13 +161,15 @@ class Trainer:
       fake_labels: where labels of generated images come from (`hamgan.labels`); None: uniform.
       ema_decay: of an exponential moving average of the generator's weights; None: none is kept.
       ema_start: until this step the average is a copy.
+      freeze: layers that the optimizers leave as they are, by the beginnings of their variables'
+        names in checkpoints, 'generator/dense' or 'discriminator/block_1'; moments and vectors of
+        spectral norm go on. (After `hamgan.starting`, say.)
       seed: of initial weights, noise, labels, initial bases and the order of the images.
 
     Attributes:
       ema: a generator with the averaged weights, and the current spectral-norm vectors and
         batch-norm moments; or None.
-      rollbacks: int64 variable, how often the run went back to a checkpoint after a failure. The
-        host counts, and all random numbers and the order of the images follow.
+      step, rollbacks: see `DeviceLoop`.
 
     Raises:
       ValueError: the batch size isn't divisible by the number of replicas, or a replica's not by
@@ -191,6 +198,7 @@ class Trainer:
         fake_labels=None,
         ema_decay=None,
         ema_start=0,
+        freeze=(),
         seed=0,
     ):
         adam = dict(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
@@ -204,8 +212,14 @@ class Trainer:
             ema_start=ema_start,
             seed=seed,
         )
-        self.strategy = strategy
-        self.batch_size = batch_size
+        super().__init__(
+            strategy=strategy,
+            batch_size=batch_size,
+            seed=seed,
+            batches_per_step=discriminator_steps,
+            metrics=training_step.METRICS,
+            checked=training_step.CHECKED,
+        )
         self.discriminator_steps = discriminator_steps
         self.generator_loss = generator_loss
         self.discriminator_loss = discriminator_loss
@@ -215,30 +229,26 @@ class Trainer:
         self.fake_labels = fake_labels
         self.ema_decay = ema_decay
         self.ema_start = ema_start
-        self.seed = seed
-        self._replicas = strategy.num_replicas_in_sync
-        self._replica_batch_size = distribution.per_replica_batch_size(batch_size, self._replicas)
         if microbatches < 1 or self._replica_batch_size % microbatches:
             raise ValueError(
                 f"microbatches ({microbatches}) must divide the batch of a replica "
-                f"({self._replica_batch_size}: "
-                f"batch_size {batch_size} on {self._replicas} replicas)."
+                f"({self._replica_batch_size}: batch_size {batch_size}, {self._replicas} replicas)."
             )
         with strategy.scope():
-            keras.utils.set_random_seed(_seed_of_weights(seed))
+            keras.utils.set_random_seed(device_loop.seed_of_weights(seed))
             self.generator = generator()
             self.discriminator = discriminator()
-            self.step, self.rollbacks = _counter(), _counter()
-            self.generator_optimizer = self._optimizer(
-                self.generator, generator_learning_rate, adam
-            )
-            self.discriminator_optimizer = self._optimizer(
-                self.discriminator, discriminator_learning_rate, adam
+            _freeze(freeze, generator=self.generator, discriminator=self.discriminator)
+            rates = generator_learning_rate, discriminator_learning_rate
+            self.generator_optimizer, self.discriminator_optimizer = (
+                self._optimizer(network, rate, adam)
+                for network, rate in zip((self.generator, self.discriminator), rates, strict=True)
             )
             self.ema = None if ema_decay is None else self._copy_of_generator(generator)
+            if self.ema is not None:
+                _freeze([f for f in freeze if f.startswith("generator")], generator=self.ema)
         _check_weights(fake_labels, self.generator.num_classes)
         self.step_of_replica = self._training_step()
-        self._values, self._at_start, self._sigmas = (Packing() for _ in range(3))
 
     def _optimizer(self, network, rate, adam):
         # A rate that depends on the step is asked for at every step.
@@ -306,144 +316,6 @@ class Trainer:
             if network.context
         }
 
-    def batches(self, dataset):
-        """An iterator over the real batches that follow the current step, in the order of this seed
-        and rollback.
-        """
-        step, rollbacks = int(self.step.numpy()), int(self.rollbacks.numpy())
-        seed = self.seed
-        if rollbacks:
-            seed = int(
-                np.random.SeedSequence([self.seed, rollbacks]).generate_state(1, np.uint64)[0] >> 1
-            )
-
-        def of_host(host):
-            host_replicas = self._replicas // host.num_input_pipelines
-            # A host's rows of every global batch, then those of its replicas: they are numbered
-            # host after host.
-            batches = dataset.train_batches(
-                batch_size=self._replica_batch_size * host_replicas,
-                seed=seed,
-                start_batch=step * self.discriminator_steps,
-                shard_index=host.input_pipeline_id,
-                num_shards=host.num_input_pipelines,
-            )
-            return batches.rebatch(self._replica_batch_size, drop_remainder=True)
-
-        return iter(self.strategy.distribute_datasets_from_function(of_host))
-
-    def train_steps(self, batches, num_steps):
-        """Trains for `num_steps` steps in one host call.
-
-        Args:
-          batches: what `batches()` gave.
-          num_steps: Python integer.
-
-        Returns:
-          {name: float}. Means over these steps: losses, discriminator outputs,
-            'gradient_norm/NETWORK' (of the global
-          batch, as the optimizer gets it), 'residual/NETWORK/HAM' (see `decomposition.Factors`),
-          'regularizer/NAME'.
-          After them: 'sigma/NETWORK/LAYER', the largest singular value of each normalised kernel.
-            'first_bad_step' is
-          the first step with a number that isn't finite (-1: none); where there is one, 'first_bad'
-            (str) names the
-          first such tensor or variable in the order of the computation: a variable that was so
-          before, 'images', 'loss/NETWORK', 'gradient/NETWORK/VARIABLE' (from the network's output
-          back), 'NETWORK/VARIABLE' after the update.
-
-        Raises:
-          RuntimeError: the step counter didn't advance by `num_steps`.
-        """
-        before = int(self.step.numpy())
-        means, sigmas, bad_step, bad_index = self._train_steps(
-            batches, tf.constant(num_steps, tf.int64)
-        )
-        after = int(self.step.numpy())
-        if after - before != num_steps:
-            raise RuntimeError(
-                f"{num_steps} steps were asked for, but the step went from {before} to {after}."
-            )
-        metrics = dict(zip(self._metrics(), means.numpy(), strict=True))
-        rank = training_step.METRICS
-        metrics = {n: metrics[n] for n in sorted(metrics, key=lambda n: rank[n.split("/")[0]])}
-        metrics.update(zip(self._sigmas.names, sigmas.numpy(), strict=True))
-        metrics = {name: float(value) for name, value in metrics.items()}
-        metrics["first_bad_step"] = float(bad_step.numpy())
-        if bad_index >= 0:
-            metrics["first_bad"] = self._checked_names[int(bad_index.numpy())]
-        return metrics
-
-    @tf.function
-    def _train_steps(self, batches, num_steps):
-        at_start = self._of_one_replica(self.strategy.run(self._sizes_of_variables))
-        bad_index = guard.first_bad(at_start)
-        bad_step = tf.where(bad_index >= 0, self.step + 1, -1)
-        # How many metrics there are is known when the first step has been traced.
-        sums = tf.zeros([1])
-        for _ in tf.range(num_steps):
-            tf.autograph.experimental.set_loop_options(
-                shape_invariants=[(sums, tf.TensorShape([None]))]
-            )
-            reals = [next(batches) for _ in range(self.discriminator_steps)]
-            args = (reals, tf.identity(self.step), tf.identity(self.rollbacks))
-            # One vector, so that replicas are summed once.
-            values = self.strategy.run(
-                lambda *a: self._values.pack(self.step_of_replica(*a)), args=args
-            )
-            total = self.strategy.reduce("sum", values, axis=None)
-            self.step.assign_add(1)
-            index = guard.first_bad(tf.gather(total, list(self._checked())))
-            is_first = (index >= 0) & (bad_index < 0)
-            bad_index = tf.where(is_first, index + tf.size(at_start), bad_index)
-            bad_step = tf.where(is_first, tf.identity(self.step), bad_step)
-            sums += tf.gather(total, list(self._metrics().values())) / self._replicas
-        sigmas = self._of_one_replica(self.strategy.run(self._sigmas_of_layers))
-        return sums / tf.cast(num_steps, tf.float32), sigmas, bad_step, bad_index
-
-    def _of_one_replica(self, value):
-        """What is the same on all replicas, once."""
-        return self.strategy.experimental_local_results(value)[0]
-
-    def _networks(self):
+    def networks(self):
+        """{name: network} of what is trained."""
         return {"discriminator": self.discriminator, "generator": self.generator}
-
-    # What replicas compute, each as a vector; its names are kept by the packing.
-
-    def _sizes_of_variables(self):
-        sizes = {}
-        for kind, network in self._networks().items():
-            sizes |= guard.sizes_of_variables(kind, network)
-        return self._at_start.pack(sizes)
-
-    def _sigmas_of_layers(self):
-        return self._sigmas.pack(
-            {
-                f"sigma/{kind}/{name}": layer.sigma()
-                for kind, network in self._networks().items()
-                for name, layer in guard.spectral_layers(network).items()
-            }
-        )
-
-    def _metrics(self):
-        """{name: its index among a step's values} of what is logged; of several discriminator
-        updates the last counts.
-        """
-        return {
-            name: index
-            for index, (_, name) in enumerate(self._values.names)
-            if name.split("/")[0] in training_step.METRICS
-        }
-
-    def _checked(self):
-        """{index among a step's values: name} of what must be finite."""
-        return {
-            index: name
-            for index, (_, name) in enumerate(self._values.names)
-            if name.split("/")[0] in training_step.CHECKED
-        }
-
-    @property
-    def _checked_names(self):
-        """Names of what may be the first that isn't finite, variables at the start first."""
-        return [*self._at_start.names, *self._checked().values()]

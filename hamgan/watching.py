@@ -61,3 +61,11 @@ def memory():
             except (ValueError, tf.errors.OpError):  # not every runtime keeps count
                 pass
     return {**found, "memory/device_gib": max(peaks)} if peaks else found
+
+
+def losses_of_gan(metrics):
+    """{name: text} of both losses, for the progress bar."""
+    return {
+        "D": f"{metrics['loss/discriminator']:.3f}",
+        "G": f"{metrics['loss/generator']:.3f}",
+    }

@@ -19,6 +19,7 @@ PAGES = sorted(
 )
 # What stands for a run whose gin files a command doesn't name.
 DEFAULT_GIN_FILE = "configs/digits.gin"
+DEFAULT_SEGMENTATION = "configs/segmentation/digits.gin"
 
 
 def code(path):
@@ -65,12 +66,13 @@ def parse(words):
     import gin
     from absl import app, flags
 
-    from hamgan.cli import common, configuration
+    from hamgan.cli import common, configuration, segment_common
 
     known = set(flags.FLAGS)
     parsed = []
     run, app.run = app.run, lambda main, **kwargs: parsed.append(flags.FLAGS(sys.argv))
-    sys.argv = words
+    sys.argv = list(words)
+    segments = words[0] == "scripts/segment.py"
     sys.path.insert(0, str(ROOT / os.path.dirname(words[0])))
     try:
         runpy.run_path(str(ROOT / words[0]), run_name="__main__")
@@ -78,10 +80,13 @@ def parse(words):
             raise ValueError(f"{words[0]} has parsed its flags {len(parsed)} times, not once.")
         if "sweep" in flags.FLAGS and "output_dir" in flags.FLAGS:
             configuration.load_sweep(flags.FLAGS.sweep, gin_params=flags.FLAGS.gin_param)
-        elif {"gin_file", "gin_param"} <= set(flags.FLAGS):
+        elif {"gin_file", "gin_param"} <= set(flags.FLAGS) and "heads" not in flags.FLAGS:
             if not flags.FLAGS.gin_file:
-                flags.FLAGS.gin_file = [DEFAULT_GIN_FILE]
+                flags.FLAGS.gin_file = [DEFAULT_SEGMENTATION if segments else DEFAULT_GIN_FILE]
             gin.clear_config()
+            if segments:
+                segment_common.load()
+                return
             protocol = flags.FLAGS.protocol if "protocol" in flags.FLAGS else None
             configuration.load_experiment(**common.configuration_flags(), protocol=protocol)
     finally:

@@ -13,6 +13,7 @@ import documentation
 import pytest
 from documentation import PAGES, ROOT
 
+TRAIN = ("scripts/train.py",)
 LAUNCHER = "scripts/launch_tpu.py"
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -26,9 +27,10 @@ def everything():
             # The launcher has flags of its own kind: see `test_launches_are_understood`.
             if words[0] == "python" and words[1].endswith(".py") and words[1] != LAUNCHER:
                 found.append((page.name, tuple(words[1:])))
+        script = ("scripts/segment.py", "train") if page.stem == "segmentation" else TRAIN
         for bindings in documentation.bindings(page):
             params = (f"--gin_param={binding}" for binding in bindings)
-            found.append((page.name, ("scripts/train.py", "--model_dir=runs/mine", *params)))
+            found.append((page.name, (*script, "--model_dir=runs/mine", *params)))
     return found
 
 
@@ -78,6 +80,8 @@ def test_wrong_commands_are_found():
         ("scripts/train.py", run, "--gin_param=trainer.Trainer.sead = 1"): "sead",
         ("scripts/evaluate.py", run, "--protocol=papier"): "papier",
         ("scripts/gone.py",): "gone.py",
+        ("scripts/segment.py", "train", run, "--gin_param=data.SegmentationDataset.nam = 1"): "nam",
+        ("scripts/segment.py", "predct", run): "predct",
     }
     for word, fault in zip(wrong.values(), faults(list(wrong)), strict=True):
         assert word in fault

@@ -387,7 +387,7 @@ def test_steps_of_sgd(name):
     optimizer = optimizers.SGD(
         schedules_of(Poly(initial=rate, steps=int(steps), power=power, every=int(every))),
         momentum=momentum,
-        groups=optimizers.hamnet_groups(weight_decay=decay),
+        groups=optimizers.HamNetGroups(weight_decay=decay),
     )
     take_steps(name, "sgd", optimizer, lambda *both: assert_values(*both, 1e-6))
 
@@ -404,7 +404,7 @@ def test_steps_of_adamw(name):
         beta_1=beta_1,
         beta_2=beta_2,
         epsilon=epsilon,
-        groups=optimizers.mmsegmentation_groups(
+        groups=optimizers.MMSegmentationGroups(
             weight_decay=decay,
             name=lambda variable: published.published_name(variable.path, described),
         ),

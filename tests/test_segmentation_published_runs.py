@@ -98,7 +98,7 @@ def test_published_steps_of_sgd():
     optimizer = optimizers.SGD(
         lambda: schedule(optimizer.iterations.value),
         momentum=momentum,
-        groups=optimizers.hamnet_groups(weight_decay=decay, role=role),
+        groups=optimizers.HamNetGroups(weight_decay=decay, role=role),
     )
     loss = losses.SegmentationLoss(align_corners=True)
     values, variables = trained(
@@ -124,7 +124,7 @@ def test_published_steps_of_adamw():
         beta_1=beta_1,
         beta_2=beta_2,
         epsilon=epsilon,
-        groups=optimizers.mmsegmentation_groups(weight_decay=decay, name=lambda v: v.name),
+        groups=optimizers.MMSegmentationGroups(weight_decay=decay, name=lambda v: v.name),
     )
     loss = losses.SegmentationLoss(align_corners=False)
     values, variables = trained(

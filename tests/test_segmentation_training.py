@@ -22,7 +22,7 @@ def test_published_poly_of_hamnet():
     every = 1 + int(np.argmax(expected[:, 0] != expected[0, 0]))
     schedule = schedules.Poly(initial=float(expected[0, 0]), steps=steps, every=every)
     np.testing.assert_allclose(rates(schedule, steps), expected[:, 0], rtol=2e-6, atol=1e-12)
-    groups = optimizers.hamnet_groups(role=lambda role: role)
+    groups = optimizers.HamNetGroups(role=lambda role: role)
     factors = [groups(role).rate for role in ("weight", "scale", "bias")]
     np.testing.assert_allclose(np.outer(expected[:, 0], factors), expected, rtol=1e-7)
 
@@ -124,7 +124,7 @@ def test_sgd(dtype, tolerance):
     variables = make_variables(dtype)
     _, after = scheduled(
         lambda rate: optimizers.SGD(
-            rate, momentum=0.8, groups=optimizers.hamnet_groups(weight_decay=0.1)
+            rate, momentum=0.8, groups=optimizers.HamNetGroups(weight_decay=0.1)
         ),
         variables,
     )
@@ -155,7 +155,7 @@ def adamw_in_numpy(groups, beta_1, beta_2, epsilon):
 def test_adamw(dtype, tolerance, epsilon):
     variables = make_variables(dtype)
     name_of = {id(variable): name for variable, name in zip(variables, SHAPES, strict=True)}
-    groups = optimizers.mmsegmentation_groups(
+    groups = optimizers.MMSegmentationGroups(
         weight_decay=0.1,
         multipliers={"norm": (1.0, 0.0), "bias": (10.0, 1.0)},
         name=lambda variable: name_of[id(variable)],
@@ -195,7 +195,7 @@ def optimizer_in_graph(make):
     "make",
     [
         lambda: optimizers.SGD(0.1),
-        lambda: optimizers.AdamW(0.1, groups=optimizers.mmsegmentation_groups(weight_decay=0.1)),
+        lambda: optimizers.AdamW(0.1, groups=optimizers.MMSegmentationGroups(weight_decay=0.1)),
     ],
 )
 def test_replicas_agree_with_one_device(make):
@@ -226,7 +226,7 @@ def test_state_goes_through_a_checkpoint(tmp_path):
 
 def test_names_without_decay_are_the_published_ones():
     recording = segmentation_golden.load("light_ham")
-    rule = optimizers.mmsegmentation_groups(weight_decay=0.1, name=lambda name: name)
+    rule = optimizers.MMSegmentationGroups(weight_decay=0.1, name=lambda name: name)
     names = [key[2:] for key in recording if key.startswith("w/")]
     names = [n for n in names if not n.endswith(("running_mean", "running_var", "tracked"))]
     without = {name for name in names if rule(name).weight_decay == 0}
@@ -241,11 +241,11 @@ def test_roles_by_name():
     with pytest.raises(ValueError, match="give a role of your own"):
         optimizers.role_by_name(strange)
     with pytest.raises(ValueError, match="role must give weight, scale, bias, got 'x'"):
-        optimizers.hamnet_groups(role=lambda _: "x")(strange)
+        optimizers.HamNetGroups(role=lambda _: "x")(strange)
 
 
 def test_longest_word_counts():
-    rule = optimizers.mmsegmentation_groups(
+    rule = optimizers.MMSegmentationGroups(
         weight_decay=1.0,
         multipliers={"norm": (1.0, 0.0), "head": (10.0, 1.0), "pos_block": (3.0, 0.5)},
         name=lambda name: name,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hamgan import step, trainer
+from hamgan import device_loop, step, trainer
 
 
 def values_of_step(**kwargs):
@@ -15,7 +15,7 @@ def values_of_step(**kwargs):
     batches = small.batches(made.MadeDataset())
     reals = [next(batches) for _ in range(small.discriminator_steps)]
     zero = tf.constant(0, tf.int64)
-    return small, small.strategy.run(small._step, args=(reals, zero, zero))
+    return small, small.strategy.run(small.step_of_replica, args=(reals, zero, zero))
 
 
 @pytest.mark.slow
@@ -47,7 +47,7 @@ def test_values_are_named_in_the_order_of_the_computation():
 
 
 def test_packing_keeps_the_names_of_the_entries():
-    packing = trainer.Packing()
+    packing = device_loop.Packing()
     assert packing.names is None
     packed = tf.function(lambda x: packing.pack({"b": x, (1, "a"): x + 1.0}))(tf.constant(2.0))
     np.testing.assert_array_equal(packed, [2.0, 3.0])

@@ -1,6 +1,6 @@
 """All checks of a run, each once, in the order of what they need."""
 
-from hamgan.checks import evaluation, images, machine
+from hamgan.checks import evaluation, images, labels, machine
 
 _SAMPLE_IMAGES, _QUICK_IMAGES = 512, 64
 _DEVICES = "choose what is there, e.g. --accelerator=cpu"
@@ -60,26 +60,8 @@ def examine(
     )
     dataset = check("data set", images.present, configuration, data_dir=data_dir, remedy=_PREPARED)
     check("sizes", machine.sizes, trainer, dataset)
-    count = check(
-        "reference",
-        evaluation.counts,
-        configuration,
-        dataset,
-        required=evaluate,
-        remedy=evaluation.COUNTS_REMEDY,
-    )
-    if network.value is not None:
-        check("features", evaluation.rank, configuration, network, count)
-        check("network data", evaluation.trained_on, dataset, network)
-    check("ImageNet", images.imagenet, dataset)
-    files = check("files", images.files, dataset)
-    check("memory", machine.memory, dataset, files)
-    scans = check("records", images.records, dataset, files, quick=quick, progress=progress)
-    check("training labels", images.labels, dataset, scans, training=True, quick=quick)
-    check("reference labels", images.labels, dataset, scans, training=False, quick=quick)
-    number = _QUICK_IMAGES if quick else _SAMPLE_IMAGES
-    check("images", images.sample, dataset, files, number=number, progress=progress)
-    check("small images", images.small, dataset, files, number=number)
+    _check_evaluation(check, configuration, dataset, network, required=evaluate)
+    scans = _check_records(check, dataset, quick=quick, progress=progress)
     if output:
         check("picture", images.picture, dataset, scans, path=output)
     else:
@@ -93,3 +75,32 @@ def examine(
         steps_per_second=steps_per_second,
         progress=progress,
     )
+
+
+def _check_evaluation(check, configuration, dataset, network, *, required):
+    """What an evaluation would compare with."""
+    count = check(
+        "reference",
+        evaluation.counts,
+        configuration,
+        dataset,
+        required=required,
+        remedy=evaluation.COUNTS_REMEDY,
+    )
+    if network.value is not None:
+        check("features", evaluation.rank, configuration, network, count)
+        check("network data", evaluation.trained_on, dataset, network)
+
+
+def _check_records(check, dataset, *, quick, progress):
+    """The data set's files and what is in them. Returns the outcome of reading the records."""
+    check("ImageNet", images.imagenet, dataset)
+    files = check("files", images.files, dataset)
+    check("memory", machine.memory, dataset, files)
+    scans = check("records", images.records, dataset, files, quick=quick, progress=progress)
+    check("training labels", labels.check, dataset, scans, training=True, quick=quick)
+    check("reference labels", labels.check, dataset, scans, training=False, quick=quick)
+    number = _QUICK_IMAGES if quick else _SAMPLE_IMAGES
+    check("images", images.sample, dataset, files, number=number, progress=progress)
+    check("small images", images.small, dataset, files, number=number)
+    return scans

@@ -10,6 +10,10 @@ import re
 import traceback
 from typing import Any
 
+# What to do about images.
+PREPARE = "prepare the data set again"
+COPY = f"copy the files again from where they were prepared, or {PREPARE}"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:

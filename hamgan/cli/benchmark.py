@@ -29,8 +29,15 @@ squares packed from them, beside the plain
 `tfds.load(...).map(decode, crop_and_resize).shuffle(10000).batch()`; and an estimate of what TPU
 slices take. Took 11 minutes on two busy cores, and half a GB of temporary files.
 
-Tables go to the terminal, everything to context.json, step.json, fid.json or input.json, with a
-picture of context, step and input, in --output.
+segmentation: every network of segmentation's published tables. Parameters and multiply-adds at
+512x512 as the tables count them, beside the published ones; time and memory of inference on one
+image and of a training step of --step_images, each network in a process of its own. (Without
+--measured it only counts, 5 seconds a network.)
+
+    python scripts/benchmark.py segmentation --models=light_ham_tiny,light_ham_base --repeats=3
+
+Tables go to the terminal, everything to context.json, step.json, fid.json, input.json or
+segmentation.json, with a picture of context, step and input, in --output.
 """
 
 import dataclasses
@@ -54,7 +61,7 @@ from hamgan.benchmarks import (
     step_report,
 )
 from hamgan.benchmarks import input as feeding
-from hamgan.cli import common, paths
+from hamgan.cli import benchmark_segmentation, common, paths
 from hamgan.run import records
 
 FLAGS = flags.FLAGS
@@ -285,6 +292,10 @@ COMMANDS = {
     ),
     "fid": (fid_command, ("width", "repeats", "output")),
     "input": (benchmark_input, ("images", "batch_size", "repeats", "output")),
+    "segmentation": (
+        benchmark_segmentation.command,
+        ("models", "size", "step_images", "repeats", "accelerator", "measured", "output"),
+    ),
 }
 
 
@@ -331,6 +342,10 @@ def define_flags():
     flags.DEFINE_bool("jit", None, "context: compile with XLA; default: on TPUs.")
     flags.DEFINE_integer("images", 2_000, "input: how many photographs to make.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 128, "input: images a batch.", lower_bound=1)
+    flags.DEFINE_list("models", None, "segmentation: names of gin files; default: all.")
+    flags.DEFINE_integer("size", 512, "segmentation: side of the image.", lower_bound=32)
+    flags.DEFINE_integer("step_images", 2, "segmentation: images of a step.", lower_bound=1)
+    flags.DEFINE_bool("measured", True, "segmentation: measure time and memory too.")
     flags.DEFINE_integer("repeats", 5, "Rounds of timing.", lower_bound=1)
     paths.define_path("output", "runs/benchmark", "Folder for JSON and pictures, local or gs://.")
 

@@ -4,12 +4,14 @@ import os
 import re
 import sys
 
-import tensorflow as tf
 from absl import app, flags, logging
 
-from hamgan import distribution
-from hamgan.cli import paths
-from hamgan.run import checkpoints
+from hamgan import choices
+from hamgan.cli import lazily, paths
+
+with lazily.imports():
+    from hamgan import distribution
+    from hamgan.run import checkpoints
 
 FLAGS = flags.FLAGS
 
@@ -29,8 +31,8 @@ def define_flags(*, model_dir_required=True):
     )
     paths.define_paths(
         "gin_file",
-        "Gin file of the experiment, e.g. configs/digits.gin; default: the configuration in "
-        "model_dir.",
+        "Gin file of the experiment, or the name of a shipped one: digits, hamgan_strong; default: "
+        "the configuration in model_dir.",
     )
     flags.DEFINE_multi_string(
         "gin_param",
@@ -49,7 +51,7 @@ def define_flags(*, model_dir_required=True):
     flags.DEFINE_enum(
         "accelerator",
         "auto",
-        distribution.ACCELERATORS,
+        choices.ACCELERATORS,
         "What to compute on. With several hosts in the environment variable TF_CONFIG: on all of "
         "them.",
     )
@@ -69,6 +71,10 @@ def run(main):
     def guarded(argv):
         if len(argv) > 1:
             raise app.UsageError(f"Arguments without a flag name: {argv[1:]}. Write --name=value.")
+        # Not before: wrong flags are told at once.
+        import tensorflow as tf
+
+        lazily.load()
         # TensorFlow's notes on saved models and graph passes say nothing to a user.
         tf.get_logger().setLevel("ERROR")
         if not FLAGS["verbosity"].present:
@@ -126,4 +132,17 @@ def show_in_help(*modules):
     for module in modules:
         for flag in FLAGS.get_key_flags_for_module(module.__name__):
             FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    sys.modules["__main__"].__doc__ = modules[0].__doc__
+    sys.modules["__main__"].__doc__ = _as_called(modules[0].__doc__)
+
+
+def _as_called(text):
+    """Words on a command, with the commands that are installed where it was called as one."""
+    if not os.path.basename(sys.argv[0]).startswith("hamgan-"):
+        return text
+    text = text.replace("python scripts/inspect_ham.py", "hamgan-inspect")
+    text = re.sub(r"python data_prep/(\w+)\.py", r"hamgan-prepare \1", text)
+    return re.sub(
+        r"python scripts/(train|evaluate|sample|export|explore|doctor|segment)\.py",
+        r"hamgan-\1",
+        text,
+    )

@@ -56,7 +56,6 @@ def early_flags(argv):
     """The flags that matter before TensorFlow, and with it the rest of the flags, is imported."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--accelerator", default="auto")
-    parser.add_argument("--help", "-h", "--helpfull", "--helpshort", action="store_true")
     parser.add_argument("--json", nargs="?", const="true", default="false")
     return parser.parse_known_args(argv)[0]
 
@@ -71,10 +70,31 @@ def import_project():
     """The modules that import TensorFlow, to be called when it is known that it can be imported."""
     from hamgan import distribution
     from hamgan.checks import doctor
-    from hamgan.cli import common, configuration
+    from hamgan.cli import common, configuration, lazily
 
+    lazily.load()
     modules = (common, configuration, distribution, doctor)
     return ok("the project's modules import", value=modules)
+
+
+def answer_at_once():
+    """Help, and words on wrong flags, without TensorFlow; returns where there is more to do.
+
+    Where nothing is installed the checks will say so.
+    """
+    try:
+        from absl import flags
+
+        from hamgan.cli import common
+    except ImportError:
+        return
+    define_flags(common)
+    common.show_in_help(sys.modules[__name__], common)
+    try:
+        flags.FLAGS(sys.argv)
+    except flags.Error:  # --help isn't known yet either
+        common.run(lambda: None)
+    flags.FLAGS.unparse_flags()
 
 
 def define_flags(common):
@@ -109,11 +129,12 @@ def define_flags(common):
     flags.DEFINE_float(
         "steps_per_second", None, "Of the device, if known: warn when the input can't keep up.", 0.0
     )
-    return flags.FLAGS
 
 
 def main(checkup, common, configuration, distribution, doctor):
-    FLAGS = define_flags(common)
+    from absl import flags
+
+    FLAGS = flags.FLAGS
 
     def load():
         distribution.cluster_in_words()  # as training will read it
@@ -140,20 +161,19 @@ def main(checkup, common, configuration, distribution, doctor):
             )
         finish(checkup, as_json=FLAGS.json)
 
-    common.show_in_help(sys.modules[__name__], common)
     common.run(examine)
 
 
 def run():
     """The command."""
+    answer_at_once()
     early = early_flags(sys.argv[1:])
     as_json = early.json == "true"
     checkup = Checkup(
-        publish=None if as_json or early.help else lambda outcome: print(outcome.line(), flush=True)
+        publish=None if as_json else lambda outcome: print(outcome.line(), flush=True)
     )
     tpu = early.accelerator == "tpu" or "tensorflow-tpu" in check_environment.installed_packages()
-    # Help comes at once.
-    if not early.help and not check_environment.check_tensorflow(Environment(checkup), tpu=tpu):
+    if not check_environment.check_tensorflow(Environment(checkup), tpu=tpu):
         checkup.check("all else", lambda: skip("it needs TensorFlow"))
         finish(checkup, as_json=as_json)
     modules = checkup.check("environment", import_project)

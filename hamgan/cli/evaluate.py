@@ -35,11 +35,14 @@ import sys
 
 from absl import flags
 
-from hamgan import distribution
-from hamgan.cli import common, configuration
+from hamgan.cli import common, lazily
 from hamgan.cli import paths as path_flags
-from hamgan.evaluation import jobs, shards
-from hamgan.run import checkpoints
+
+with lazily.imports():
+    from hamgan import distribution
+    from hamgan.cli import configuration
+    from hamgan.evaluation import jobs, shards
+    from hamgan.run import checkpoints
 
 FLAGS = flags.FLAGS
 

@@ -6,6 +6,8 @@ before and after.
         --network=discriminator
     python scripts/inspect_ham.py --model_dir=runs/digits --data_dir=data \\
         --network=discriminator --images=real
+    python scripts/inspect_ham.py --model_dir=runs/segment_digits --data_dir=data \\
+        --network=segmentation
 
 Writes into --output
     curves.png        accumulative ratio of squared singular values, and the decomposition's error
@@ -19,12 +21,17 @@ import json
 import os
 import sys
 
-import tensorflow as tf
+import numpy as np
 from absl import flags
 
-from hamgan import distribution, inspection, sampling, stateless
-from hamgan.cli import common, configuration, paths
-from hamgan.run import checkpoints, contents, records
+from hamgan import choices
+from hamgan.cli import common, lazily, paths
+
+with lazily.imports():
+    from hamgan import distribution, inspection, sampling, stateless
+    from hamgan.cli import configuration, segment_common
+    from hamgan.run import checkpoints, contents, records
+    from hamgan.segmentation import overlays
 
 FLAGS = flags.FLAGS
 
@@ -35,7 +42,7 @@ def inspected(experiment, path, *, network, images, weights, batch_size, num_ste
     key = stateless.key(seed, stateless.EVALUATION)
     z, labels, keys = stateless.generator_inputs(
         key,
-        tf.range(batch_size),
+        np.arange(batch_size),
         latent_dim=generator.latent_dim,
         num_classes=generator.num_classes,
     )
@@ -56,38 +63,54 @@ def inspected(experiment, path, *, network, images, weights, batch_size, num_ste
         sampling.restore(generator, path, weights=weights)
         images = generator(z, labels, training=False, keys=keys)
     keys = stateless.example_keys(
-        stateless.fold(key, stateless.DISCRIMINATOR_BASES), tf.range(len(images))
+        stateless.fold(key, stateless.DISCRIMINATOR_BASES), np.arange(len(images))
     )
     _, found = inspection.inspect(discriminator, images, labels, keys=keys, num_steps=num_steps)
     return images.numpy(), labels.numpy(), found, discriminator.context
 
 
+def of_segmentation(path, *, batch_size, num_steps, seed, data_dir):
+    """(crops uint8, the index of the largest class of each, `inspection.Inspection`, the
+    Hamburger) of a segmentation network, which sees the first training crops.
+    """
+    import tensorflow as tf
+
+    parts = segment_common.load()
+    network = parts.network()
+    layer = network.head.hamburger
+    if not hasattr(layer, "decomposition"):
+        raise ValueError("This network's head has no Hamburger: there is nothing to look at.")
+    contents.restore(path, contents.network_variables("network", network), partial=True)
+    batches = parts.dataset(data_dir=data_dir).train_batches(batch_size=batch_size, seed=seed)
+    batch = next(iter(batches))
+    keys = stateless.example_keys(stateless.key(seed, stateless.EVALUATION), tf.range(batch_size))
+    found = network(batch["image"], training=False, keys=keys)
+    maps = found.features["squeeze"], found.features["hamburger"]
+    initial = layer.initial(keys, size=maps[0].shape[1] * maps[0].shape[2])
+    seen = inspection.look(layer, maps, found.hams, initial, num_steps=num_steps)
+    labels = batch["label"].numpy().reshape(batch_size, -1)
+    counted = [np.bincount(of[of < 255], minlength=1).argmax() for of in labels]
+    return overlays.pixels_of(batch["image"]), np.array(counted), seen, layer
+
+
 def main():
+    import tensorflow as tf
+
     if FLAGS.images == "real" and FLAGS.network == "generator":
         raise ValueError(
             "--images=real is for --network=discriminator: a generator sees no images."
         )
-    experiment = configuration.load_experiment(**common.configuration_flags())
     path = checkpoints.find(FLAGS.model_dir, FLAGS.checkpoint)
     strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
-    device = strategy.extended.worker_devices[0]
-    with tf.device(device):
-        images, labels, found, layer = inspected(
-            experiment,
-            path,
-            **{
-                name: FLAGS[name].value
-                for name in (
-                    "network",
-                    "images",
-                    "weights",
-                    "batch_size",
-                    "num_steps",
-                    "seed",
-                    "data_dir",
-                )
-            },
-        )
+    names = ("batch_size", "num_steps", "seed", "data_dir")
+    with tf.device(strategy.extended.worker_devices[0]):
+        if FLAGS.network == "segmentation":
+            of = of_segmentation(path, **{name: FLAGS[name].value for name in names})
+        else:
+            experiment = configuration.load_experiment(**common.configuration_flags())
+            names += ("network", "images", "weights")
+            of = inspected(experiment, path, **{name: FLAGS[name].value for name in names})
+    images, labels, found, layer = of
     numbers = measured(path, labels, found, layer)
     write(path, images, found, numbers)
 
@@ -103,7 +126,9 @@ def measured(path, labels, found, layer):
         "step": contents.step_in(path),
         "module": type(layer).__name__,
         "decomposition": decomposition.__name__,
-        "images": "generated" if FLAGS.network == "generator" else FLAGS.images,
+        "images": {"generator": "generated", "segmentation": "training"}.get(
+            FLAGS.network, FLAGS.images
+        ),
         "weights": FLAGS.weights,
         "seed": FLAGS.seed,
         "labels": labels.tolist(),
@@ -159,11 +184,16 @@ def define_flags():
     paths.define_path(
         "checkpoint", None, "Path or name (ckpt-1000) of a checkpoint; default: the newest."
     )
-    flags.DEFINE_enum("network", "generator", ["generator", "discriminator"], "Whose Hamburger.")
+    flags.DEFINE_enum(
+        "network",
+        "generator",
+        ["generator", "discriminator", "segmentation"],
+        "Whose Hamburger.",
+    )
     flags.DEFINE_enum(
         "weights",
         "raw",
-        [*sampling.PREFIXES],
+        [*choices.WEIGHTS],
         "The generator's weights, or their moving average (batch norm as in training).",
     )
     flags.DEFINE_enum(

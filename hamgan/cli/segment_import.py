@@ -21,9 +21,12 @@ import functools
 
 from absl import flags
 
-from hamgan import distribution
-from hamgan.cli import configuration, paths
-from hamgan.segmentation import importing, published, segmenter
+from hamgan.cli import lazily, paths
+
+with lazily.imports():
+    from hamgan import distribution
+    from hamgan.cli import configuration
+    from hamgan.segmentation import importing, published, segmenter
 
 FLAGS = flags.FLAGS
 _OPTIONS = ("output_stride", "ham", "inverse_temperature", "beta", "rank", "sections", "hams")

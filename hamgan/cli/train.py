@@ -19,10 +19,13 @@ import sys
 
 from absl import flags
 
-from hamgan import distribution, loop, training
-from hamgan.cli import common, configuration
-from hamgan.evaluation import jobs, report
-from hamgan.run import checkpoints, identity, lock
+from hamgan.cli import common, lazily, paths
+
+with lazily.imports():
+    from hamgan import distribution, loop, starting, training
+    from hamgan.cli import configuration
+    from hamgan.evaluation import jobs, report
+    from hamgan.run import checkpoints, identity, lock, log
 
 FLAGS = flags.FLAGS
 MODES = ("train", "train_and_evaluate", "evaluate_continuously", "evaluate")
@@ -51,6 +54,8 @@ def main():
     if FLAGS.mode.startswith("evaluate"):
         score(experiment, model_dir)
         return
+    if FLAGS.init_from:
+        starting.find(FLAGS.init_from)  # what isn't there is told before networks are built
     # The host that writes says at once that it can't; a dry run writes nothing.
     task = distribution.task_of_cluster()
     alone = contextlib.nullcontext()
@@ -78,6 +83,8 @@ def main():
             return
         of_run = identity_of(dataset)
         settle(model_dir, of_run, writes=distribution.is_chief(strategy))
+        if FLAGS.init_from and not checkpoints.available(model_dir):
+            begin(trainer, dataset, model_dir, writes=distribution.is_chief(strategy))
         ended = loop.train(
             **parts,
             model_dir=model_dir,
@@ -126,6 +133,15 @@ def settle(model_dir, of_run, *, writes):
     )
 
 
+def begin(trainer, dataset, model_dir, *, writes):
+    """Takes the weights of --init_from, and writes down what was taken."""
+    taken = starting.take(trainer, FLAGS.init_from, dataset.class_names)
+    if writes:
+        print(f"Begun with {taken.words()}.", flush=True)
+        event = {"kind": "event", "step": 0, "event": "begun with another run's weights"}
+        log.Log(model_dir).write({**event, "checkpoint": taken.checkpoint, "taken": taken.words()})
+
+
 def finish(ended, evaluator, model_dir, *, writes):
     """What follows a training: words, the comparison with the training images, the report."""
     print(f"Checkpoint: {ended.checkpoint}")
@@ -152,6 +168,12 @@ def define_flags():
         False,
         "Train in model_dir even if another process holds it, as one on a host that vanished may "
         "seem to; that one stops at its next checkpoint.",
+    )
+    paths.define_path(
+        "init_from",
+        None,
+        "Begin a new run with the weights of this one, a run's folder or a checkpoint's path: rows "
+        "of classes by name, the rest as it is, optimizers anew. A run that is there goes on.",
     )
     flags.DEFINE_string(
         "profile", None, "START:STOP, steps of which a TensorFlow profile is written to model_dir."

@@ -335,12 +335,12 @@ class Hamburger(keras.layers.Layer):
     def get_config(self):
         kind = type(self).__name__
         norm, bases = getattr(self, "norm", None), getattr(self, _BASES[self.hams[0]], None)
+        # Without classes none is made: what would make it, a wrapper of gin's maybe, says nothing.
+        norm_constructor = self.norm_constructor if self.num_classes else BatchNorm
         return {
             **super().get_config(),
             "num_classes": self.num_classes,
-            "norm": parts.name_of(
-                self.norm_constructor, f"{kind}: norm", norm, given=("num_classes",)
-            ),
+            "norm": parts.name_of(norm_constructor, f"{kind}: norm", norm, given=("num_classes",)),
             "dim": self.dim,
             "rank": self.rank,
             "num_steps": self.num_steps,

@@ -23,8 +23,9 @@ from tensorflow_datasets.core import file_adapters
 
 from hamgan import arguments
 from hamgan.data import content, photos, pixels, prepared
-from hamgan.data.order import numbers_of, range_of, shuffled
-from hamgan.data.places import READS, RecordFinder
+from hamgan.data.loading import Loader
+from hamgan.data.order import check_at_least, check_stream, numbers_of, range_of, shuffled
+from hamgan.data.places import RecordFinder
 from hamgan.data.stored import StoredExamples
 
 
@@ -100,10 +101,10 @@ class ImageDataset:
         inexact_decode: bool = False,
         max_pixels: int = photos.MAX_PIXELS,
     ):
-        _check_at_least("image_size", image_size, 1)
-        _check_at_least("num_classes", num_classes, 1)
-        _check_at_least("shuffle_buffer", shuffle_buffer, 1)
-        _check_at_least("max_pixels", max_pixels, 1)
+        check_at_least("image_size", image_size, 1)
+        check_at_least("num_classes", num_classes, 1)
+        check_at_least("shuffle_buffer", shuffle_buffer, 1)
+        check_at_least("max_pixels", max_pixels, 1)
         self.name = name
         self.image_size = image_size
         self.num_classes = num_classes
@@ -134,12 +135,15 @@ class ImageDataset:
         self._memory: dict[str, dict[str, tf.Tensor]] = {}
         self._contents: dict[str, str] = {}
         self._finders: dict[str, RecordFinder] = {}
-        self._stored = StoredExamples(
+        stored = StoredExamples(
             image_key=image_key,
             label_key=label_key,
             side=self._packed_side,
             num_classes=num_classes,
             max_pixels=max_pixels,
+        )
+        self._loader = Loader(
+            stored, side=self._packed_side, image_size=image_size, inexact_decode=inexact_decode
         )
 
     def check_files(self, *splits: str) -> None:
@@ -262,15 +266,13 @@ class ImageDataset:
         Raises:
           ValueError: when an argument is out of range.
         """
-        _check_at_least("batch_size", batch_size, 1)
-        _check_at_least("start_batch", start_batch, 0)
-        _check_at_least("num_shards", num_shards, 1)
-        if not 0 <= shard_index < num_shards:
-            raise ValueError(
-                f"shard_index ({shard_index}) must be in [0, num_shards) = [0, {num_shards})."
-            )
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"seed ({seed}) must be in [0, 2**63).")
+        check_stream(
+            batch_size=batch_size,
+            seed=seed,
+            start_batch=start_batch,
+            shard_index=shard_index,
+            num_shards=num_shards,
+        )
         split = self.train_split
         start = start_batch * batch_size * num_shards
         in_memory = self._fits_memory(split)
@@ -283,7 +285,9 @@ class ImageDataset:
         if in_memory:
             pick = functools.partial(_pick, self._in_memory(split))
             return with_options(batches.map(pick, num_parallel_calls=tf.data.AUTOTUNE))
-        return with_options(self._load(split, batches, batch_size, drop_remainder=True))
+        return with_options(
+            self._loader.load(self._finder(split), batches, batch_size, drop_remainder=True)
+        )
 
     def reference_batches(self, *, batch_size: int, split: str | None = None) -> tf.data.Dataset:
         """Every example of a split once, in stored order, the last batch as long as what is left.
@@ -300,7 +304,7 @@ class ImageDataset:
         Raises:
           ValueError: when the data set has no such split, or batch_size is below 1.
         """
-        _check_at_least("batch_size", batch_size, 1)
+        check_at_least("batch_size", batch_size, 1)
         split = self.reference_split if split is None else split
         if self._fits_memory(split):
             return with_options(
@@ -315,7 +319,7 @@ class ImageDataset:
         Raises:
           ValueError: when the data set has no such split, or batch_size is below 1.
         """
-        _check_at_least("batch_size", batch_size, 1)
+        check_at_least("batch_size", batch_size, 1)
 
         batches = self._stored_files(split).flat_map(self._read_file).batch(batch_size)
         return with_options(batches.map(lambda batch: self.parse_labels(batch["record"])))
@@ -413,56 +417,9 @@ class ImageDataset:
         elements = self._stored_files(split).flat_map(
             numbers_of if self.reads_anywhere(split) else self._read_file
         )
-        return self._load(split, elements.batch(batch_size), batch_size, drop_remainder=False)
-
-    def _load(
-        self, split: str, batches: tf.data.Dataset, batch_size: int, *, drop_remainder: bool
-    ) -> tf.data.Dataset:
-        """Batches of {'number', perhaps 'record' and 'flip'} -> batches of {'image', 'label'}."""
-        read = functools.partial(self._read, self._finder(split))
-        examples = batches.map(read, num_parallel_calls=tf.data.AUTOTUNE)
-        if self._packed_side:
-            return examples.map(self._finish, num_parallel_calls=tf.data.AUTOTUNE)
-        examples = examples.unbatch().map(self._finish, num_parallel_calls=tf.data.AUTOTUNE)
-        return examples.batch(batch_size, drop_remainder=drop_remainder)
-
-    def _read(self, finder: RecordFinder, elements: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Elements [B] -> {'image': squares uint8 [B, side, side, 3], flipped, or files [B] with
-        'flip'; 'label'}.
-        """
-        side = self._packed_side
-        arguments = {"numbers": "number", "records": "record", "flips": "flip"}
-        given = {
-            argument: elements[name] for argument, name in arguments.items() if name in elements
-        }
-
-        def read(*values):
-            with READS:
-                return self._stored.read(finder, **dict(zip(given, values, strict=True)))
-
-        image, label = tf.numpy_function(
-            read, [*given.values()], (tf.uint8 if side else tf.string, tf.int32)
+        return self._loader.load(
+            self._finder(split), elements.batch(batch_size), batch_size, drop_remainder=False
         )
-        shape = elements["number"].shape
-        image = tf.ensure_shape(image, [*shape, side, side, 3] if side else shape)
-        flip = {"flip": elements["flip"]} if "flip" in elements and not side else {}
-        return {"image": image, "label": tf.ensure_shape(label, shape), **flip}
-
-    def _finish(self, examples: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """A batch of stored squares, or one file, -> {'image': float32 [..., S, S, 3], 'label'}."""
-        image, label = examples["image"], examples["label"]
-        if not self._packed_side:
-            image = pixels.decode(image, self.image_size, inexact=self.inexact_decode)
-        if "flip" in examples:
-            image = pixels.flipped(image, examples["flip"])
-        if self._packed_side == self.image_size:
-            # x * 2 / 255 - 1 in one pass: most of the time goes into writing these numbers.
-            image = tf.quantization.dequantize(
-                tf.bitcast(image, tf.quint8), -1, 1, mode="MIN_COMBINED"
-            )
-        elif self._packed_side:
-            image = pixels.resize(image, self.image_size)
-        return {"image": image, "label": label}
 
     def _fits_memory(self, split: str) -> bool:
         bytes_per_image = self.image_size**2 * 3 * 4
@@ -490,8 +447,3 @@ def with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
     # tf.distribute would otherwise shard again what already is.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
-
-
-def _check_at_least(argument: str, value: int, minimum: int) -> None:
-    if value < minimum:
-        raise ValueError(f"{argument} ({value}) must be at least {minimum}.")

@@ -18,6 +18,32 @@ _INTERLEAVE = 16
 _FLIPS = 2
 
 
+def check_at_least(argument: str, value: int, minimum: int) -> None:
+    """ValueError unless an argument is as large as it must be."""
+    if value < minimum:
+        raise ValueError(f"{argument} must be at least {minimum}, got {value}.")
+
+
+def check_shard(shard_index: int, num_shards: int) -> None:
+    """ValueError unless there is such a shard."""
+    check_at_least("num_shards", num_shards, 1)
+    if not 0 <= shard_index < num_shards:
+        raise ValueError(
+            f"shard_index must be in [0, num_shards) = [0, {num_shards}), got {shard_index}."
+        )
+
+
+def check_stream(
+    *, batch_size: int, seed: int, start_batch: int, shard_index: int, num_shards: int
+) -> None:
+    """ValueError unless these are arguments of a training stream."""
+    check_at_least("batch_size", batch_size, 1)
+    check_at_least("start_batch", start_batch, 0)
+    check_shard(shard_index, num_shards)
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be in [0, 2**63), got {seed}.")
+
+
 def _files_of(elements, files):
     """Which files hold any of these elements, bool [number of files]."""
     numbers = [batch["number"] for batch in elements.batch(2**16).as_numpy_iterator()]

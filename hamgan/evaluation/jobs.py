@@ -53,20 +53,12 @@ def evaluate(
       watching, repeats, timeout: as in `watch.evaluate_new_checkpoints`.
       share, keep_features, changed: as in `runner.Evaluator`.
     """
-    dataset = experiment.dataset(data_dir=data_dir)
-    if hasattr(dataset, "check_files"):
-        dataset.check_files()
-    reference.check_counts(dataset, experiment.protocol)
     writes = records.can_write(model_dir)
     if not writes:
         _check_read_only(model_dir, watching=watching, share=share)
-    with strategy.scope():
-        generator = experiment.generator()
-    evaluator = runner.Evaluator(
-        generator=generator,
+    evaluator = _evaluator(
+        experiment,
         strategy=strategy,
-        dataset=dataset,
-        protocol=experiment.protocol,
         data_dir=data_dir,
         work_dir=Folder(model_dir).evaluation if writes else None,
         share=share,
@@ -109,6 +101,24 @@ def evaluate(
         )
     )
     print(f"Report: {report.write_report(model_dir)}")
+
+
+def _evaluator(experiment, *, strategy, data_dir, **settings):
+    """The `runner.Evaluator` of an experiment; what it lacks is told before networks are made."""
+    dataset = experiment.dataset(data_dir=data_dir)
+    if hasattr(dataset, "check_files"):
+        dataset.check_files()
+    reference.check_counts(dataset, experiment.protocol)
+    with strategy.scope():
+        generator = experiment.generator()
+    return runner.Evaluator(
+        generator=generator,
+        strategy=strategy,
+        dataset=dataset,
+        protocol=experiment.protocol,
+        data_dir=data_dir,
+        **settings,
+    )
 
 
 def _check_read_only(model_dir, *, watching, share):

@@ -11,12 +11,12 @@ from typing import Any
 import tensorflow as tf
 from PIL import Image
 
-from hamgan.evaluation.scores import SCORES
+from hamgan.evaluation.scores import ALL_SCORES
 from hamgan.run.history import Record, is_number, text
 
 NAMES = {
-    **{score.name: score.title for score in SCORES},
-    **{score.error: f"{score.title}, standard error" for score in SCORES},
+    **{score.name: score.title for score in ALL_SCORES},
+    **{score.error: f"{score.title}, standard error" for score in ALL_SCORES},
     "num_samples": "Generated samples",
     "seed": "Seed",
     "checkpoint": "Checkpoint",

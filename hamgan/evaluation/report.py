@@ -9,7 +9,7 @@ import os
 import tensorflow as tf
 
 import hamgan
-from hamgan.evaluation import markup, page, sections
+from hamgan.evaluation import markup, page, sections, segmentation_sections
 from hamgan.run import history, records
 from hamgan.run.folder import Folder
 
@@ -48,19 +48,7 @@ def write_report(model_dir: str | os.PathLike, *, title: str | None = None) -> s
     if title is None:
         title = f"HamGAN: {os.path.basename(model_dir.rstrip('/')) or model_dir}"
 
-    parts = [
-        ("", sections.headline(train, evaluations, aggregates)),
-        ("Samples", sections.samples(model_dir)),
-        ("Samples over time", sections.film(model_dir)),
-        ("Quality", sections.quality(evaluations)),
-        ("Nearest training images", sections.nearest_images(model_dir)),
-        ("Evaluations", sections.evaluation_tables(evaluations)),
-        ("Repeats", sections.repeats(aggregates)),
-        ("Training", sections.training(train)),
-        ("Events", sections.events(events)),
-        ("Configuration", sections.configuration(model_dir)),
-        ("How to reproduce this", sections.commands(model_dir)),
-    ]
+    parts = _parts(model_dir, train, evaluations, aggregates, events)
     body = "\n".join(
         f"<section>\n{f'<h2>{heading}</h2>' if heading else ''}\n{content}\n</section>"
         for heading, content in parts
@@ -75,3 +63,36 @@ def write_report(model_dir: str | os.PathLike, *, title: str | None = None) -> s
     )
     records.write_whole(folder.report, text.encode())
     return folder.report
+
+
+def _parts(model_dir, train, evaluations, aggregates, events):
+    """[(heading, content as HTML)]."""
+    shared = [
+        ("Evaluations", sections.evaluation_tables(evaluations)),
+        ("Repeats", sections.repeats(aggregates)),
+        ("Training", sections.training(train)),
+        ("Events", sections.events(events)),
+        ("Configuration", sections.configuration(model_dir)),
+    ]
+    first = ("", sections.headline(train, evaluations, aggregates))
+    quality = ("Quality", sections.quality(evaluations))
+    if segmentation_sections.is_of_segmentation([*train, *evaluations]):
+        return [
+            first,
+            ("Predictions", segmentation_sections.pictures(model_dir)),
+            ("Predictions over time", sections.film(model_dir)),
+            quality,
+            ("Classes", segmentation_sections.classes(evaluations)),
+            ("Confusion", segmentation_sections.confusion(model_dir, evaluations)),
+            *(part for part in shared if part[0] != "Repeats"),
+            ("How to reproduce this", segmentation_sections.commands(model_dir)),
+        ]
+    return [
+        first,
+        ("Samples", sections.samples(model_dir)),
+        ("Samples over time", sections.film(model_dir)),
+        quality,
+        ("Nearest training images", sections.nearest_images(model_dir)),
+        *shared,
+        ("How to reproduce this", sections.commands(model_dir)),
+    ]

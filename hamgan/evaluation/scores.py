@@ -75,6 +75,22 @@ LEADING = tuple(score for score in SCORES if score.leading)
 # The score that chooses the best checkpoint. (A collapse is told by FID, as `loop.Schedule` says.)
 HEADLINE = SCORES[0]
 
+# Of segmentation, whose records `hamgan.segmentation.evaluation` makes.
+SEGMENTATION_SCORES = (
+    Score(name="mean_iou", title="mIoU", better="higher", digits=4, leading=True),
+    Score(name="pixel_accuracy", title="Pixel accuracy", better="higher", leading=True),
+    Score(name="mean_accuracy", title="Mean accuracy", better="higher", leading=True),
+    Score(name="weighted_iou", title="Weighted IoU", better="higher"),
+)
+MEAN_IOU = SEGMENTATION_SCORES[0]
+
+ALL_SCORES = SCORES + SEGMENTATION_SCORES
+
+
+def headline_of(record: dict[str, Any]) -> Score:
+    """The score that chooses the best checkpoint, by what an evaluation's record holds."""
+    return MEAN_IOU if MEAN_IOU.name in record else HEADLINE
+
 
 # Single numbers, and intervals [low, high].
 Numbers = dict[str, float | list[float]]

@@ -11,13 +11,13 @@ import statistics as stats
 import tensorflow as tf
 
 from hamgan.evaluation import charts, markup, summary
-from hamgan.evaluation.scores import HEADLINE, LEADING, SCORES
+from hamgan.evaluation.scores import ALL_SCORES, headline_of
 from hamgan.run.folder import Folder
 from hamgan.run.history import Record, is_number, measured_under, text
 
 _EVERY_RECORD = ("kind", "step", "time")
 # The scores and their errors, as columns.
-_SCORES = tuple(name for score in SCORES for name in (score.name, score.error))
+_SCORES = tuple(name for score in ALL_SCORES for name in (score.name, score.error))
 
 _FILM_FRAMES = 20
 _STILL_FRAMES = 5  # shown where there is no JavaScript
@@ -47,7 +47,7 @@ def _card_of_last(score, last, first, at_last):
     elif interval_of := summary.interval(last, score.name):
         details.insert(0, markup.interval_text(interval_of))
     title = score.title
-    if score is HEADLINE:
+    if score is headline_of(last):
         title = f"{title}, last"
         if first is not None and first["step"] < last["step"]:
             details.append(
@@ -73,14 +73,14 @@ def headline(train: list[Record], evaluations: list[Record], aggregates: list[Re
         aggregate = summary.aggregate_of(last, aggregates)
         means = summary.statistics(aggregate) if aggregate else {}
         warned = ". Too few images, see below" if last.get("caution") else ""
-        for score in LEADING:
+        for score in (score for score in ALL_SCORES if score.leading):
             if score.name in means:
                 name, value, note = _card_of_repeats(score, means[score.name], at_last)
                 card(name, value, note + warned)
             elif score.name in last:
                 name, value, note = _card_of_last(score, last, first, at_last)
                 card(name, value, note + warned)
-            if score is HEADLINE and best is not None:
+            if score is headline_of(last) and best is not None:
                 mean, of = best
                 title = f"{score.title}, best" + (f" mean of {len(of)}" if len(of) > 1 else "")
                 card(title, markup.number(mean), f"step {markup.number(of[-1]['step'])}")
@@ -101,12 +101,14 @@ def headline(train: list[Record], evaluations: list[Record], aggregates: list[Re
             f"median of the last {len(rates)} records",
         )
     if not evaluations:
-        below = markup.missing("No evaluation has been recorded yet, so there is no FID.")
+        below = markup.missing("No evaluation has been recorded yet, so there is no score.")
     return f'<div class="cards">{"".join(cards)}</div>\n{below}'
 
 
 def _measured_with(last, best):
-    """A table of what the last evaluation was made with, and where that of the best FID differs."""
+    """A table of what the last evaluation was made with, and where that of the best score
+    differs.
+    """
     keys = [key for key in markup.NAMES if key in last]
     keys += [key for key in last if key not in keys]
     rows = []
@@ -117,7 +119,8 @@ def _measured_with(last, best):
             continue
         rows.append([markup.name(key), _setting(value)])
         if best is not None and best.get(key) != value:
-            rows.append([f"{markup.name(key)}, best FID", _setting(best.get(key))])
+            best_of = f"best {headline_of(last).title}"
+            rows.append([f"{markup.name(key)}, {best_of}", _setting(best.get(key))])
     words = summary.in_words(last)
     words = f'<p class="protocol">{markup.escape(words)}</p>' if words else ""
     return words + (markup.table(["Measured with", ""], rows) if rows else "")
@@ -193,7 +196,7 @@ def quality(evaluations: list[Record]) -> str:
         for protocol in groups
     }
     drawings = []
-    for score in SCORES:
+    for score in ALL_SCORES:
         key = score.name
         curves = []
         for colour, (protocol, group) in zip(
@@ -208,9 +211,7 @@ def quality(evaluations: list[Record]) -> str:
                 may_be_log=score.better == "lower",
             )
         )
-    return charts.gallery(drawings) or markup.missing(
-        "The evaluations hold no FID, KID or Inception score."
-    )
+    return charts.gallery(drawings) or markup.missing("The evaluations hold no score.")
 
 
 def _curves(train, keys):

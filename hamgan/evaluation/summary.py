@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hamgan.evaluation import charts, markup
-from hamgan.evaluation.scores import HEADLINE
+from hamgan.evaluation.scores import headline_of
 from hamgan.run.history import Record, is_number, means_by_step, measured_under
 
 
@@ -24,8 +24,8 @@ def differing(protocols: Sequence[tuple[tuple[str, str], ...]]) -> list[str]:
 def last_and_best(
     evaluations: list[Record],
 ) -> tuple[Record | None, Record, tuple[float, list[Record]] | None]:
-    """The evaluations for the headline: first step, last step and best FID, under one
-    protocol.
+    """The evaluations for the headline: first step, last step and best FID
+    (mIoU), under one protocol.
 
     It is the protocol that was used last. The best is a step's mean over its repeats, with their
     records. First and best are None where no FID is finite.
@@ -33,9 +33,10 @@ def last_and_best(
     protocol = measured_under(evaluations[-1])
     comparable = [record for record in evaluations if measured_under(record) == protocol]
     last = max(reversed(comparable), key=lambda record: record["step"])
-    with_score = [record for record in comparable if is_number(record.get(HEADLINE.name))]
-    means = means_by_step(with_score, HEADLINE.name)
-    best = HEADLINE.best(means.values(), key=lambda of: of[0], default=None)
+    headline = headline_of(last)
+    with_score = [record for record in comparable if is_number(record.get(headline.name))]
+    means = means_by_step(with_score, headline.name)
+    best = headline.best(means.values(), key=lambda of: of[0], default=None)
     first = min(with_score, key=lambda record: record["step"], default=None)
     return first, last, best
 

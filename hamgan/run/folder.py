@@ -88,6 +88,15 @@ class Folder:
         """The grid of one step."""
         return os.path.join(self.grids, f"step-{step:08d}.png")
 
+    def confusion(self, step: int) -> str:
+        """The picture of which classes a segmentation of one step takes for which."""
+        return self._of("confusion", f"step-{step:08d}.png")
+
+    @property
+    def predictions(self) -> str:
+        """The folder of predicted label images."""
+        return self._of("predictions")
+
     @property
     def doctor(self) -> str:
         """The picture of the doctor."""

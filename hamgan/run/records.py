@@ -46,7 +46,7 @@ def append(
       OSError: the record can't be written; what was written before stays.
     """
     path = os.fspath(path)
-    plain = {str(key): _plain(value, name=key) for key, value in record.items()}
+    plain = plain_record(record)
     kind, step = plain.get("kind"), plain.get("step")
     if not isinstance(kind, str) or not kind:
         raise ValueError(
@@ -75,6 +75,15 @@ def append(
         if file.write(line) < len(line):
             raise OSError(errno.ENOSPC, "Only a part of a record could be written", path)
     return True
+
+
+def plain_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record in the types of JSON: what isn't finite is None.
+
+    Raises:
+      ValueError: a value has no form in JSON.
+    """
+    return {str(key): _plain(value, name=key) for key, value in record.items()}
 
 
 def read(path: str | os.PathLike, kind: str | None = None) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ are small, local files, of which each record is read from its place when it is d
 is cut, mirrored and coloured by is keyed by (seed, position) too.
 """
 
+import hashlib
 from collections.abc import Callable
 
 import numpy as np
@@ -15,7 +16,7 @@ from google.protobuf import message
 from tensorflow_datasets.core import file_adapters
 
 from hamgan import stateless
-from hamgan.data import places, prepared
+from hamgan.data import content, order, places, prepared
 from hamgan.data.dataset import with_options
 from hamgan.segmentation import augmentation as augmentations
 
@@ -87,6 +88,29 @@ class SegmentationDataset:
         for split in (train_split, test_split):
             self._prepare(split)
 
+    def check_files(self, *splits: str) -> None:
+        """Asks whether the files of splits are there; none: of training and of test.
+
+        Raises:
+          ValueError: one isn't; it is named.
+        """
+        for split in splits or (self.train_split, self.test_split):
+            paths = prepared.list_files(self._info, split)["path"].tolist()
+            prepared.check_there(self._info, paths)
+
+    def identity(self) -> dict[str, object]:
+        """What tells these images from others of the same name."""
+        split = self.train_split
+        paths = prepared.list_files(self._info, split)["path"]
+        return {
+            "name": self._info.name,
+            "version": self.version,
+            "classes": hashlib.sha256("\n".join(self.class_names).encode()).hexdigest()[:16],
+            "splits": {
+                split: {"images": self.num_examples(split), "content": content.digest(paths)}
+            },
+        }
+
     @property
     def info(self) -> tfds.core.DatasetInfo:
         """TFDS's description of the dataset: splits, their files and sizes."""
@@ -127,19 +151,13 @@ class SegmentationDataset:
         Raises:
           ValueError: when an argument is out of range, or the data set has no augmentation.
         """
-        for argument, value, minimum in (
-            ("batch_size", batch_size, 1),
-            ("start_batch", start_batch, 0),
-            ("num_shards", num_shards, 1),
-        ):
-            if value < minimum:
-                raise ValueError(f"{argument} must be at least {minimum}, got {value}.")
-        if not 0 <= shard_index < num_shards:
-            raise ValueError(
-                f"shard_index must be in [0, num_shards) = [0, {num_shards}), got {shard_index}."
-            )
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"seed must be in [0, 2**63), got {seed}.")
+        order.check_stream(
+            batch_size=batch_size,
+            seed=seed,
+            start_batch=start_batch,
+            shard_index=shard_index,
+            num_shards=num_shards,
+        )
         if self.augmentation is None:
             raise ValueError("augmentation must be given for training, got None.")
         start = start_batch * batch_size * num_shards
@@ -147,7 +165,7 @@ class SegmentationDataset:
         parts = [seed >> shift & (2**31 - 1) for shift in (0, 31, 62)]
         stream = _shuffled(self.num_examples(self.train_split), seed, start).enumerate(start)
         # Batch k * num_shards + i is this shard's part of global batch k.
-        places = stream.batch(batch_size).shard(num_shards, shard_index).unbatch()
+        mine = stream.batch(batch_size).shard(num_shards, shard_index).unbatch()
 
         def load(position, number):
             example = self._load(self.train_split, number)
@@ -155,7 +173,7 @@ class SegmentationDataset:
             image, label = self.augmentation(example["image"], example["label"], key)
             return {"image": image, "label": label}
 
-        examples = places.map(load, num_parallel_calls=tf.data.AUTOTUNE)
+        examples = mine.map(load, num_parallel_calls=tf.data.AUTOTUNE)
         return with_options(examples.batch(batch_size, drop_remainder=True))
 
     def test_examples(
@@ -174,10 +192,7 @@ class SegmentationDataset:
         Raises:
           ValueError: when the data set has no such split, or a number is out of range.
         """
-        if not 0 <= shard_index < num_shards:
-            raise ValueError(
-                f"shard_index must be in [0, num_shards) = [0, {num_shards}), got {shard_index}."
-            )
+        order.check_shard(shard_index, num_shards)
         split = self.test_split if split is None else split
         numbers = tf.data.Dataset.range(shard_index, self.num_examples(split), num_shards)
         return with_options(
@@ -250,11 +265,11 @@ def _shuffled(num_examples: int, seed: int, start: int) -> tf.data.Dataset:
 
     def epoch_stream(epoch):
         key = tf.stack([tf.constant(seed, tf.int64), epoch])
-        order = tf.random.experimental.stateless_shuffle(
+        numbers = tf.random.experimental.stateless_shuffle(
             tf.range(num_examples, dtype=tf.int64), seed=key, alg=_ALGORITHM
         )
         skip = tf.where(epoch == first_epoch, tf.constant(skipped, tf.int64), 0)
-        return tf.data.Dataset.from_tensor_slices(order[skip:])
+        return tf.data.Dataset.from_tensor_slices(numbers[skip:])
 
     return tf.data.Dataset.counter(first_epoch).flat_map(epoch_stream)
 

@@ -33,9 +33,13 @@ class HeadPass(NamedTuple):
     hams: dict
 
 
+# The Hamburger of MMSegmentation's heads.
+group_hamburger = functools.partial(Hamburger, norm=GroupNorm, solve=decomposition.unrolled)
+
+
 class Head(keras.layers.Layer):
     """Squeeze (convolution, norm, ReLU), Hamburger, align (convolution, norm, ReLU), channel
-    dropout, 1x1 classifier.
+    dropout, 1x1 classifier. The defaults are those of MMSegmentation's HamHead.
 
     Args:
       num_classes: channels of the logits.
@@ -59,18 +63,18 @@ class Head(keras.layers.Layer):
     def __init__(
         self,
         *,
-        num_classes,
-        stages,
-        channels,
-        align_channels,
-        kernel_size,
-        concat_input,
-        hamburger,
-        norm,
-        dropout,
-        kernel_initializer,
-        classifier_initializer,
-        classifier_bias_initializer,
+        num_classes=150,
+        stages=(4,),
+        channels=512,
+        align_channels=512,
+        kernel_size=3,
+        concat_input=True,
+        hamburger=group_hamburger,
+        norm=GroupNorm,
+        dropout=0.1,
+        kernel_initializer=layers.fan_out_normal,
+        classifier_initializer=layers.small_normal,
+        classifier_bias_initializer=layers.zeros,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -146,24 +150,54 @@ class Head(keras.layers.Layer):
         return tf.concat([first, *resized], axis=-1) if resized else first
 
 
+class HamHead(Head):
+    """MMSegmentation's HamHead: as HamNet's with V1, group norm throughout, all updates
+    differentiated, and the features once more beside the result.
+
+    Arguments and defaults as of `Head`.
+    """
+
+
+class LightHamHead(HamHead):
+    """Light-Ham's: the features of stages 2 to 4 at stage 2's size, 1x1 convolutions.
+
+    Arguments as of `Head`.
+    """
+
+    def __init__(
+        self,
+        *,
+        stages=(2, 3, 4),
+        channels=256,
+        align_channels=256,
+        kernel_size=1,
+        concat_input=False,
+        **kwargs,
+    ):
+        super().__init__(
+            stages=stages,
+            channels=channels,
+            align_channels=align_channels,
+            kernel_size=kernel_size,
+            concat_input=concat_input,
+            **kwargs,
+        )
+
+
 class HamNetHead(Head):
     """HamNet's: 3x3 squeeze of the last features, Hamburger, 3x3 align, batch norm throughout.
 
-    Arguments as in `Head`. V2 is the version of the published VOC results.
+    Arguments as of `Head`. V2 is the version of the published VOC results.
     """
 
     def __init__(
         self,
         *,
         num_classes=21,
-        stages=(4,),
-        channels=512,
         align_channels=256,
-        kernel_size=3,
         concat_input=False,
         hamburger=HamburgerV2,
         norm=BatchNorm,
-        dropout=0.1,
         kernel_initializer=layers.fan_in_uniform,
         classifier_initializer=layers.fan_in_uniform,
         classifier_bias_initializer=layers.fan_in_uniform,
@@ -171,80 +205,13 @@ class HamNetHead(Head):
     ):
         super().__init__(
             num_classes=num_classes,
-            stages=stages,
-            channels=channels,
             align_channels=align_channels,
-            kernel_size=kernel_size,
             concat_input=concat_input,
             hamburger=hamburger,
             norm=norm,
-            dropout=dropout,
             kernel_initializer=kernel_initializer,
             classifier_initializer=classifier_initializer,
             classifier_bias_initializer=classifier_bias_initializer,
-            **kwargs,
-        )
-
-
-_group_hamburger = functools.partial(Hamburger, norm=GroupNorm, solve=decomposition.unrolled)
-
-
-class HamHead(Head):
-    """MMSegmentation's HamHead: as HamNet's with V1, group norm throughout, all updates
-    differentiated, and the features once more beside the result.
-
-    Arguments as in `Head`.
-    """
-
-    def __init__(
-        self,
-        *,
-        num_classes=150,
-        stages=(4,),
-        channels=512,
-        align_channels=512,
-        kernel_size=3,
-        concat_input=True,
-        hamburger=_group_hamburger,
-        norm=GroupNorm,
-        dropout=0.1,
-        kernel_initializer=layers.fan_out_normal,
-        classifier_initializer=layers.small_normal,
-        classifier_bias_initializer=layers.zeros,
-        **kwargs,
-    ):
-        super().__init__(
-            num_classes=num_classes,
-            stages=stages,
-            channels=channels,
-            align_channels=align_channels,
-            kernel_size=kernel_size,
-            concat_input=concat_input,
-            hamburger=hamburger,
-            norm=norm,
-            dropout=dropout,
-            kernel_initializer=kernel_initializer,
-            classifier_initializer=classifier_initializer,
-            classifier_bias_initializer=classifier_bias_initializer,
-            **kwargs,
-        )
-
-
-class LightHamHead(HamHead):
-    """Light-Ham's: the features of stages 2 to 4 at stage 2's size, 1x1 convolutions.
-
-    Arguments as in `Head`.
-    """
-
-    def __init__(
-        self, *, stages=(2, 3, 4), channels=256, align_channels=256, kernel_size=1, **kwargs
-    ):
-        kwargs.setdefault("concat_input", False)
-        super().__init__(
-            stages=stages,
-            channels=channels,
-            align_channels=align_channels,
-            kernel_size=kernel_size,
             **kwargs,
         )
 

@@ -7,11 +7,19 @@ import tensorflow as tf
 from hamgan import arrays as named_arrays
 from hamgan.run import checkpoints, contents, records
 from hamgan.run.folder import Folder
-from hamgan.segmentation import published, recordings, segmenter
+from hamgan.segmentation import (
+    evaluation,
+    experiment,
+    heads,
+    published,
+    recordings,
+    segmenter,
+)
 
 
 def configuration(part):
-    """The gin file of a network or, of a backbone alone, of the backbone in a network.
+    """The gin file of an experiment with a network or, of a backbone alone, with the backbone in a
+    network: what `segment.py evaluate` and `predict` begin with.
 
     Args:
       part: `published.Part`.
@@ -20,6 +28,7 @@ def configuration(part):
         part = published.Part(segmenter.Segmenter, dict(backbone=part))
     imports, bindings = set(), {}
     _write(part, imports, bindings)
+    _write_experiment(part, imports, bindings)
     return "\n".join(
         [
             "from __gin__ import dynamic_registration",
@@ -28,6 +37,21 @@ def configuration(part):
             "",
         ]
     )
+
+
+def _write_experiment(part, imports, bindings):
+    """The network as an experiment's, with the test that its family is published with."""
+    root = _gin_name(experiment.SegmentationExperiment, imports)
+    bindings[f"{root}.network"] = f"@{_gin_name(part.target, imports)}"
+    if part.settings.get("align_corners", True):
+        test = _gin_name(evaluation.HamNetTest, imports)
+        backbone = part.settings["backbone"].settings
+        bindings[f"{test}.stride"] = repr(backbone.get("output_stride", 8))
+    else:
+        test = _gin_name(evaluation.MMSegmentationTest, imports)
+        is_light = part.settings["head"].target is heads.LightHamHead
+        bindings[f"{test}.divisor"] = "32" if is_light else "None"
+    bindings[f"{root}.test"] = f"@{test}()"
 
 
 def _write(part, imports, bindings):

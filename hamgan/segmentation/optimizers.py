@@ -4,16 +4,19 @@ Keras's own optimizers differ where the published recipes show it: its SGD folds
 into the momentum, which matters while the rate changes, and its Adam adds epsilon to a root that
 isn't corrected yet.
 
-A group rule is a function variable -> `Group`; rules of the published systems are `hamnet_groups`
-and `mmsegmentation_groups`.
+A group rule is a function variable -> `Group`; rules of the published systems are `HamNetGroups`
+and `MMSegmentationGroups`.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import keras
 from keras import ops
+
+from hamgan import arguments
 
 WEIGHT, SCALE, BIAS = "weight", "scale", "bias"
 
@@ -22,6 +25,7 @@ _ROLES = {
     "kernel": WEIGHT,
     "depthwise_kernel": WEIGHT,
     "gamma": SCALE,
+    "gate": SCALE,
     "scale": SCALE,
     "coef_ham": SCALE,
     "coef_shortcut": SCALE,
@@ -60,59 +64,81 @@ def role_by_name(variable: keras.Variable) -> str:
     return _ROLES[name]
 
 
-def hamnet_groups(
-    *,
-    weight_decay: float = 1e-4,
-    bias_rate: float = 2.0,
-    role: Callable[[keras.Variable], str] = role_by_name,
-) -> GroupRule:
+@arguments.take(
+    weight_decay=arguments.number(0),
+    bias_rate=arguments.number(0),
+    role=arguments.function("@optimizers.role_by_name"),
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HamNetGroups:
     """HamNet's three groups: only convolutions' weights decay, biases learn at twice the rate.
 
-    Args:
-      weight_decay: of convolutions' weights.
-      bias_rate: factor of all biases' rate, batch norm's betas among them.
+    Attributes:
+      weight_decay: of weights.
+      bias_rate: of biases and batch norm's offsets.
       role: variable -> WEIGHT, SCALE or BIAS.
 
     Raises:
-      ValueError: from the rule, when `role` gives something else.
+      ValueError: a number out of range; when called, if `role` gives something else.
     """
-    groups = {WEIGHT: Group(1.0, weight_decay), SCALE: Group(), BIAS: Group(bias_rate, 0.0)}
 
-    def rule(variable):
-        of = role(variable)
+    weight_decay: float = 1e-4
+    bias_rate: float = 2.0
+    role: Callable[[keras.Variable], str] = role_by_name
+
+    def __post_init__(self):
+        arguments.check_fields(self)
+
+    def __call__(self, variable: keras.Variable) -> Group:
+        groups = {
+            WEIGHT: Group(1.0, self.weight_decay),
+            SCALE: Group(),
+            BIAS: Group(self.bias_rate, 0.0),
+        }
+        of = self.role(variable)
         if of not in groups:
             raise ValueError(f"role must give {', '.join(groups)}, got {of!r} for {variable.path}.")
         return groups[of]
 
-    return rule
+
+def path_of(variable: keras.Variable) -> str:
+    """A variable's path in its network."""
+    return variable.path
 
 
-def mmsegmentation_groups(
-    *,
-    weight_decay: float = 0.01,
-    multipliers: Mapping[str, tuple[float, float]] | None = None,
-    name: Callable[[keras.Variable], str] = lambda variable: variable.path,
-) -> GroupRule:
+@arguments.take(
+    weight_decay=arguments.number(0), name=arguments.function("@training.published_name")
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MMSegmentationGroups:
     """MMCV's rule: factors for variables whose published name contains a word.
 
-    Args:
+    Attributes:
       weight_decay: of variables without a factor: Light-Ham 0.01, HamNet+ 5e-4.
       multipliers: {word: (factor of the rate, factor of the decay)}; of several words in a name
         the longest counts, of equal length the first in the alphabet. None: Light-Ham's, no decay
         for names with `norm`, which are the backbone's norms; group norms of the head are called
         `gn` and decay. SegNeXt's adds {'head': (10, 1)}. HamNet+ has none: {}.
       name: variable -> its name in the published state dict.
+
+    Raises:
+      ValueError: a negative decay.
     """
-    multipliers = {"norm": (1.0, 0.0)} if multipliers is None else dict(multipliers)
-    words = sorted(sorted(multipliers), key=len, reverse=True)
 
-    def rule(variable):
-        published = name(variable)
+    weight_decay: float = 0.01
+    multipliers: Mapping[str, tuple[float, float]] | None = None
+    name: Callable[[keras.Variable], str] = path_of
+
+    def __post_init__(self):
+        arguments.check_fields(self)
+
+    def __call__(self, variable: keras.Variable) -> Group:
+        given = {"norm": (1.0, 0.0)} if self.multipliers is None else self.multipliers
+        words = sorted(sorted(given), key=len, reverse=True)
+        published = self.name(variable)
         word = next((word for word in words if word in published), None)
-        rate, decay = multipliers.get(word, (1.0, 1.0))
-        return Group(rate, decay * weight_decay)
-
-    return rule
+        rate, decay = given.get(word, (1.0, 1.0))
+        return Group(rate, decay * self.weight_decay)
 
 
 class _Grouped(keras.optimizers.Optimizer):
@@ -161,7 +187,7 @@ class SGD(_Grouped):
     ):
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}.")
-        super().__init__(learning_rate, groups=groups or hamnet_groups(), name=name)
+        super().__init__(learning_rate, groups=groups or HamNetGroups(), name=name)
         self.momentum = momentum
 
     def build(self, variables):
@@ -209,7 +235,7 @@ class AdamW(_Grouped):
                 raise ValueError(f"{argument} must be in [0, 1), got {value}.")
         if epsilon <= 0:
             raise ValueError(f"epsilon must be above 0, got {epsilon}.")
-        super().__init__(learning_rate, groups=groups or mmsegmentation_groups(), name=name)
+        super().__init__(learning_rate, groups=groups or MMSegmentationGroups(), name=name)
         self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
 
     def build(self, variables):

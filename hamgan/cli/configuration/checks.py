@@ -31,11 +31,7 @@ def check_names(gin_params):
                 )
             continue
         configurable = lookup.configurable(selector)
-        known = [
-            p.name
-            for p in inspect.signature(configurable).parameters.values()
-            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        ]
+        known = list(arguments.parameters_of(configurable))
         for name in bindings:
             if name not in [*known, "dtype", "name"]:
                 near = difflib.get_close_matches(name, known, 1)

@@ -19,7 +19,14 @@ _PARAM_HEADER = (
 
 
 def load_experiment(
-    *, gin_files=(), gin_params=(), model_dir=None, protocol=None, trusted_modules=()
+    *,
+    gin_files=(),
+    gin_params=(),
+    model_dir=None,
+    protocol=None,
+    trusted_modules=(),
+    root=experiment.Experiment,
+    header=_PARAM_HEADER,
 ):
     """Parses a configuration and builds the experiment from it.
 
@@ -30,6 +37,8 @@ def load_experiment(
       protocol: name of a file in configs/protocols, or a gin file, that is read after all others;
         None: none.
       trusted_modules: what the configuration in model_dir may name beside the project's parts.
+      root: constructor of the experiment.
+      header: statements that a gin_param may need, imports of what it may name.
 
     Raises:
       ValueError: no configuration, a file that isn't there, a name that nothing has, a value that
@@ -43,14 +52,12 @@ def load_experiment(
     if protocol:
         files = [*files, sources.protocol_file(protocol)]
     with sources.readable(files, gin_params):
-        gin.parse_config_files_and_bindings(
-            files, [*_PARAM_HEADER, *gin_params], finalize_config=True
-        )
+        gin.parse_config_files_and_bindings(files, [*header, *gin_params], finalize_config=True)
     checks.check_names(gin_params)
     checks.check_values()
     checks.check_protocol_name(gin_params)
-    reach.check_reach(files, gin_params, experiment.Experiment)
-    return gin.get_configurable(experiment.Experiment)()
+    reach.check_reach(files, gin_params, root)
+    return gin.get_configurable(root)()
 
 
 def load_constructor(constructor, text, *, gin_params=()):

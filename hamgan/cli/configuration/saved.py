@@ -1,17 +1,17 @@
 """The configuration that a run keeps as one file, and how another one differs from it."""
 
-import inspect
 import os
 
 import gin
 import tensorflow as tf
 
+from hamgan import arguments
 from hamgan.cli.configuration import lookup, sources, syntax
 from hamgan.run import records
 from hamgan.run.folder import Folder
 
 # Settings that say how long and how often, not what: a run may go on with others.
-_CHANGEABLE = ("loop.Schedule.", "protocol.", "sampling.")
+_CHANGEABLE = ("loop.Schedule.", "protocol.", "sampling.", "evaluation.")
 
 
 def _is_kept(path):
@@ -174,6 +174,6 @@ def _differs(name, before, now):
     configurable = lookup.configurable(selector.split("/")[-1]) if selector else None
     if configurable is None:  # a macro, or a setting of a part that only one side has
         return True
-    found = inspect.signature(configurable).parameters.get(parameter)
+    found = arguments.parameters_of(configurable).get(parameter)
     # Keras' own, `dtype` and `name`, are None where nobody gives them.
     return not _same(found.default if found else None, value)

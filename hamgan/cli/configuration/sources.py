@@ -11,8 +11,10 @@ from gin import config_parser
 
 from hamgan.cli.configuration import syntax
 
-# The folder that holds configs/.
-ROOT = str(pathlib.Path(__file__).resolve().parents[3])
+_PACKAGE = pathlib.Path(__file__).resolve().parents[2]
+# The folder that holds configs/: the package where it is installed (see setup.py), else the
+# checkout.
+ROOT = str(_PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent)
 
 
 @contextlib.contextmanager
@@ -86,8 +88,9 @@ def is_shipped(path):
 
 
 def find(file):
-    """The path of a --gin_file: as it stands, or among the shipped ones."""
-    for path in (file, os.path.join(ROOT, file)):
+    """The path of a --gin_file: as it stands, or among the shipped ones, by path or name."""
+    by_name = os.path.join(ROOT, "configs", f"{file}.gin")
+    for path in (file, os.path.join(ROOT, file), by_name):
         if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
             return path
     raise ValueError(f"There is no --gin_file={file}. Shipped: {shipped()}.")

@@ -24,6 +24,7 @@ _PARTS = (
     "hamgan.evaluation.protocol",
     "hamgan.evaluation.scores",
     "hamgan.segmentation",
+    "hamgan.timetable",
 )
 
 

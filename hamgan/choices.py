@@ -1,0 +1,12 @@
+"""What flags may say, for those who must know it before TensorFlow is there."""
+
+# What to compute on; see `hamgan.distribution`.
+ACCELERATORS = ("auto", "cpu", "gpu", "tpu")
+
+# Where checkpoints hold the generator's weights, and their exponential moving average.
+WEIGHTS = {"raw": "generator", "ema": "generator_ema"}
+
+# Where batch norm has its moments from; see `hamgan.sampling.batch_norm_named`.
+BATCH_NORMS = ("moving_averages", "standing_statistics", "batch")
+# And where nothing is said: training's moments belong to the weights that it had.
+BATCH_NORM_OF = {"raw": "moving_averages", "ema": "standing_statistics"}

@@ -1,0 +1,207 @@
+"""Explores a checkpoint: real images found again, or what a ham found in one image.
+
+    python scripts/explore.py --model_dir=runs/digits --data_dir=data --what=inversion --count=4
+    python scripts/explore.py --model_dir=runs/digits --what=inversion --image=three.png --class=3
+    python scripts/explore.py --model_dir=runs/digits --what=ham --class=3 --seed=7 --pixels=4:5,8:8
+    python scripts/explore.py --model_dir=runs/digits --what=ham --network=discriminator
+
+inversion  noise and class embedding that give real images back, by loss of pixels and of the
+           discriminator's features, Adam within Lookahead, from several starts: a strip over the
+           iterations, the real image last, with the error (root of the mean square, in [-1, 1])
+ham        the codes of an image's pixels as maps, the image without each base, by the number of
+           updates K and by other initial bases; numbers beside it as JSON
+
+Images are of the data set, its reference split, or one file of --image.
+"""
+
+import io
+import json
+import os
+import sys
+
+import numpy as np
+from absl import flags
+
+from hamgan import choices
+from hamgan.cli import common, lazily, paths
+
+with lazily.imports():
+    from hamgan import distribution, pictures, sampling, stateless
+    from hamgan.cli import configuration
+    from hamgan.data import pixels as decoding
+    from hamgan.drawing import choice
+    from hamgan.exploring import ham_view, inversion
+    from hamgan.run import checkpoints, class_names, contents, records
+
+FLAGS = flags.FLAGS
+
+
+def parse_pixels(texts):
+    """[(row, column)] of ['4:5']."""
+    try:
+        found = [tuple(int(part) for part in text.split(":")) for text in texts]
+        if any(len(pixel) != 2 for pixel in found):
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            f"--pixels must be ROW:COLUMN, several with commas, got {','.join(texts)!r}."
+        ) from None
+    return found
+
+
+def load(path, experiment):
+    """(generator, discriminator) of a checkpoint."""
+    generator, discriminator = experiment.generator(), experiment.discriminator()
+    sampling.restore(generator, path, weights=FLAGS.weights)
+    contents.restore(path, contents.network_variables("discriminator", discriminator), partial=True)
+    return generator, discriminator
+
+
+def main():
+    import tensorflow as tf
+
+    at = parse_pixels(FLAGS.pixels)
+    experiment = configuration.load_experiment(**common.configuration_flags())
+    path = checkpoints.find(FLAGS.model_dir, FLAGS.checkpoint)
+    strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
+    with tf.device(strategy.extended.worker_devices[0]):
+        generator, discriminator = load(path, experiment)
+        names = class_names.read(FLAGS.model_dir, generator.num_classes)
+        label = None
+        if FLAGS["class"].value is not None:
+            (label,) = choice.classes([FLAGS["class"].value], names)
+        if FLAGS.what == "ham":
+            look(path, generator, discriminator, label or 0, names, at)
+        else:
+            find(path, generator, discriminator, label, names, experiment)
+
+
+def _output(path, name):
+    folder = os.path.join(FLAGS.model_dir, "exploring")
+    return FLAGS.output or os.path.join(folder, f"{name}-{os.path.basename(path)}.png")
+
+
+def keys_of(count):
+    """Keys of samples from --seed on, as `sampling.Sampler` has them."""
+    parent = stateless.key(0, stateless.EVALUATION)
+    return stateless.example_keys(
+        stateless.fold(parent, stateless.GENERATOR_BASES), np.arange(FLAGS.seed, FLAGS.seed + count)
+    )
+
+
+def look(path, generator, discriminator, label, names, at):
+    """--what=ham."""
+    z, _, keys = stateless.generator_inputs(
+        stateless.key(0, stateless.EVALUATION),
+        np.array([FLAGS.seed]),
+        latent_dim=generator.latent_dim,
+        num_classes=generator.num_classes,
+    )
+    network, inputs = generator, z
+    if FLAGS.network == "discriminator":
+        network = discriminator
+        inputs = generator(z, np.array([label]), training=False, keys=keys)
+    found = ham_view.view(network, inputs, label, keys=keys)
+    output = _output(path, f"ham-{FLAGS.network}-{label}-seed{FLAGS.seed}")
+    title = f"{FLAGS.network}, {names[label]}, seed {FLAGS.seed}, {os.path.basename(path)}"
+    ham_view.draw(found, output, pixels=at, title=title)
+    numbers = os.path.splitext(output)[0] + ".json"
+    records.write_whole(numbers, json.dumps(ham_view.numbers(found, at), indent=1).encode())
+    print(f"{title}: {output}, {numbers}")
+
+
+def real_images(experiment, label):
+    """(images [N, S, S, 3], labels [N] or None) to be found again."""
+    if FLAGS.image:
+        dataset_size = experiment.generator().image_size
+        return decode_file(FLAGS.image, dataset_size), None if label is None else np.array([label])
+    dataset = experiment.dataset(data_dir=FLAGS.data_dir)
+    batches = dataset.reference_batches(batch_size=256).as_numpy_iterator()
+    images, labels = [], []
+    for batch in batches:
+        fits = np.ones(len(batch["label"]), bool) if label is None else batch["label"] == label
+        images.append(batch["image"][fits])
+        labels.append(batch["label"][fits])
+        if sum(map(len, images)) >= FLAGS.count:
+            break
+    return np.concatenate(images)[: FLAGS.count], np.concatenate(labels)[: FLAGS.count]
+
+
+def decode_file(path, size):
+    """The central square of an image file, as training has it: [1, size, size, 3] in [-1, 1]."""
+    import tensorflow as tf
+
+    with tf.io.gfile.GFile(path, "rb") as file:
+        image = tf.io.decode_image(file.read(), channels=3, expand_animations=False)
+    return decoding.preprocess(image, size)[None].numpy()
+
+
+def find(path, generator, discriminator, label, names, experiment):
+    """--what=inversion."""
+    images, labels = real_images(experiment, label)
+    found = inversion.invert(
+        generator,
+        images,
+        keys=keys_of(len(images)).numpy(),
+        labels=labels,
+        discriminator=discriminator if FLAGS.feature_weight else None,
+        feature_weight=FLAGS.feature_weight,
+        starts=FLAGS.starts,
+        steps=FLAGS.steps,
+        learning_rate=FLAGS.learning_rate,
+        seed=FLAGS.seed,
+    )
+    table = np.concatenate([found.strip, images[:, None]], axis=1)
+    words = [
+        f"{'' if labels is None else names[labels[i]] + ': '}error {error:.3f}"
+        for i, error in enumerate(found.pixel_error)
+    ]
+    output = _output(path, "inversion")
+    pictures.save_grid(
+        output,
+        table.reshape(-1, *images.shape[1:]),
+        columns=table.shape[1],
+        row_labels=words,
+        title=f"steps {', '.join(map(str, found.steps))}; the real image",
+    )
+    arrays = os.path.splitext(output)[0] + ".npz"
+    buffer = io.BytesIO()
+    np.savez(buffer, **{k: v for k, v in found._asdict().items() if k != "strip"})
+    records.write_whole(arrays, buffer.getvalue())
+    print(
+        f"{len(images)} images found again: pixels' error {found.pixel_error.mean():.3f} "
+        f"(root of the mean square, of a range of 2), features' {found.feature_error.mean():.3f} "
+        f"of their length; {output}, {arrays}"
+    )
+
+
+def define_flags():
+    """Defines the flags of the command."""
+    common.define_flags()
+    paths.define_path(
+        "checkpoint",
+        None,
+        "A checkpoint of the run: ckpt-1000, best, latest, or a path; default: the newest.",
+    )
+    flags.DEFINE_enum("what", "ham", ["ham", "inversion"], "What to look at.")
+    flags.DEFINE_enum("weights", "raw", [*choices.WEIGHTS], "The generator's weights.")
+    flags.DEFINE_string("class", None, "A class by its name, or #3 by its number.")
+    flags.DEFINE_integer("seed", 0, "ham: of the sample. inversion: of what it begins with.", 0)
+    flags.DEFINE_enum("network", "generator", ["generator", "discriminator"], "ham: whose.")
+    flags.DEFINE_list("pixels", [], "ham: pixels of the map to show the codes of, ROW:COLUMN.")
+    paths.define_path("image", None, "inversion: an image file; default: images of the data set.")
+    flags.DEFINE_integer("count", 4, "inversion: images of the data set.", 1)
+    flags.DEFINE_integer("starts", 4, "inversion: draws of noise to begin with.", 1)
+    flags.DEFINE_integer("steps", 300, "inversion: of Adam.", 1)
+    flags.DEFINE_float("learning_rate", 0.05, "inversion: of Adam.", 0)
+    flags.DEFINE_float(
+        "feature_weight", 1.0, "inversion: of the discriminator's features; 0: pixels alone.", 0
+    )
+    paths.define_path("output", None, "PNG file; default: in exploring/ of model_dir.")
+
+
+def run():
+    """The command."""
+    define_flags()
+    common.show_in_help(sys.modules[__name__], common)
+    common.run(main)

@@ -1,0 +1,78 @@
+"""Scores a segmentation checkpoint: IoU of each class, their mean, a picture of the confusion.
+
+    python scripts/segment.py evaluate --model_dir=runs/segment_digits --data_dir=data
+    python scripts/segment.py evaluate --model_dir=runs/segment_digits --data_dir=data \\
+        --checkpoint=best --multi_scale
+
+The record goes into metrics.jsonl of the run, the picture into confusion/. --multi_scale adds up
+the passes over all scales and mirror images that the published results were made with.
+"""
+
+import json
+
+from absl import flags
+
+from hamgan import distribution
+from hamgan.cli import paths, segment_common
+from hamgan.evaluation import report
+from hamgan.evaluation.scores import MEAN_IOU
+from hamgan.run import checkpoints, contents, records
+from hamgan.run.folder import Folder
+from hamgan.run.log import Log
+from hamgan.segmentation import evaluation, experiment
+
+FLAGS = flags.FLAGS
+
+
+def restored(experiment, strategy):
+    """(network with a checkpoint's weights, the checkpoint's path) by the flags."""
+    path = checkpoints.find(
+        FLAGS.model_dir, FLAGS.checkpoint, score=MEAN_IOU.name, better=MEAN_IOU.better
+    )
+    with strategy.scope():
+        network = experiment.network()
+    contents.restore(path, contents.network_variables("network", network), partial=True)
+    return network, path
+
+
+def main():
+    parts = segment_common.load()
+    strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
+    dataset = parts.dataset(data_dir=FLAGS.data_dir)
+    split = FLAGS.split or dataset.test_split
+    dataset.check_files(split)
+    network, path = restored(parts, strategy)
+    experiment.check_classes(network, dataset)
+    model_dir = FLAGS.model_dir if checkpoints.is_of_run(FLAGS.model_dir, path) else None
+    evaluator = evaluation.Evaluator(
+        network=network,
+        dataset=dataset,
+        test=parts.test,
+        model_dir=model_dir,
+        multi_scale=FLAGS.multi_scale,
+        split=split,
+    )
+    record = evaluator.evaluate(checkpoint=path, step=contents.step_in(path))
+    print(evaluation.in_words(record))
+    if FLAGS.json:
+        records.write_whole(FLAGS.json, json.dumps(records.plain_record(record), indent=1).encode())
+    if model_dir is not None:
+        Log(model_dir).write(record)
+        print(f"Record: {Folder(model_dir).metrics}")
+        print(f"Picture: {Folder(model_dir).confusion(record['step'])}")
+        print(f"Report: {report.write_report(model_dir)}")
+
+
+def define_checkpoint():
+    """Defines the flags that choose weights and test."""
+    paths.define_path(
+        "checkpoint", None, "Path or name (ckpt-1000, best) of a checkpoint; default: the newest."
+    )
+    flags.DEFINE_bool("multi_scale", False, "All scales and mirror images, as published.")
+
+
+def define_flags():
+    """Defines the flags of an evaluation, beside those of a run."""
+    define_checkpoint()
+    flags.DEFINE_string("split", None, "Split to score by; default: data.SegmentationDataset's.")
+    paths.define_path("json", None, "A file for the record alone.")

@@ -1,0 +1,125 @@
+"""Segments photographs: a PNG of class indices for each, and the classes over the image.
+
+    python scripts/segment.py predict --model_dir=runs/hamnet --images=photos --output=predicted
+    python scripts/segment.py predict --model_dir=runs/hamnet --images=VOCtest/JPEGImages \\
+        --list=test.txt --multi_scale --submission=voc.tar
+
+Writes OUTPUT/<name>.png, 8 bits with VOC's palette, whose pixels are the classes' numbers, and
+OUTPUT/overlays/<name>.png. --submission also writes what VOC's test server takes: a tar of these
+PNGs as results/VOC2012/Segmentation/comp6_test_cls/<name>.png.
+"""
+
+import io
+import os
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from hamgan import distribution
+from hamgan.cli import paths, segment_common, segment_evaluate
+from hamgan.run import records
+from hamgan.run.folder import Folder
+from hamgan.run.log import SCREEN
+from hamgan.segmentation import evaluation, palette
+
+FLAGS = flags.FLAGS
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def find_images(places, names=None):
+    """{name: path} of images: files, and folders of them.
+
+    Args:
+      places: paths of files and folders.
+      names: of the images that are wanted, without endings; None: all.
+
+    Raises:
+      ValueError: a place or a name that isn't there, two images of one name, or none at all.
+    """
+    found = {}
+    for place in places:
+        if not tf.io.gfile.exists(place):
+            raise ValueError(f"There is no --images={place}.")
+        files = [place]
+        if tf.io.gfile.isdir(place):
+            files = [os.path.join(place, name) for name in sorted(tf.io.gfile.listdir(place))]
+            files = [path for path in files if path.lower().endswith(SUFFIXES)]
+        for path in files:
+            name = os.path.splitext(os.path.basename(path))[0]
+            if name in found:
+                raise ValueError(f"Two images are called {name}: {found[name]} and {path}.")
+            found[name] = path
+    if names is not None:
+        missing = [name for name in names if name not in found]
+        if missing:
+            raise ValueError(
+                f"--list names {len(missing)} images that aren't in --images, the first of them "
+                f"{missing[0]}."
+            )
+        found = {name: found[name] for name in names}
+    if not found:
+        raise ValueError(f"--images has none that ends in {', '.join(SUFFIXES)}: {places}.")
+    return found
+
+
+def read(path):
+    """An image's pixels, uint8 [h, w, 3].
+
+    Raises:
+      ValueError: it can't be read as an image; names the file.
+    """
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file, Image.open(io.BytesIO(file.read())) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+        raise ValueError(f"{path} can't be read as an image: {error}") from None
+
+
+def main():
+    parts = segment_common.load()
+    names = None
+    if FLAGS.list:
+        with tf.io.gfile.GFile(FLAGS.list) as file:
+            names = file.read().split()
+    images = find_images(FLAGS.images, names)
+    strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
+    network, path = segment_evaluate.restored(parts, strategy)
+    output = FLAGS.output or os.path.join(
+        Folder(FLAGS.model_dir).predictions, os.path.basename(path)
+    )
+    predict = evaluation.Predictor(network, parts.test, multi_scale=FLAGS.multi_scale)
+
+    def predictions():
+        for number, (name, place) in enumerate(tqdm(images.items(), unit="image", file=SCREEN)):
+            image = read(place)
+            indices = predict(image, number)
+            palette.write_png(os.path.join(output, f"{name}.png"), indices, palette.voc_palette())
+            if FLAGS.overlays:
+                buffer = io.BytesIO()
+                over = palette.overlay(image, indices, opacity=FLAGS.opacity)
+                Image.fromarray(over).save(buffer, format="PNG")
+                place = os.path.join(output, "overlays", f"{name}.png")
+                records.write_whole(place, buffer.getvalue())
+            yield name, indices
+
+    if FLAGS.submission:
+        count = palette.write_voc_submission(FLAGS.submission, predictions())
+        print(f"Submission: {FLAGS.submission}")
+    else:
+        count = sum(1 for _ in predictions())
+    print(f"{count} predictions of {path}: {output}")
+
+
+def define_flags():
+    """Defines the flags of a prediction, beside those of a run."""
+    segment_evaluate.define_checkpoint()
+    paths.define_paths("images", "An image, or a folder of them. May be repeated.")
+    flags.mark_flag_as_required("images")
+    paths.define_path("list", None, "A file with the images' names, without endings: these alone.")
+    paths.define_path("output", None, "Folder to write to; default: predictions/ in model_dir.")
+    paths.define_path("submission", None, "A tar file for VOC's test server.")
+    flags.DEFINE_bool("overlays", True, "Write the classes over the images too.")
+    flags.DEFINE_float("opacity", 0.5, "Of the overlays.", lower_bound=0, upper_bound=1)

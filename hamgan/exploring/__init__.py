@@ -1,0 +1,1 @@
+"""What a trained network has learned: real images found again, and the parts of a ham."""

@@ -1,0 +1,137 @@
+"""What an installation brings: commands, and the shipped configurations by name."""
+
+import configparser
+import importlib
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from hamgan.cli.configuration import sources
+
+ROOT = pathlib.Path(__file__).parent.parent
+COMMANDS = "train evaluate sample export explore doctor inspect segment prepare".split()
+_HELP = """
+import runpy, sys
+sys.argv = {arguments!r}
+try:
+    runpy.run_path({script!r}, run_name="__main__")
+finally:
+    print("\\nwith" if "tensorflow" in sys.modules else "\\nwithout", "TensorFlow")
+"""
+
+
+def run(code, *, path=ROOT, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(path)},
+    )
+
+
+@pytest.mark.parametrize(
+    "script, arguments, words",
+    [
+        ("train", ["--help"], "python scripts/train.py --gin_file=configs/digits.gin"),
+        ("train", ["--modle_dir=x"], "Did you mean: model_dir"),
+        ("evaluate", ["--help"], "--protocol"),
+        ("sample", ["--help"], "--per_class"),
+        ("export", ["--help"], "--formats"),
+        ("export", ["--model_dir=x", "--weights=best"], "should be one of"),
+        ("explore", ["--help"], "--starts"),
+        ("inspect_ham", ["--help"], "--network"),
+        ("doctor", ["--help"], "--steps_per_second"),
+        ("doctor", ["--model_dir=x", "--quik"], "quik"),
+        ("segment", ["import", "--help"], "--verify"),
+    ],
+)
+def test_help_and_wrong_flags_are_answered_without_tensorflow(script, arguments, words):
+    path = str(ROOT / "scripts" / f"{script}.py")
+    result = run(_HELP.format(script=path, arguments=[path, *arguments]))
+    assert words in result.stdout + result.stderr
+    assert "\nwithout TensorFlow" in result.stdout
+
+
+def test_layers_come_with_the_package_when_asked_for():
+    code = (
+        "import sys, hamgan; assert 'tensorflow' not in sys.modules; "
+        "from hamgan import Hamburger; print(Hamburger.__module__, 'tensorflow' in sys.modules)"
+    )
+    assert run(code).stdout.split() == ["hamgan.context.hamburger", "True"]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The folder that an installation would copy, and the one of its metadata."""
+    source, target = (tmp_path_factory.mktemp(name) for name in ("source", "built"))
+    for name in ("hamgan", "data_prep", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+        shutil.copy(ROOT / name, source)
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_py", f"--build-lib={target}"]
+        + ["egg_info", f"--egg-base={target}"],
+        cwd=source,
+        check=True,
+        timeout=120,
+    )
+    return target
+
+
+def test_an_installation_finds_configurations_by_name(built, tmp_path):
+    assert {p.name for p in (built / "hamgan" / "configs").rglob("*.gin")} == {
+        p.name for p in (ROOT / "configs").rglob("*.gin")
+    }
+    code = (
+        "from hamgan.cli import configuration; "
+        "from hamgan.cli.configuration import sources; "
+        "e = configuration.load_experiment(gin_files=['digits_ylg'], protocol='paper'); "
+        "print(sources.find('hamgan_strong')); print(e.schedule.num_steps, e.protocol.name)"
+    )
+    lines = run(code, path=built, cwd=tmp_path).stdout.splitlines()
+    assert lines == [str(built / "hamgan" / "configs" / "hamgan_strong.gin"), "1000 paper"]
+
+
+def test_commands_are_there(built):
+    file = configparser.ConfigParser()
+    file.read(built / "hamgan.egg-info" / "entry_points.txt")
+    commands = dict(file["console_scripts"])
+    assert {f"hamgan-{name}" for name in COMMANDS} <= set(commands)
+    for target in commands.values():
+        module, function = target.split(":")
+        assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_metadata_is_complete(built):
+    text = (built / "hamgan.egg-info" / "PKG-INFO").read_text()
+    import hamgan
+
+    assert f"Version: {hamgan.__version__}\n" in text
+    for line in ("Summary: ", "Classifier: ", "Project-URL: ", "License: Apache-2.0", "# HamGAN"):
+        assert line in text
+
+
+def test_a_configuration_is_found_by_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert sources.find("digits") == sources.find("configs/digits.gin")
+    assert sources.find("digits") == str(ROOT / "configs" / "digits.gin")
+    (tmp_path / "digits").mkdir()  # a folder of this name isn't meant
+    assert sources.find("digits") == str(ROOT / "configs" / "digits.gin")
+    (tmp_path / "mine.gin").write_text("")
+    assert sources.find("mine.gin") == "mine.gin"
+    with pytest.raises(ValueError, match="There is no --gin_file=mine. Shipped: "):
+        sources.find("mine")
+
+
+def test_prepare_knows_its_jobs():
+    code = "import sys; from data_prep import commands; sys.argv = ['x', {!r}]; commands.run()"
+    assert "imagenet" in run(code.format("--help")).stdout
+    result = run(code.format("fodler"))
+    assert "The job must be one of" in result.stderr and "fodler" in result.stderr
+    assert result.returncode != 0
