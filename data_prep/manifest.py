@@ -60,10 +60,10 @@ def write(
 def describe_enlarged(folder: str, size: int) -> str | None:
     """What is to be said of small images in a data set; None: nothing."""
     found = prepared.enlarged(folder)
-    if not found or not found.count:
+    if not found or not found.number:
         return None
     return (
-        f"{found.count:,} of {found.images:,} images are smaller than {size} x {size} and were "
+        f"{found.number:,} of {found.images:,} images are smaller than {size} x {size} and were "
         f"enlarged; the smallest is {found.smallest} (shorter side: {found.side}). Leave such "
         f"images out with --min_side={size} and another --name, or take a smaller --size."
     )

@@ -33,7 +33,7 @@ def test_small_images_are_counted_and_the_smallest_named(tmp_path):
 
 def test_nothing_is_said_where_none_is_small(tmp_path):
     folder, _ = pack_tree(small_tree(tmp_path / "tree"), tmp_path / "data")
-    assert prepared.enlarged(folder).count == 0
+    assert prepared.enlarged(folder).number == 0
     assert manifest.describe_enlarged(folder, 8) is None
 
 

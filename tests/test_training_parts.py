@@ -142,7 +142,7 @@ def test_ema_on_two_replicas_equals_one_device(in_graph):
             dict(microbatches=3),
             (
                 r"microbatches \(3\) must divide the batch of a replica "
-                r"\(8: batch_size 8 on 1 replicas\)"
+                r"\(8: batch_size 8, 1 replicas\)"
             ),
         ),
         (dict(microbatches=0), r"microbatches \(0\) must divide"),

@@ -269,7 +269,7 @@ def small(dataset, sizes, *, number):
         found = prepared.enlarged(os.path.dirname(paths[0]))
         if found is None:
             return skip("its packing didn't count them; packed again, it would")
-        count, smallest = found.count, f"{found.smallest} (shorter side: {found.side})"
+        count, smallest = found.number, f"{found.smallest} (shorter side: {found.side})"
         what = f"{count:,} of {found.images:,} images were smaller than {side} x {side}"
     else:
         height, width = dataset.stored_shape

@@ -1,5 +1,6 @@
 """The order of the training stream: a function of (seed, epoch, position in the epoch) alone."""
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -76,9 +77,9 @@ def shuffled(
     first_epoch, skipped = divmod(start, num_examples)
     needed = np.full(num_files, True)
     if skipped and read is not numbers_of:
-        order = dict(seed=seed, start=start, shuffle_buffer=shuffle_buffer, flip=flip)
-        rest = shuffled(files, read=numbers_of, **order).take(num_examples - skipped)
-        needed = _files_of(rest, files)
+        again = functools.partial(shuffled, files, seed=seed, start=start, flip=flip)
+        rest = again(read=numbers_of, shuffle_buffer=shuffle_buffer)
+        needed = _files_of(rest.take(num_examples - skipped), files)
 
     # Threads cost more than numbers do.
     parallel = (

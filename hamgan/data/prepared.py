@@ -16,13 +16,13 @@ class Enlarged(NamedTuple):
     """Images of a packed data set that were smaller than its squares.
 
     Attributes:
-      count: how many.
+      number: how many.
       images: of how many in all.
       smallest: the name of the smallest; None where there is none.
       side: its shorter side in pixels.
     """
 
-    count: int
+    number: int
     images: int
     smallest: str | None
     side: int | None

@@ -268,8 +268,8 @@ def load_or_build(
         return load(protocol.reference_folder, wanted)
     places = [place for place in (cache_dir, spare_dir) if place]
     for place in places if cache_dir else ():
-        if is_built(folder := folder_of(place, wanted)):
-            return load(folder, wanted)
+        if is_built(built := folder_of(place, wanted)):
+            return load(built, wanted)
     if cache_dir and (earlier := _of_earlier_version(dataset, cache_dir, wanted)):
         return load(earlier, wanted)
     share = share or shards.Share()

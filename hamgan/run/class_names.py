@@ -26,12 +26,12 @@ def read(model_dir: str, num_classes: int) -> list[str]:
     return names if len(names) == num_classes else numbers
 
 
-def _line_of(name):
+def _line_of(name: str) -> str:
     """A name as a line: as it is, or as a JSON string where it couldn't be read back."""
     return json.dumps(name) if "\n" in name or name.startswith('"') else name
 
 
-def _name_of(line):
+def _name_of(line: str) -> str:
     if not line.startswith('"'):
         return line
     try:
