@@ -369,11 +369,9 @@ class _Run:
                 self.collapsed_by_score(score)
 
     def is_to_be_evaluated(self):
-        description = getattr(self.evaluator, "description", {})
+        fingerprint = getattr(self.evaluator, "description", {}).get("fingerprint")
         return self.saved_step == self.step and not self.log.history().is_evaluated(
-            step=self.step,
-            digest=contents.digest(self.path),
-            fingerprint=description.get("fingerprint"),
+            step=self.step, digest=contents.digest(self.path), fingerprint=fingerprint
         )
 
     def draw_grid(self, path, *, title=None):
