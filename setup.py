@@ -70,7 +70,9 @@ setup(
         "console_scripts": [
             *(
                 f"hamgan-{name} = hamgan.cli.commands:{name}"
-                for name in "train evaluate sample export explore doctor inspect segment".split()
+                for name in (
+                    "train evaluate sample export explore sweep doctor inspect segment"
+                ).split()
             ),
             "hamgan-prepare = data_prep.commands:run",
         ]

@@ -13,7 +13,7 @@ import pytest
 from hamgan.cli.configuration import sources
 
 ROOT = pathlib.Path(__file__).parent.parent
-COMMANDS = "train evaluate sample export explore doctor inspect segment prepare".split()
+COMMANDS = "train evaluate sample export explore sweep doctor inspect segment prepare".split()
 _HELP = """
 import runpy, sys
 sys.argv = {arguments!r}
