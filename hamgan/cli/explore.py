@@ -51,7 +51,8 @@ def parse_pixels(texts):
 def load(path, experiment):
     """(generator, discriminator) of a checkpoint."""
     generator, discriminator = experiment.generator(), experiment.discriminator()
-    sampling.restore(generator, path, weights=FLAGS.weights)
+    weights = FLAGS.weights or experiment.protocol.weights
+    sampling.restore(generator, path, weights=weights)
     contents.restore(path, contents.network_variables("discriminator", discriminator), partial=True)
     return generator, discriminator
 
@@ -185,7 +186,7 @@ def define_flags():
         "A checkpoint of the run: ckpt-1000, best, latest, or a path; default: the newest.",
     )
     flags.DEFINE_enum("what", "ham", ["ham", "inversion"], "What to look at.")
-    flags.DEFINE_enum("weights", "raw", [*choices.WEIGHTS], "The generator's weights.")
+    flags.DEFINE_enum("weights", None, [*choices.WEIGHTS], "Default: what the run is scored by.")
     flags.DEFINE_string("class", None, "A class by its name, or #3 by its number.")
     flags.DEFINE_integer("seed", 0, "ham: of the sample. inversion: of what it begins with.", 0)
     flags.DEFINE_enum("network", "generator", ["generator", "discriminator"], "ham: whose.")

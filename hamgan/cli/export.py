@@ -35,10 +35,11 @@ FLAGS = flags.FLAGS
 
 def main():
     path = checkpoints.find(FLAGS.model_dir, FLAGS.checkpoint)
-    name = os.path.basename(path) + ("-ema" if FLAGS.weights == "ema" else "")
+    experiment = configuration.load_experiment(**common.configuration_flags())
+    weights = FLAGS.weights or experiment.protocol.weights
+    name = os.path.basename(path) + ("-ema" if weights == "ema" else "")
     output = FLAGS.output or os.path.join(FLAGS.model_dir, "export", name)
     bundle.check_formats(FLAGS.formats, output)
-    experiment = configuration.load_experiment(**common.configuration_flags())
     strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
     with strategy.scope():
         generator, discriminator = experiment.generator(), None
@@ -47,18 +48,18 @@ def main():
             contents.restore(
                 path, contents.network_variables("discriminator", discriminator), partial=True
             )
-    sampling.restore(generator, path, weights=FLAGS.weights)
+    sampling.restore(generator, path, weights=weights)
     sampler = sampling.Sampler(
         generator,
         strategy=strategy,
         batch_size=16 * strategy.num_replicas_in_sync,
         seed=FLAGS.seed,
     )
-    moments = FLAGS.batch_norm or choices.BATCH_NORM_OF[FLAGS.weights]
+    moments = FLAGS.batch_norm or choices.BATCH_NORM_OF[weights]
     facts = {
         "checkpoint": f"{os.path.basename(path)}, step {contents.step_in(path)}, "
         f"digest {contents.digest(path)}",
-        "weights": FLAGS.weights,
+        "weights": weights,
         "batch norm": moments.replace("_", " "),
         "image size": str(generator.image_size),
         "classes": str(generator.num_classes),
@@ -79,7 +80,7 @@ def main():
     exported.write(FLAGS.formats, about=json.dumps(facts))
     if "card" in FLAGS.formats:
         exported.write_card(
-            FLAGS.model_dir, path, weights=FLAGS.weights, facts=facts, licence=FLAGS.license
+            FLAGS.model_dir, path, weights=weights, facts=facts, licence=FLAGS.license
         )
 
 
@@ -95,7 +96,10 @@ def define_flags():
         "formats", ["saved_model", "keras", "card"], "Of saved_model, keras, onnx, card."
     )
     flags.DEFINE_enum(
-        "weights", "raw", [*choices.WEIGHTS], "The weights themselves, or their moving average."
+        "weights",
+        None,
+        [*choices.WEIGHTS],
+        "The weights themselves, or their moving average; default: what the run is scored by.",
     )
     flags.DEFINE_enum(
         "batch_norm",

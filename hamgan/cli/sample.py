@@ -69,7 +69,10 @@ def define_choice_flags():
     )
     flags.DEFINE_integer("seed", 0, "Seed of the noise: another one gives other seeds' images.")
     flags.DEFINE_enum(
-        "weights", "raw", [*choices.WEIGHTS], "The weights themselves, or their moving average."
+        "weights",
+        None,
+        [*choices.WEIGHTS],
+        "The weights themselves, or their moving average; default: what the run is scored by.",
     )
     flags.DEFINE_enum(
         "batch_norm",

@@ -32,7 +32,7 @@ class Request:
     seeds: list[str] | None = None
     count: int | None = None
     seed: int = 0
-    weights: str = "raw"
+    weights: str | None = None
     batch_norm: str | None = None
     truncation: list[str] | None = None
     psi: list[str] | None = None
@@ -121,7 +121,8 @@ class Drawing:
     """
 
     def __init__(self, request, experiment, *, changed=None):
-        self.request = request
+        weights = request.weights or experiment.protocol.weights
+        self.request = request = dataclasses.replace(request, weights=weights)
         self.experiment = experiment
         self._changed = changed
         self.checkpoint = checkpoints.find(request.model_dir, request.checkpoint)
