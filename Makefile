@@ -1,5 +1,5 @@
 # make demo   trains, evaluates and draws handwritten digits      make test      lints and runs the tests
-# make compare  five context modules on the digits, three seeds each   make test-all  the slow tests too
+# make sweep-demo  d, r and K on the digits, three seeds each            make test-all  the slow tests too
 # make segment-demo   the same for segmentation       make segment-heads  its heads, three seeds each
 # make clean  removes .venv and what the demo made
 
@@ -21,7 +21,7 @@ TRAIN_FLAGS ?=
 # Without TensorFlow's C++ log: on a machine without a GPU it begins with CUDA errors. What matters is raised in Python.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo compare segment-demo segment-heads test test-all test-tpu-wheel lint format clean
+.PHONY: demo sweep-demo segment-demo segment-heads test test-all test-tpu-wheel lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python data_prep/digits.py --data_dir=$(DATA_DIR)
@@ -30,13 +30,11 @@ demo: $(VENV)/installed
 	$(BIN)/python scripts/sample.py --model_dir=$(MODEL_DIR) --per_class=100 --output=$(MODEL_DIR)/samples.npz
 	$(BIN)/python data_prep/digits_recognition.py --model_dir=$(MODEL_DIR) --data_dir=$(DATA_DIR)
 
-# All modules at 16x16: YLG's dense scores for eight heads at 32x32 take 2 seconds a step and 7 GB.
-compare: $(VENV)/installed
+sweep-demo: $(VENV)/installed-sweep
 	$(BIN)/python data_prep/digits.py --data_dir=$(DATA_DIR)
 	$(BIN)/python data_prep/digits_features.py --data_dir=$(DATA_DIR)
-	$(BIN)/python scripts/compare.py --data_dir=$(DATA_DIR) --output_dir=runs/compare \
-		--gin_param="loop.Schedule.num_steps = 400" --gin_param="loop.Schedule.evaluate_every = 100" \
-		--gin_param="networks.Generator.context_resolution = 16"
+	$(BIN)/python scripts/sweep.py --sweep=configs/sweeps/digits.gin --data_dir=$(DATA_DIR) \
+		--output_dir=runs/sweep_demo --workers=2
 
 segment-demo: $(VENV)/installed
 	$(BIN)/python data_prep/segment_digits.py --data_dir=$(DATA_DIR)
@@ -88,17 +86,22 @@ $(VENV)/bin/python:
 	.venv-tpu/bin/pip install --quiet --no-deps -r requirements-tpu-$$version.lock
 	.venv-tpu/bin/pip install --quiet --no-deps -e .
 	@# What the tests need; none of it asks for TensorFlow.
-	.venv-tpu/bin/pip install --quiet hypothesis packaging pot prdc pytest pytest-xdist
+	.venv-tpu/bin/pip install --quiet hypothesis packaging pot prdc pytest pytest-xdist optuna sqlalchemy \
+		"psycopg[binary]"
 	touch $@
 
 $(VENV)/installed: setup.py | $(VENV)/bin/python
 	$(PIP) --editable .
 	touch $@
 
-$(VENV)/installed-test: setup.py | $(VENV)/bin/python
-	$(PIP) --editable .[test]
+$(VENV)/installed-sweep: setup.py | $(VENV)/bin/python
+	$(PIP) --editable .[sweep]
 	touch $@ $(VENV)/installed
 
+$(VENV)/installed-test: setup.py | $(VENV)/bin/python
+	$(PIP) --editable .[test]
+	touch $@ $(VENV)/installed $(VENV)/installed-sweep
+
 clean:
-	rm -rf .venv .venv-2.21 .venv-tpu $(DATA_DIR)/digits $(DATA_DIR)/digits_features runs/digits \
+	rm -rf .venv .venv-2.21 .venv-tpu $(DATA_DIR)/digits $(DATA_DIR)/digits_features runs/digits runs/sweep_demo \
 		$(DATA_DIR)/segment_digits runs/segment_digits

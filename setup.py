@@ -30,6 +30,13 @@ class BuildWithConfigurations(build_py):
             self.copy_file(path, target)
 
 
+SWEEP = [
+    "optuna>=5,<6",
+    # What Optuna keeps studies in; PostgreSQL by psycopg, with its library in the wheel.
+    "sqlalchemy>=2",
+    "psycopg[binary]>=3.2",
+]
+
 setup(
     name="hamgan",
     version=VERSION,
@@ -63,7 +70,9 @@ setup(
         "console_scripts": [
             *(
                 f"hamgan-{name} = hamgan.cli.commands:{name}"
-                for name in "train evaluate sample export explore doctor inspect segment".split()
+                for name in (
+                    "train evaluate sample export explore sweep doctor inspect segment"
+                ).split()
             ),
             "hamgan-prepare = data_prep.commands:run",
         ]
@@ -112,9 +121,12 @@ setup(
         "onnx": ["onnx", "onnxruntime", "tf2onnx>=1.17"],
         # Films as MP4.
         "video": ["av", "imageio"],
+        # scripts/sweep.py. 5 is the first with RetryHeartbeatStaleTrialCallback's name.
+        "sweep": SWEEP,
         # Reads published segmentation weights (scripts/segment.py import); .npz needs none.
         "torch": ["torch"],
         "test": [
+            *SWEEP,
             # Inputs that nobody thought of (tests/test_layer_use.py).
             "hypothesis",
             # One version, so that it finds the same everywhere.

@@ -9,6 +9,7 @@ Jobs:
     imagenet         ImageNet from its archives
     pack             a TFDS data set as squares of one size
     segmentation     images with maps of classes
+    segment_digits   scenes of digits with maps, for the demo of segmentation
 
 `hamgan-prepare JOB --help` shows a job's flags.
 """
@@ -18,7 +19,7 @@ import sys
 
 from hamgan.cli import streams
 
-JOBS = ("digits", "digits_features", "folder", "imagenet", "pack", "segmentation")
+JOBS = ("digits", "digits_features", "folder", "imagenet", "pack", "segmentation", "segment_digits")
 
 
 def run():

@@ -192,6 +192,7 @@ class _Run:
             # A run saves no such checkpoint; one may come from elsewhere.
             if name := contents.first_not_finite(self.variables):
                 self.roll_back(f"{name} isn't finite in {self.path}.", first_bad=name)
+        self.log.show_configuration(self.step)
         # Of a run that goes on too: it may have ended between a checkpoint and its evaluation.
         self.sample_and_evaluate()
         while not self.is_to_stop() and self.step < self.schedule.num_steps:
@@ -347,7 +348,9 @@ class _Run:
 
     def sample_and_evaluate(self):
         if self.is_due(self.schedule.sample_every):
-            images = self.draw_grid(self.folder.grid(self.step), title=f"step {self.step:,}")
+            path = self.folder.grid(self.step)
+            images = self.draw_grid(path, title=f"step {self.step:,}")
+            self.log.show_picture(self.step, path)
             if self.step and self.has_collapsed(self.signs.in_images(images)):
                 return
         if (
@@ -366,11 +369,9 @@ class _Run:
                 self.collapsed_by_score(score)
 
     def is_to_be_evaluated(self):
-        description = getattr(self.evaluator, "description", {})
+        fingerprint = getattr(self.evaluator, "description", {}).get("fingerprint")
         return self.saved_step == self.step and not self.log.history().is_evaluated(
-            step=self.step,
-            digest=contents.digest(self.path),
-            fingerprint=description.get("fingerprint"),
+            step=self.step, digest=contents.digest(self.path), fingerprint=fingerprint
         )
 
     def draw_grid(self, path, *, title=None):

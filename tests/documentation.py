@@ -48,6 +48,9 @@ def bindings(path):
     binding = re.compile(r"^([A-Z_]+|[\w/]*\w+\.\w[\w.]*) = ")
     found, above = [], []
     for line in code(path):
+        # A sweep's file is read as a whole: tests/test_sweep_definition.py.
+        if "sweeps." in line:
+            continue
         above = [*above, line.split(" #")[0].strip()] if binding.match(line) else []
         found += [above] if above else []
     params = [line for line in code(path) if line.startswith("--gin_param")]
@@ -75,9 +78,9 @@ def parse(words):
         runpy.run_path(str(ROOT / words[0]), run_name="__main__")
         if len(parsed) != 1:
             raise ValueError(f"{words[0]} has parsed its flags {len(parsed)} times, not once.")
-        if {"gin_file", "gin_param"} <= set(flags.FLAGS) and not (
-            {"configs", "heads"} & set(flags.FLAGS)
-        ):
+        if "sweep" in flags.FLAGS and "output_dir" in flags.FLAGS:
+            configuration.load_sweep(flags.FLAGS.sweep, gin_params=flags.FLAGS.gin_param)
+        elif {"gin_file", "gin_param"} <= set(flags.FLAGS) and "heads" not in flags.FLAGS:
             if not flags.FLAGS.gin_file:
                 flags.FLAGS.gin_file = [DEFAULT_SEGMENTATION if segments else DEFAULT_GIN_FILE]
             gin.clear_config()

@@ -13,7 +13,7 @@ import pytest
 from hamgan.cli.configuration import sources
 
 ROOT = pathlib.Path(__file__).parent.parent
-COMMANDS = "train evaluate sample export explore doctor inspect segment prepare".split()
+COMMANDS = "train evaluate sample export explore sweep doctor inspect segment prepare".split()
 _HELP = """
 import runpy, sys
 sys.argv = {arguments!r}
@@ -49,6 +49,8 @@ def run(code, *, path=ROOT, cwd=None):
         ("doctor", ["--help"], "--steps_per_second"),
         ("doctor", ["--model_dir=x", "--quik"], "quik"),
         ("segment", ["import", "--help"], "--verify"),
+        ("segment", ["train", "--help"], "--weights"),
+        ("segment", ["predict", "--help"], "--model_dir"),
     ],
 )
 def test_help_and_wrong_flags_are_answered_without_tensorflow(script, arguments, words):

@@ -2,11 +2,11 @@
 
 import pytest
 
-from hamgan.cli import compare
 from hamgan.run import history, records
 from hamgan.run.folder import Folder
 from hamgan.run.history import History
 from hamgan.run.log import Log
+from hamgan.sweeps import Axis, Sweep, results
 
 
 def train(step, **more):
@@ -45,8 +45,10 @@ def test_every_reader_of_a_run_leaves_out_what_was_rolled_back(tmp_path):
         log.write(record)
     found = History(Folder(tmp_path).metrics)
     assert found.scores("fid") == {2: 9.0, 4: 5.0}
-    row = compare.summarize("a", [str(tmp_path)])
-    assert row["fid"] == [[9.0, 5.0]] and row["images_per_second"] == 20.0
+    sweep = Sweep(axes=[Axis(name="rank", bindings=["context.Hamburger.rank"], values=[1])])
+    run = results.read_run(str(tmp_path), sweep, {"steps": 4, "batch_size": 60}, seed=0)
+    assert run.curve == {2: 9.0, 4: 5.0} and run.score == 5.0 and run.state == "complete"
+    assert run.step_seconds == 60 / 20.0
 
 
 def test_best_follows_the_direction_of_the_score(tmp_path):

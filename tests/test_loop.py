@@ -191,6 +191,23 @@ def test_tensorboard_has_the_same_numbers(finished):
     assert scalars["evaluation/fid", 6] == 94.0
 
 
+def test_tensorboard_shows_the_grids_and_the_configuration(tmp_path):
+    (tmp_path / "config.gin").write_text("a.b = 1\n")
+    run(tmp_path, num_steps=2, sample_every=1)
+    shown = {}
+    for path in (tmp_path / "tensorboard").glob("events.out.tfevents.*"):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                shown[value.tag, event.step] = tf.make_ndarray(value.tensor)
+    width, height, png = shown["samples", 2]
+    picture = Image.open(tmp_path / "samples" / "step-00000002.png")
+    assert (int(width), int(height)) == picture.size
+    np.testing.assert_array_equal(
+        tf.io.decode_png(png, channels=3), np.asarray(picture.convert("RGB"))
+    )
+    assert "a.b = 1" in str(shown["configuration", 0])
+
+
 def test_goes_on_from_the_newest_checkpoint_and_ends_as_one_run(finished, tmp_path):
     whole_dir, *_ = finished
     run(tmp_path, num_steps=4)

@@ -541,7 +541,7 @@ def test_evaluating_nothing_says_to_train_first(tmp_path, data_dir):
             ["--model_dir", "--gin_param", "--checkpoint", "--protocol", "--build_reference"],
         ),
         ("sample.py", ["--model_dir", "--gin_param", "--classes"]),
-        ("compare.py", ["--configs", "--seeds", "digits_sngan"]),
+        ("sweep.py", ["--sweep", "--workers", "--emit", "digits_dim_rank"]),
         ("check_resume.py", ["--gin_file", "--steps", "--tolerance"]),
     ],
 )

@@ -31,14 +31,16 @@ class Subject:
     """A built module with inputs, and functions that run it.
 
     Args:
-      case: a `Case`.
+      case: a `Case`; of a layer that is given only its shape counts.
       jit: compile with XLA.
+      layer: a built module in place of the case's own.
     """
 
-    def __init__(self, case, *, jit):
+    def __init__(self, case, *, jit, layer=None):
         shape = case.shape
-        self.layer = MODULES[case.module].layer(case)
-        self.layer.build(shape.input)
+        self.layer = MODULES[case.module].layer(case) if layer is None else layer
+        if not self.layer.built:
+            self.layer.build(shape.input)
         # With the gate at its initial 0 the gradients of everything behind it would be zeros.
         self.layer.gate.assign(0.5)
         rng = np.random.default_rng(0)

@@ -1,11 +1,5 @@
 """Trains several configurations with several seeds, one after the other, and compares them in one
-table and one figure.
-
-    python scripts/compare.py --data_dir=data --output_dir=runs/compare
-
-Each run is a run of scripts/train.py in a folder of its own, OUTPUT_DIR/NAME-seedS; what is
-finished isn't run again, and what was interrupted goes on where it was. Ends with
-OUTPUT_DIR/comparison.md, .json and .png.
+table and one figure: what `segment.py heads` does. (GANs are compared by scripts/sweep.py.)
 """
 
 import json
@@ -15,19 +9,14 @@ import sys
 
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from hamgan.cli import common, paths
 from hamgan.evaluation.scores import HEADLINE
 from hamgan.run import records
 from hamgan.run.folder import Folder
 from hamgan.run.history import History
-
-FLAGS = flags.FLAGS
-DEFAULT = ("digits_sngan", "digits_sagan", "digits_ylg", "digits", "digits_strong")
 
 
 def train_one(
@@ -179,39 +168,3 @@ def compare(configs, *, seeds, output_dir, score=HEADLINE, details=None, **of_ru
     draw(output["png"], rows, score=score)
     print(text)
     print("\n".join(output.values()))
-
-
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"Arguments without a flag name: {argv[1:]}. Write --name=value.")
-    configs = [c if c.endswith(".gin") else f"configs/{c}.gin" for c in FLAGS.configs]
-    try:
-        compare(
-            configs,
-            seeds=FLAGS.seeds,
-            output_dir=FLAGS.output_dir,
-            data_dir=FLAGS.data_dir,
-            params=FLAGS.gin_param,
-        )
-    except ValueError as error:
-        sys.exit(f"\nERROR: {error}")
-
-
-def define_flags():
-    """Defines the flags of the command."""
-    flags.DEFINE_list("configs", list(DEFAULT), "Gin files, or names of files in configs/.")
-    flags.DEFINE_integer(
-        "seeds", 3, "Runs of each configuration, with the seeds 0, 1, ...", lower_bound=1
-    )
-    paths.define_path("output_dir", "runs/compare", "Folder of the runs and of the comparison.")
-    paths.define_path("data_dir", "data", "Folder of the prepared TFDS data sets.")
-    flags.DEFINE_multi_string(
-        "gin_param", [], "One more gin binding for all runs. May be repeated."
-    )
-
-
-def run():
-    """The command."""
-    define_flags()
-    common.show_in_help(sys.modules[__name__])
-    app.run(main)

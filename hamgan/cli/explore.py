@@ -28,7 +28,6 @@ from hamgan.cli import common, lazily, paths
 with lazily.imports():
     from hamgan import distribution, pictures, sampling, stateless
     from hamgan.cli import configuration
-    from hamgan.data import pixels as decoding
     from hamgan.drawing import choice
     from hamgan.exploring import ham_view, inversion
     from hamgan.run import checkpoints, class_names, contents, records
@@ -131,9 +130,11 @@ def decode_file(path, size):
     """The central square of an image file, as training has it: [1, size, size, 3] in [-1, 1]."""
     import tensorflow as tf
 
+    from hamgan.data import pixels
+
     with tf.io.gfile.GFile(path, "rb") as file:
         image = tf.io.decode_image(file.read(), channels=3, expand_animations=False)
-    return decoding.preprocess(image, size)[None].numpy()
+    return pixels.preprocess(image, size)[None].numpy()
 
 
 def find(path, generator, discriminator, label, names, experiment):

@@ -13,41 +13,15 @@ Commands:
 `python scripts/segment.py COMMAND --help` shows a command's flags.
 """
 
+import importlib
 import sys
-from collections.abc import Callable
-from typing import NamedTuple
 
-from hamgan.cli import (
-    common,
-    segment_evaluate,
-    segment_heads,
-    segment_import,
-    segment_predict,
-    segment_train,
-)
+from hamgan.cli import common
 
-
-class Command(NamedTuple):
-    """A command of this script.
-
-    Attributes:
-      define_flags: defines its flags, beside those of a run.
-      main: runs it.
-      of_run: whether it has the flags of a run.
-    """
-
-    define_flags: Callable
-    main: Callable
-    of_run: bool = True
-
-
-COMMANDS = {
-    "train": Command(segment_train.define_flags, segment_train.main),
-    "evaluate": Command(segment_evaluate.define_flags, segment_evaluate.main),
-    "predict": Command(segment_predict.define_flags, segment_predict.main),
-    "heads": Command(segment_heads.define_flags, segment_heads.main, of_run=False),
-    "import": Command(segment_import.define_flags, segment_import.main),
-}
+# Each is a module `segment_NAME` with `define_flags` and `main`, imported when it is called.
+COMMANDS = ("train", "evaluate", "predict", "heads", "import")
+# Those that haven't the flags of a run.
+_OF_NO_RUN = ("heads",)
 
 
 def run():
@@ -58,12 +32,12 @@ def run():
         return
     if name not in COMMANDS:
         sys.exit(f"\nERROR: The command must be one of {', '.join(COMMANDS)}, got {name!r}.")
-    command = COMMANDS[name]
+    command = importlib.import_module(f"hamgan.cli.segment_{name}")
     del sys.argv[1]
-    if command.of_run:
+    if name not in _OF_NO_RUN:
         common.define_flags()
     command.define_flags()
-    common.show_in_help(sys.modules[command.main.__module__], common)
+    common.show_in_help(command, common)
     common.run(command.main)
 
 

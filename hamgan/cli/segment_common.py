@@ -2,8 +2,11 @@
 
 from absl import flags
 
-from hamgan.cli import common, configuration
-from hamgan.segmentation import experiment
+from hamgan.cli import common, lazily
+
+with lazily.imports():
+    from hamgan.cli import configuration
+    from hamgan.segmentation import experiment
 
 FLAGS = flags.FLAGS
 

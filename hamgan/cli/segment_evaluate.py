@@ -12,14 +12,14 @@ import json
 
 from absl import flags
 
-from hamgan import distribution
-from hamgan.cli import paths, segment_common
-from hamgan.evaluation import report
-from hamgan.evaluation.scores import MEAN_IOU
-from hamgan.run import checkpoints, contents, records
+from hamgan.cli import lazily, paths, segment_common
 from hamgan.run.folder import Folder
-from hamgan.run.log import Log
-from hamgan.segmentation import evaluation, experiment
+
+with lazily.imports():
+    from hamgan import distribution
+    from hamgan.evaluation import report, scores
+    from hamgan.run import checkpoints, contents, log, records
+    from hamgan.segmentation import evaluation, experiment
 
 FLAGS = flags.FLAGS
 
@@ -27,7 +27,7 @@ FLAGS = flags.FLAGS
 def restored(experiment, strategy):
     """(network with a checkpoint's weights, the checkpoint's path) by the flags."""
     path = checkpoints.find(
-        FLAGS.model_dir, FLAGS.checkpoint, score=MEAN_IOU.name, better=MEAN_IOU.better
+        FLAGS.model_dir, FLAGS.checkpoint, score=scores.MEAN_IOU.name, better=scores.MEAN_IOU.better
     )
     with strategy.scope():
         network = experiment.network()
@@ -57,7 +57,7 @@ def main():
     if FLAGS.json:
         records.write_whole(FLAGS.json, json.dumps(records.plain_record(record), indent=1).encode())
     if model_dir is not None:
-        Log(model_dir).write(record)
+        log.Log(model_dir).write(record)
         print(f"Record: {Folder(model_dir).metrics}")
         print(f"Picture: {Folder(model_dir).confusion(record['step'])}")
         print(f"Report: {report.write_report(model_dir)}")

@@ -13,8 +13,11 @@ import functools
 import numpy as np
 from absl import flags
 
-from hamgan.cli import compare, paths
+from hamgan.cli import lazily, paths
 from hamgan.evaluation.scores import MEAN_IOU
+
+with lazily.imports():
+    from hamgan.cli import compare
 
 FLAGS = flags.FLAGS
 HEADS = (

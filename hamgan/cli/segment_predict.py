@@ -13,17 +13,17 @@ import io
 import os
 
 import numpy as np
-import tensorflow as tf
 from absl import flags
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from hamgan import distribution
-from hamgan.cli import paths, segment_common, segment_evaluate
-from hamgan.run import records
+from hamgan.cli import lazily, paths, segment_common, segment_evaluate
 from hamgan.run.folder import Folder
-from hamgan.run.log import SCREEN
-from hamgan.segmentation import evaluation, palette
+
+with lazily.imports():
+    from hamgan import distribution
+    from hamgan.run import log, records
+    from hamgan.segmentation import evaluation, palette
 
 FLAGS = flags.FLAGS
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -39,6 +39,8 @@ def find_images(places, names=None):
     Raises:
       ValueError: a place or a name that isn't there, two images of one name, or none at all.
     """
+    import tensorflow as tf
+
     found = {}
     for place in places:
         if not tf.io.gfile.exists(place):
@@ -73,6 +75,8 @@ def read(path):
     Raises:
       ValueError: it can't be read as an image; names the file.
     """
+    import tensorflow as tf
+
     try:
         with tf.io.gfile.GFile(path, "rb") as file, Image.open(io.BytesIO(file.read())) as image:
             return np.asarray(image.convert("RGB"))
@@ -81,6 +85,8 @@ def read(path):
 
 
 def main():
+    import tensorflow as tf
+
     parts = segment_common.load()
     names = None
     if FLAGS.list:
@@ -95,7 +101,7 @@ def main():
     predict = evaluation.Predictor(network, parts.test, multi_scale=FLAGS.multi_scale)
 
     def predictions():
-        for number, (name, place) in enumerate(tqdm(images.items(), unit="image", file=SCREEN)):
+        for number, (name, place) in enumerate(tqdm(images.items(), unit="image", file=log.SCREEN)):
             image = read(place)
             indices = predict(image, number)
             palette.write_png(os.path.join(output, f"{name}.png"), indices, palette.voc_palette())

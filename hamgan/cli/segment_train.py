@@ -18,17 +18,18 @@ best score begin anew. A run that goes on has weights of its own, and leaves --w
 
 import contextlib
 
-import tensorflow as tf
 from absl import flags
 
-from hamgan import distribution
-from hamgan.cli import common, paths, segment_common
+from hamgan.cli import common, lazily, paths, segment_common
 from hamgan.cli import train as gans
-from hamgan.evaluation import report
-from hamgan.run import checkpoints, contents, lock, records
 from hamgan.run.folder import Folder
-from hamgan.segmentation import experiment as experiments
-from hamgan.segmentation import training
+
+with lazily.imports():
+    from hamgan import distribution
+    from hamgan.evaluation import report
+    from hamgan.run import checkpoints, contents, lock, records
+    from hamgan.segmentation import experiment as experiments
+    from hamgan.segmentation import training
 
 FLAGS = flags.FLAGS
 
@@ -79,6 +80,8 @@ def found_weights(weights, model_dir):
     if checkpoints.available(model_dir):
         print(f"{model_dir} goes on with its own weights: --weights is left aside.")
         return None
+    import tensorflow as tf
+
     if tf.io.gfile.isdir(weights):
         return checkpoints.find(weights)
     return checkpoints.find(model_dir, weights)

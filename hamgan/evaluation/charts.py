@@ -79,6 +79,19 @@ def condense(points: list[Point]) -> list[Point]:
     return binned
 
 
+def themed() -> Any:
+    """A context in which matplotlib draws as pages want it; see `as_figure`."""
+    return rc_context(_DRAWING)
+
+
+def as_figure(figure: mpl_figure.Figure, title: str) -> str:
+    """What was drawn in `themed`, as a figure of HTML in the page's colours and font."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True)
+    drawing = _inline(buffer.getvalue(), title)
+    return f'<figure class="chart"><figcaption>{html.escape(title)}</figcaption>{drawing}</figure>'
+
+
 def gallery(charts: Iterable[str]) -> str:
     charts = [chart for chart in charts if chart]
     return f'<div class="charts">{"".join(charts)}</div>' if charts else ""

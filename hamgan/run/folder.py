@@ -98,6 +98,11 @@ class Folder:
         return self._of("predictions")
 
     @property
+    def shown(self) -> str:
+        """TensorBoard's pictures and texts: a run of its own there, beside the numbers."""
+        return self._of("tensorboard")
+
+    @property
     def doctor(self) -> str:
         """The picture of the doctor."""
         return self._of("doctor.png")

@@ -57,7 +57,9 @@ class Log:
     """
 
     def __init__(self, model_dir: str, *, writes: bool = True):
-        self._path = Folder(model_dir).metrics
+        self._folder = Folder(model_dir)
+        self._path = self._folder.metrics
+        self._shown: tf.summary.SummaryWriter | None = None
         self._writer = tf.summary.create_file_writer(model_dir) if writes else None
         self._waiting: list[Record] = []
 
@@ -104,6 +106,32 @@ class Log:
         with self._writer.as_default(step=step):
             for tag, value in records.scalars(record).items():
                 tf.summary.scalar(tag, np.asarray(value, np.float32))
+
+    def show_picture(self, step: int, path: str) -> None:
+        """Has TensorBoard show a PNG file as `samples`."""
+        if self._writer is None:  # of another host, whose file it is
+            return
+        with self._showing(step):
+            image = tf.io.decode_png(tf.io.read_file(path), channels=3)
+            tf.summary.image("samples", image[None])
+
+    def show_configuration(self, step: int) -> None:
+        """Has TensorBoard show the run's configuration, where there is one."""
+        if self._writer is not None and tf.io.gfile.exists(self._folder.config):
+            with tf.io.gfile.GFile(self._folder.config) as file, self._showing(step):
+                # As a block of code, not as Markdown.
+                lines = "\n".join(f"    {line}" for line in file.read().splitlines())
+                tf.summary.text("configuration", lines)
+
+    @contextlib.contextmanager
+    def _showing(self, step):
+        """Summaries within go to the folder of what is shown."""
+        with surviving_failed_writes("TensorBoard"):
+            if self._shown is None:
+                self._shown = tf.summary.create_file_writer(self._folder.shown)
+            with self._shown.as_default(step=step):
+                yield
+            self._shown.flush()
 
     def history(self) -> History:
         """What has been written, as far as it still counts."""

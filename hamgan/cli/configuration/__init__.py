@@ -8,6 +8,7 @@ from hamgan.cli.configuration.saved import (
     settings_of_run,
     settle_configuration,
 )
+from hamgan.cli.configuration.sweeping import load_point, load_sweep
 from hamgan.cli.configuration.trust import check_saved
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "check_saved",
     "load_constructor",
     "load_experiment",
+    "load_point",
+    "load_sweep",
     "resolved_configuration",
     "setting_differs",
     "settings_of_run",

@@ -1,0 +1,44 @@
+"""Sweeps and their points from gin files."""
+
+import dataclasses
+import os
+
+import gin
+
+from hamgan import sweeps
+from hamgan.cli.configuration import checks, loading, lookup, sources, syntax
+
+_HEADER = ("from __gin__ import dynamic_registration", "from hamgan import sweeps")
+
+
+def load_sweep(file, *, gin_params=()):
+    """The `sweeps.Sweep` that a gin file describes, instead of all that was read before; it is
+    called as the file unless it has a name.
+
+    Raises:
+      ValueError: there is no such file, or it can't be read, or a value isn't what an argument
+        takes.
+    """
+    lookup.read_files_by(sources.open_file, root=sources.ROOT)
+    gin.clear_config()
+    file = sources.find(file)
+    with sources.readable([file], gin_params):
+        gin.parse_config_files_and_bindings([file], [*_HEADER, *gin_params], finalize_config=True)
+    checks.check_names(gin_params)
+    checks.check_values()
+    sweep = gin.get_configurable(sweeps.Sweep)()
+    name = sweep.name or os.path.basename(file).removesuffix(".gin")
+    return dataclasses.replace(sweep, name=name)
+
+
+def load_point(*, gin_files, gin_params):
+    """(experiment, {binding: value as text}) of one point of a sweep, instead of all that was read
+    before.
+
+    Raises:
+      ValueError: as of `load_experiment`.
+    """
+    gin.clear_config()
+    made = loading.load_experiment(gin_files=gin_files, gin_params=gin_params)
+    found = syntax.bindings(gin.config_str(max_line_length=10_000))
+    return made, {name: repr(value) for name, value in found.items()}

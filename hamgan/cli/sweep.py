@@ -1,0 +1,360 @@
+"""Trains every point of a sweep and compares them in one table and one page.
+
+    python scripts/sweep.py --sweep=configs/sweeps/digits_dim_rank.gin \\
+        --output_dir=runs/digits_dim_rank --data_dir=data --workers=2
+
+Each training is a run of scripts/train.py in a folder of its own inside output_dir, named by its
+point: rank=16,dim=128,seed=1. Ends with sweep.html, sweep.csv and sweep.png in output_dir. The same
+command goes on where it was interrupted, and elsewhere, with the same --storage and --output_dir,
+joins in. docs/sweeps.md says more.
+"""
+
+import os
+import subprocess
+import sys
+import time
+
+import optuna
+import tensorflow as tf
+from absl import flags
+from tqdm import tqdm
+
+from hamgan.benchmarks import measure
+from hamgan.cli import common, configuration, paths
+from hamgan.run.folder import Folder
+from hamgan.run.history import History
+from hamgan.signals import Interruption
+from hamgan.sweeps import costs, emit, page, results, storage, study, trial, worker
+
+FLAGS = flags.FLAGS
+
+
+# Points are built in a process of its own, which leaves accelerators to the trainings.
+
+
+def build_job(*, points, replicas, data_dir):
+    """Yields for each of [(gin_files, gin_params), ...] its facts, or {'error': why not}."""
+    for files, params in points:
+        try:
+            experiment, settings = configuration.load_point(gin_files=files, gin_params=params)
+            trainer = costs.build(experiment, replicas=replicas, data_dir=data_dir)
+            yield {
+                "steps": experiment.schedule.num_steps,
+                "batch_size": trainer.batch_size,
+                **costs.count(trainer),
+                "settings": settings,
+            }
+        except (ValueError, tf.errors.OpError, TypeError) as error:
+            yield {"error": str(error)}
+
+
+def build(points, *, progress=True):
+    """{name of a point: its facts} of points that can all be built.
+
+    Raises:
+      ValueError: some can't; all of them are listed.
+    """
+    job = {
+        "points": [[list(point.gin_files), list(point.gin_params)] for point in points],
+        "replicas": FLAGS.replicas or _replicas(),
+        "data_dir": None if FLAGS.dry_run or FLAGS.emit else FLAGS.data_dir,
+    }
+    environment = {**measure.MEMORY_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": "-1"}
+    found = {}
+    answers = measure.in_child(build_job, job, environment=environment)
+    bar = tqdm(
+        zip(points, answers, strict=True),
+        total=len(points),
+        unit="point",
+        desc="building",
+        disable=not progress or not points,
+    )
+    try:
+        for point, facts in bar:
+            found[point.name] = facts
+    except measure.ChildError as error:
+        raise ValueError(f"{points[len(found)].name} can't be built: {error}") from error
+    wrong = [f"{name}: {facts['error']}" for name, facts in found.items() if "error" in facts]
+    if wrong:
+        raise ValueError("These points can't be built:\n  " + "\n  ".join(wrong))
+    return found
+
+
+def _replicas():
+    """The GPUs that a training here has, at least 1."""
+    count = len(tf.config.list_physical_devices("GPU"))
+    return max(1, count // FLAGS.workers if 1 < FLAGS.workers <= count else count)
+
+
+def main():
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sweep = configuration.load_sweep(FLAGS.sweep, gin_params=FLAGS.gin_param)
+    if not FLAGS.worker:
+        print(
+            f"Sweep {sweep.name}: {sweep.num_points()} points, seeds "
+            f"{', '.join(map(str, sweep.seeds))}, {sweep.num_trials()} trials",
+            flush=True,
+        )
+    points = list(sweep.grid())
+    if FLAGS.dry_run:
+        for name, facts in build(points).items():
+            counted = ", ".join(f"{key} {facts[key]:,}" for key in ("steps", *results.COST_COLUMNS))
+            print(f"{name}: {counted}")
+        print("Every point can be built. Nothing was trained.")
+        return
+    if FLAGS.emit:
+        build(points)
+        print(emit.text(FLAGS.emit, sweep, flags=_emitted()))
+        return
+    if not FLAGS.output_dir:
+        raise ValueError("--output_dir must say where the trainings go.")
+    url = FLAGS.storage or storage.default_url(FLAGS.output_dir)
+    opened = storage.open_storage(url, heartbeat=FLAGS.heartbeat)
+    found = study.open_study(sweep, storage=opened, output_dir=FLAGS.output_dir)
+    if FLAGS.status:
+        print("\n".join(_status(sweep, found)))
+        return
+    if FLAGS.worker:
+        _work(sweep, found, url)
+        return
+    facts = check_points(found, points)
+    found = study.settle(
+        sweep, found, storage=opened, output_dir=FLAGS.output_dir, where=storage.shown(url)
+    )
+    for name, of_point in facts.items():
+        found.set_user_attr(study.POINT + name, of_point)
+    study.enqueue(found, sweep, retry_failed=FLAGS.retry_failed)
+    if FLAGS.workers:
+        with Interruption() as interruption:
+            _lead(sweep, found, interruption)
+    _publish(sweep, found)
+
+
+def check_points(found, points):
+    """Compares the points that the study knows, and builds the others, whose facts it returns."""
+    known = study.point_facts(found)
+    study.check_settings(
+        found,
+        {
+            point.name: configuration.load_point(
+                gin_files=point.gin_files, gin_params=point.gin_params
+            )[1]
+            for point in points
+            if point.name in known
+        },
+    )
+    return build([point for point in points if point.name not in known])
+
+
+def _emitted():
+    names = ("sweep", "gin_param", "output_dir", "data_dir", "storage", "accelerator", "workers")
+    return {name: FLAGS[name].value for name in names}
+
+
+# Workers
+
+
+def _threads():
+    """Environment that gives each training its share of the cores."""
+    threads = FLAGS.threads
+    if threads is None and FLAGS.workers > 1:
+        threads = max(1, (os.cpu_count() or 1) // FLAGS.workers)
+    if not threads:
+        return {}
+    names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+    return dict.fromkeys(names, str(threads))
+
+
+def _gpus(index):
+    """Environment that gives a worker its share of the GPUs, where there are enough."""
+    count = len(tf.config.list_physical_devices("GPU"))
+    if not 1 < FLAGS.workers <= count or "CUDA_VISIBLE_DEVICES" in os.environ:
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(index, count, FLAGS.workers)))}
+
+
+def _work(sweep, found, url):
+    """One worker of several."""
+
+    def facts(point):
+        known = study.point_facts(found)
+        if point.name not in known:
+            known = build([point], progress=False)
+            found.set_user_attr(study.POINT + point.name, known[point.name])
+        return known[point.name]
+
+    here = os.path.dirname(os.path.abspath(__file__))
+    with Interruption() as interruption:
+        objective = trial.Trainings(
+            sweep=sweep,
+            output_dir=FLAGS.output_dir,
+            command=[sys.executable, FLAGS.trainer or os.path.join(here, "train.py")],
+            flags=[f"--data_dir={FLAGS.data_dir}", f"--accelerator={FLAGS.accelerator}"],
+            environment=_threads(),
+            facts=facts,
+            interruption=interruption,
+            beat=FLAGS.heartbeat,
+        )
+        worker.work(
+            found,
+            objective,
+            lost=worker.Lost(
+                found, grace=5 * FLAGS.heartbeat, has_heartbeat=not storage.is_journal(url)
+            ),
+            interruption=interruption,
+            wait=FLAGS.wait,
+            say=lambda text: print(text, flush=True),
+        )
+
+
+def _lead(sweep, found, interruption):
+    """Starts the workers and shows how far they are."""
+    start = "from hamgan.cli import sweep; sweep.run()"
+    words = [sys.executable, "-c", start, *sys.argv[1:], "--worker"]
+    os.makedirs("sweep_logs" if "://" in FLAGS.output_dir else FLAGS.output_dir, exist_ok=True)
+    workers = [
+        subprocess.Popen(words, env={**os.environ, **_gpus(index)})
+        for index in range(FLAGS.workers)
+    ]
+    bar = tqdm(unit="step", mininterval=0.5 if sys.stderr.isatty() else 15, smoothing=0.05)
+    try:
+        with bar:
+            while any(process.poll() is None for process in workers):
+                if interruption.signal:
+                    for process in workers:
+                        process.terminate()
+                    for process in workers:
+                        process.wait()
+                    break
+                _show(bar, sweep, found)
+                time.sleep(2)
+            _show(bar, sweep, found)
+    finally:
+        for process in workers:
+            if process.poll() is None:
+                process.terminate()
+    codes = [process.returncode for process in workers]
+    if any(codes):
+        print(f"Workers ended with status {codes}; the same command goes on.", flush=True)
+
+
+def _steps(sweep, found):
+    """(steps that are done, steps of all trainings), of those that are known."""
+    facts = study.point_facts(found)
+    done = total = 0
+    for of in found.get_trials(deepcopy=False):
+        values = of.user_attrs.get(study.VALUES)
+        if of.state.name == "FAIL" or values is None:
+            continue
+        point = sweep.point(values)
+        for seed in of.user_attrs[study.SEEDS]:
+            steps = facts.get(point.name, {}).get("steps", 0)
+            total += steps
+            if of.state.name in ("COMPLETE", "PRUNED"):
+                done += steps
+            elif of.state.name == "RUNNING":
+                folder = os.path.join(FLAGS.output_dir, point.folder(seed))
+                done += max(0, History(Folder(folder).metrics).last_step())
+    return done, total
+
+
+def _show(bar, sweep, found):
+    try:
+        (done, total), states = _steps(sweep, found), study.counts(found)
+    except optuna.exceptions.StorageInternalError:
+        return
+    ended = states["complete"] + states["pruned"] + states["failed"]
+    words = f"trials {ended}/{sweep.num_trials()}, {states['failed']} failed"
+    bar.set_postfix_str(words, refresh=False)
+    if total and bar.total != total:
+        # What earlier calls have done doesn't tell how fast this one is.
+        bar.total, bar.initial, bar.n = total, done, done
+    bar.update(max(0, done - bar.n))
+
+
+def _status(sweep, found):
+    """Lines that say how far the study is."""
+    states = study.counts(found)
+    done, total = _steps(sweep, found)
+    lines = [
+        f"{found.study_name}: {sweep.num_trials()} trials: "
+        + ", ".join(f"{count} {state}" for state, count in states.items()),
+    ]
+    if total:
+        lines.append(f"{done:,} of {total:,} steps ({done / total:.0%})")
+    ended = [
+        of for of in found.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+    ]
+    left = states["waiting"] + states["running"]
+    if ended and left:
+        seconds = sum(of.duration.total_seconds() for of in ended) / len(ended)
+        rounds = -(-left // max(1, states["running"]))
+        lines.append(
+            f"A trial took {seconds / 60:.1f} minutes; about {seconds * rounds / 60:.0f} minutes "
+            f"are left with {max(1, states['running'])} at once"
+        )
+    lines += [f"failed: {name}: {reason}" for name, reason in results.failures(found)]
+    return lines
+
+
+def _publish(sweep, found):
+    rows = results.collect(sweep, found, FLAGS.output_dir)
+    written = page.write(sweep, found, rows, FLAGS.output_dir)
+    print(page.as_text(sweep, rows))
+    for name, reason in results.failures(found):
+        print(f"failed: {name}: {reason}")
+    print("\n".join(written))
+
+
+def define_flags():
+    """Defines the flags of the command."""
+    paths.define_path("sweep", None, "Gin file of the sweep: configs/sweeps/*.gin.", required=True)
+    flags.DEFINE_multi_string(
+        "gin_param",
+        [],
+        'One more binding of the sweep, e.g. "sweeps.Sweep.seeds = [0, 1]". May be repeated.',
+    )
+    paths.define_path("output_dir", None, "Folder of the trainings and of the comparison.")
+    paths.define_path("data_dir", "data", "Folder of the prepared TFDS data sets.")
+    flags.DEFINE_string(
+        "storage",
+        None,
+        "Where the study is: a URL like postgresql://USER@HOST/DATABASE, or the path of a journal "
+        "file in a folder that all share; default: SQLite in output_dir.",
+    )
+    flags.DEFINE_integer(
+        "workers", 1, "Processes that train, one training each at a time; 0: only the page.", 0
+    )
+    flags.DEFINE_integer(
+        "threads", None, "Of each training on a CPU; default: the cores shared among workers.", 1
+    )
+    flags.DEFINE_enum(
+        "accelerator", "auto", ("auto", "cpu", "gpu", "tpu"), "What a training computes on."
+    )
+    flags.DEFINE_integer(
+        "replicas", None, "Which batches are to be cut for; default: one, or the GPUs here.", 1
+    )
+    flags.DEFINE_bool("dry_run", False, "Build every point, say what it costs, and train nothing.")
+    flags.DEFINE_bool("status", False, "Print how far the sweep is and what is left.")
+    flags.DEFINE_bool("retry_failed", False, "Train again what has failed with an error.")
+    flags.DEFINE_bool(
+        "wait", True, "Stay while others train, and take up what they leave; else leave."
+    )
+    flags.DEFINE_enum(
+        "emit", None, ("slurm", "tpu"), "Print an array job, or commands for TPUs, and run nothing."
+    )
+    flags.DEFINE_integer(
+        "heartbeat",
+        storage.HEARTBEAT_SECONDS,
+        "Seconds between signs of life; after twice as many without one a trial is taken up again.",
+        1,
+    )
+    paths.define_path("trainer", None, "A script of your own with the flags of scripts/train.py.")
+    flags.DEFINE_bool("worker", False, "Be one of the workers; for the command itself.")
+
+
+def run():
+    """The command."""
+    define_flags()
+    common.show_in_help(sys.modules[__name__])
+    common.run(main)
