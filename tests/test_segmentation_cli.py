@@ -108,6 +108,8 @@ def test_images_are_found_by_name(tmp_path):
         segment_predict.find_images([str(tmp_path)], ["b", "c"])
     with pytest.raises(ValueError, match="There is no --images=.*gone"):
         segment_predict.find_images([str(tmp_path / "gone")])
+    with pytest.raises(ValueError, match="--images must name an image or a folder"):
+        segment_predict.find_images([])
     with pytest.raises(ValueError, match="Two images are called a"):
         segment_predict.find_images([str(tmp_path), str(tmp_path / "a.png")])
     with pytest.raises(ValueError, match="a.png can't be read as an image"):

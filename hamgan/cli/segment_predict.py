@@ -62,6 +62,8 @@ def find_images(places, names=None):
                 f"{missing[0]}."
             )
         found = {name: found[name] for name in names}
+    if not places:
+        raise ValueError("--images must name an image or a folder of them, got none.")
     if not found:
         raise ValueError(f"--images has none that ends in {', '.join(SUFFIXES)}: {places}.")
     return found
@@ -123,7 +125,6 @@ def define_flags():
     """Defines the flags of a prediction, beside those of a run."""
     segment_evaluate.define_checkpoint()
     paths.define_paths("images", "An image, or a folder of them. May be repeated.")
-    flags.mark_flag_as_required("images")
     paths.define_path("list", None, "A file with the images' names, without endings: these alone.")
     paths.define_path("output", None, "Folder to write to; default: predictions/ in model_dir.")
     paths.define_path("submission", None, "A tar file for VOC's test server.")
