@@ -23,6 +23,10 @@ PARAMS = {
     "WIDTH": 1,
     "networks.Generator.latent_dim": 8,
     "trainer.Trainer.batch_size": 8,
+    # Their average has tests of its own.
+    "trainer.Trainer.ema_decay": None,
+    "protocol.Protocol.weights": "'raw'",
+    "protocol.Protocol.batch_norm": "@sampling.MovingAverages",
     "loop.Schedule.num_steps": 40,
     "loop.Schedule.steps_per_loop": 5,
     "loop.Schedule.save_every": 10,
