@@ -63,7 +63,6 @@ class ExportedGenerator(tf.Module):
             ),
             default_value=-1,
         )
-        self._generator = None  # not tracked: see `signatures`
         self._seed = seed
         object.__setattr__(self, "_call", _inference_of(generator))
         self._latent_dim = generator.latent_dim
