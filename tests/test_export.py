@@ -90,6 +90,12 @@ def test_classes_that_are_not_there_are_refused(exported, signature, inputs):
         call(exported[0], signature, seed=[1], **inputs)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32 + 7])
+def test_seeds_that_are_not_there_are_refused(exported, seed):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="seed must be in 0 to 2147483647"):
+        call(exported[0], "seed", seed=[seed], label=[0])
+
+
 @pytest.mark.slow
 def test_it_is_loaded_where_hamgan_cannot_be_imported(exported, monkeypatch):
     _, path, sampler = exported

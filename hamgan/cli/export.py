@@ -28,7 +28,7 @@ with lazily.imports():
     from hamgan.cli import configuration
     from hamgan.evaluation import settings
     from hamgan.export import bundle
-    from hamgan.run import checkpoints, class_names, contents
+    from hamgan.run import checkpoints, class_names, contents, records
 
 FLAGS = flags.FLAGS
 
@@ -40,6 +40,8 @@ def main():
     name = os.path.basename(path) + ("-ema" if weights == "ema" else "")
     output = FLAGS.output or os.path.join(FLAGS.model_dir, "export", name)
     bundle.check_formats(FLAGS.formats, output)
+    if not records.can_write(output):
+        raise ValueError(f"{output} can't be written to: choose another --output.")
     strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
     with strategy.scope():
         generator, discriminator = experiment.generator(), None
@@ -110,7 +112,11 @@ def define_flags():
     )
     flags.DEFINE_integer("seed", 0, "Seed of the noise, as in sample.py.")
     flags.DEFINE_string("license", None, "SPDX identifier of the weights' licence, for the card.")
-    paths.define_path("output", None, "A new or empty folder; default: export/ckpt-N in model_dir.")
+    paths.define_path(
+        "output",
+        None,
+        "A new or empty folder; default: export/ckpt-N (of ema ckpt-N-ema) in model_dir.",
+    )
 
 
 def run():
