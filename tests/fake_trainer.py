@@ -56,7 +56,10 @@ def main():
         fid = None if rank in behaviour.get("nan", ()) else fid
         write(folder, {"kind": "train", "step": step, "images_per_second": 10.0 * rank})
         write(folder, {"kind": "evaluation", "step": step, "fid": fid})
-        kept.write_text(str(step))
+        # Two trials of one point may share the folder; neither must see half a number.
+        new = folder / f"step.{os.getpid()}"
+        new.write_text(str(step))
+        new.rename(kept)
 
 
 if __name__ == "__main__":

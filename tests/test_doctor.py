@@ -26,7 +26,7 @@ from test_data import picture as photograph
 
 from data_prep import digits, digits_features
 from hamgan import data
-from hamgan.checks import doctor, images, machine
+from hamgan.checks import doctor, images, labels, machine
 from hamgan.checks import environment as check_environment
 from hamgan.checks.outcome import Checkup, fail, ok, skip, warn
 from hamgan.evaluation.protocol import Protocol
@@ -79,8 +79,8 @@ def examine(dataset, picture=None, **settings):
     found = ok("", value=dataset)
     files = checkup.check("files", images.files, found)
     scans = checkup.check("records", images.records, found, files, progress=False, **settings)
-    checkup.check("training labels", images.labels, found, scans, training=True, **settings)
-    checkup.check("reference labels", images.labels, found, scans, training=False, **settings)
+    checkup.check("training labels", labels.check, found, scans, training=True, **settings)
+    checkup.check("reference labels", labels.check, found, scans, training=False, **settings)
     checkup.check("memory", machine.memory, found, files)
     if picture:
         checkup.check("images", images.sample, found, files, number=100, progress=False)
@@ -151,7 +151,7 @@ def test_missing_class(tmp_path):
     assert failures(found) == {"training labels"}
     assert "1 of 3 classes have no image in train: owl" in found["training labels"].message
     # A split for reference alone may lack one.
-    reference = images.labels(
+    reference = labels.check(
         open_made(folder, train_split="train[:50%]"), found["records"].value, training=False
     )
     assert reference.status == "warn" and "owl" in reference.message
@@ -193,12 +193,12 @@ def test_labels_of_a_part_of_a_split(whole):
     scans = images.records(dataset, images.files(dataset).value, progress=False).value
     counts = []
     for training in (True, False):
-        message = images.labels(dataset, scans, training=training).message
+        message = labels.check(dataset, scans, training=training).message
         counts.append([int(number) for number in re.findall(r"(\d+)(?:,|$)", message)])
     assert sum(counts[0]) == 12 and np.sum(counts, axis=0).tolist() == [8, 10, 12]
     # Two pieces, both of which have records of the same file.
     dataset = open_made(whole, train_split="train[:10%]+train[20%:]")
-    message = images.labels(dataset, scans, training=True).message
+    message = labels.check(dataset, scans, training=True).message
     assert sum(int(number) for number in re.findall(r"(\d+)(?:,|$)", message)) == 27
 
 

@@ -86,7 +86,11 @@ def small_network(**kwargs):
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    # The largest takes as long as ten others.
+    [pytest.param(n, marks=[pytest.mark.slow] * n.endswith("huge")) for n in NAMES],
+)
 def test_every_configuration_parses_builds_and_makes_a_trainer(name):
     found = load(name)
     network, count = built(found.network)

@@ -189,6 +189,7 @@ def away(url, server):
     yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["sqlite", "postgresql"], indirect=True)
 def test_a_storage_may_be_away_for_ten_seconds(start, place, tmp_path):
     url, server = place
