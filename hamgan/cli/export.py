@@ -33,6 +33,22 @@ with lazily.imports():
 FLAGS = flags.FLAGS
 
 
+def facts_of(path, generator, *, weights, moments):
+    """{name: text} of what is exported, for the card and the SavedModel."""
+    return {
+        "checkpoint": f"{os.path.basename(path)}, step {contents.step_in(path)}, "
+        f"digest {contents.digest(path)}",
+        "weights": weights,
+        "batch norm": moments.replace("_", " "),
+        "image size": str(generator.image_size),
+        "classes": str(generator.num_classes),
+        "noise": f"{generator.latent_dim} numbers of N(0, 1)",
+        "context module": type(generator.context).__name__,
+        "parameters of the generator": f"{generator.count_params():,}",
+        "generator's settings": settings.digest_of(generator),
+    }
+
+
 def main():
     path = checkpoints.find(FLAGS.model_dir, FLAGS.checkpoint)
     experiment = configuration.load_experiment(**common.configuration_flags())
@@ -58,18 +74,7 @@ def main():
         seed=FLAGS.seed,
     )
     moments = FLAGS.batch_norm or choices.BATCH_NORM_OF[weights]
-    facts = {
-        "checkpoint": f"{os.path.basename(path)}, step {contents.step_in(path)}, "
-        f"digest {contents.digest(path)}",
-        "weights": weights,
-        "batch norm": moments.replace("_", " "),
-        "image size": str(generator.image_size),
-        "classes": str(generator.num_classes),
-        "noise": f"{generator.latent_dim} numbers of N(0, 1)",
-        "context module": type(generator.context).__name__,
-        "parameters of the generator": f"{generator.count_params():,}",
-        "generator's settings": settings.digest_of(generator),
-    }
+    facts = facts_of(path, generator, weights=weights, moments=moments)
     exported = bundle.Bundle(
         output,
         generator=generator,
