@@ -28,6 +28,7 @@ ANIMALS = ["cat", "dog", "goldfish, carp"]
         (["dog", "goldfish, carp"], ANIMALS, [1, 2]),
         (["2", "#0"], ANIMALS, [2, 0]),  # no name is a number: nothing to mix up
         (["all"], ["none", "all"], [1]),
+        (["cat "], [" cat", "dog"], [0]),  # flags lose spaces at the ends
     ],
 )
 def test_names_are_never_taken_for_numbers(texts, names, expected):
@@ -54,6 +55,8 @@ def test_seeds_are_numbers_and_ranges():
     for text in ("3-1", "-1", "a", "1.5", "", str(2**31)):
         with pytest.raises(ValueError, match="Seeds are numbers from 0"):
             choice.seeds([text])
+    with pytest.raises(ValueError, match="No seed is asked for"):
+        choice.seeds([])
 
 
 def test_file_names_are_of_class_and_seed():
@@ -161,6 +164,34 @@ def test_a_folder_goes_on_where_it_was(tmp_path, labels):
     assert changed == [by_seed[3]]
     with pytest.raises(ValueError, match="holds other samples: checkpoint = a there, b asked for"):
         outputs.write_folder(str(tmp_path), sampler, wanted(checkpoint="b"))
+
+
+def test_a_folder_takes_no_images_for_others(tmp_path, capsys):
+    sampler = make_sampler(4)
+    folder = tmp_path / "drawn"
+    outputs.write_folder(str(folder), sampler, wanted(6))
+    with pytest.raises(ValueError, match="classes = asked for there, drawn by seed asked for"):
+        outputs.write_folder(str(folder), sampler, wanted(6, labels=False))
+    # What a power loss leaves of a file is no image.
+    first = folder / "0000-cat-seed0000000.png"
+    before = first.read_bytes()
+    first.write_bytes(b"")
+    capsys.readouterr()
+    outputs.write_folder(str(folder), sampler, wanted(4))
+    assert first.read_bytes() == before
+    assert "holds 2 more images" in capsys.readouterr().out
+    (tmp_path / "photo.png").write_bytes(before)
+    with pytest.raises(ValueError, match="holds 1 PNG files that aren't samples"):
+        outputs.write_folder(str(tmp_path), sampler, wanted(6))
+    assert not (tmp_path / "samples.json").exists()
+
+
+def test_a_data_set_of_classes_with_one_name_is_refused_before_it_is_drawn(tmp_path, monkeypatch):
+    sampler, asked = make_sampler(4), wanted()
+    asked.names = ["cat", "cat", "dog"]
+    monkeypatch.setattr(sampler, "numbered", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(ValueError, match="(?i)duplicate|unique"):
+        outputs.write_tfds(str(tmp_path / "drawn"), sampler, asked)
 
 
 def test_arrays_go_on_where_they_were(tmp_path, monkeypatch):
@@ -276,8 +307,19 @@ def test_nearest_images_are_the_nearest():
         (dict(nearest=3, interpolate="seeds"), "can't go together"),
         (dict(interpolate="seeds", output="x.npz"), "the --output must end in .png .or .gif"),
         (dict(seeds=["x"]), "Seeds are numbers"),
+        (dict(seeds=[]), "No seed is asked for"),
+        (dict(psi=[]), "--psi must be numbers, got none"),
+        (dict(format="npz", output="folder/"), "--format=npz is one file"),
     ],
 )
 def test_wrong_requests_are_refused_at_once(flags, message):
     with pytest.raises(ValueError, match=message):
         sampled.Request(model_dir="run", **flags).check()
+
+
+@pytest.mark.parametrize("output", ["grid.png", "samples.npz", "files/"])
+def test_what_cannot_be_written_is_said_before_it_is_drawn(tmp_path, output):
+    sampled.check_place(sampled.Request(model_dir="run", output=f"{tmp_path}/new/{output}"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file.* can't be written to: choose another --output"):
+        sampled.check_place(sampled.Request(model_dir="run", output=f"{tmp_path}/file/{output}"))

@@ -11,6 +11,7 @@ import tensorflow as tf
 from PIL import Image
 
 from hamgan import context, decomposition, stateless
+from hamgan.cli import explore
 from hamgan.exploring import ham_view, inversion
 
 KEYS = np.array([[5, 6]], np.int32)
@@ -192,3 +193,26 @@ def test_networks_without_factors_are_refused():
     )
     with pytest.raises(ValueError, match="gives no factors"):
         ham_view.view(other, tf.constant(helpers.array(1, 8)), 0, keys=KEYS)
+
+
+def test_pictures_to_be_found_again_are_read_as_they_are_shown(tmp_path):
+    pixels = np.zeros([40, 32, 3], np.uint8)
+    pixels[:, :16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    path = str(tmp_path / "photo.png")
+    Image.fromarray(pixels).save(path, exif=exif)
+    image = explore.decode_file(path, 32)
+    assert image.shape == (1, 32, 32, 3)
+    assert (image[0, :, :16] == -1).all() and (image[0, :, 16:] == 1).all()
+    (tmp_path / "text.png").write_text("no picture")
+    for name in ("text.png", "nothing.png"):
+        with pytest.raises(ValueError, match=f"{name} can't be read"):
+            explore.decode_file(str(tmp_path / name), 32)
+
+
+def test_the_picture_and_its_numbers_have_names_of_their_own():
+    explore.check_output("a.png")
+    for path in ("a.npz", "a.json", "folder/"):
+        with pytest.raises(ValueError, match="--output must end in .png"):
+            explore.check_output(path)

@@ -1,5 +1,7 @@
 """Exports: they give the same images, without hamgan where they say so."""
 
+import os
+
 import helpers
 import keras
 import made
@@ -88,10 +90,19 @@ def test_classes_that_are_not_there_are_refused(exported, signature, inputs):
         call(exported[0], signature, seed=[1], **inputs)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32 + 7])
+def test_seeds_that_are_not_there_are_refused(exported, seed):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="seed must be in 0 to 2147483647"):
+        call(exported[0], "seed", seed=[seed], label=[0])
+
+
 @pytest.mark.slow
-def test_it_is_loaded_where_hamgan_cannot_be_imported(exported):
+def test_it_is_loaded_where_hamgan_cannot_be_imported(exported, monkeypatch):
     _, path, sampler = exported
     assert check.check_saved_model(path, sampler) < 1e-5
+    # Flags name folders from where the command is called.
+    monkeypatch.chdir(os.path.dirname(path))
+    assert check.check_saved_model(os.path.basename(path), sampler) < 1e-5
     other = sampling.Sampler(sampler.generator, strategy=made.one_device(), batch_size=4, seed=6)
     with pytest.raises(ValueError, match="gives other images than the network"):
         check.check_saved_model(path, other)
@@ -128,6 +139,10 @@ def test_keras_files_are_the_networks(tmp_path):
         class_names=NAMES,
     )
     exported.write(["keras"], about="")
+    with pytest.raises(ValueError, match="gives other images than the network"):
+        path = str(tmp_path / "generator.keras")
+        other = helpers.randomize(made.small_generator(), seed=3)
+        check.check_keras(path, other, *sampler.inputs(tf.range(2)))
     z, labels = helpers.array(2, 8), np.array([1, 2])
     keys = np.array([[1, 2], [3, 4]], np.int32)
     loaded = keras.models.load_model(tmp_path / "generator.keras")

@@ -48,6 +48,12 @@ def parse_pixels(texts):
     return found
 
 
+def check_output(path):
+    """ValueError where the picture would have the name of the numbers beside it, or none."""
+    if path is not None and not os.path.basename(path).endswith(".png"):
+        raise ValueError(f"--output must end in .png, got {path!r}.")
+
+
 def load(path, experiment):
     """(generator, discriminator) of a checkpoint."""
     generator, discriminator = experiment.generator(), experiment.discriminator()
@@ -61,8 +67,12 @@ def main():
     import tensorflow as tf
 
     at = parse_pixels(FLAGS.pixels)
+    check_output(FLAGS.output)
     experiment = configuration.load_experiment(**common.configuration_flags())
     path = checkpoints.find(FLAGS.model_dir, FLAGS.checkpoint)
+    folder = os.path.dirname(_output(path, FLAGS.what)) or "."
+    if not records.can_write(folder):
+        raise ValueError(f"{folder} can't be written to: choose another --output.")
     strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
     with tf.device(strategy.extended.worker_devices[0]):
         generator, discriminator = load(path, experiment)
@@ -128,14 +138,22 @@ def real_images(experiment, label):
 
 
 def decode_file(path, size):
-    """The central square of an image file, as training has it: [1, size, size, 3] in [-1, 1]."""
+    """The central square of an image file, as training has it: [1, size, size, 3] in [-1, 1].
+
+    Raises:
+      ValueError: there is no such file, or it is no image that `hamgan-prepare folder` takes.
+    """
     import tensorflow as tf
 
-    from hamgan.data import pixels
+    from hamgan.data import photos, pixels
 
-    with tf.io.gfile.GFile(path, "rb") as file:
-        image = tf.io.decode_image(file.read(), channels=3, expand_animations=False)
-    return pixels.preprocess(image, size)[None].numpy()
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            image = photos.shown(file.read())
+    except (ValueError, OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "message", error)
+        raise ValueError(f"--image={path} can't be read: {reason}.") from None
+    return pixels.preprocess(tf.constant(image), size)[None].numpy()
 
 
 def find(path, generator, discriminator, label, names, experiment):

@@ -28,9 +28,25 @@ with lazily.imports():
     from hamgan.cli import configuration
     from hamgan.evaluation import settings
     from hamgan.export import bundle
-    from hamgan.run import checkpoints, class_names, contents
+    from hamgan.run import checkpoints, class_names, contents, records
 
 FLAGS = flags.FLAGS
+
+
+def facts_of(path, generator, *, weights, moments):
+    """{name: text} of what is exported, for the card and the SavedModel."""
+    return {
+        "checkpoint": f"{os.path.basename(path)}, step {contents.step_in(path)}, "
+        f"digest {contents.digest(path)}",
+        "weights": weights,
+        "batch norm": moments.replace("_", " "),
+        "image size": str(generator.image_size),
+        "classes": str(generator.num_classes),
+        "noise": f"{generator.latent_dim} numbers of N(0, 1)",
+        "context module": type(generator.context).__name__,
+        "parameters of the generator": f"{generator.count_params():,}",
+        "generator's settings": settings.digest_of(generator),
+    }
 
 
 def main():
@@ -40,6 +56,8 @@ def main():
     name = os.path.basename(path) + ("-ema" if weights == "ema" else "")
     output = FLAGS.output or os.path.join(FLAGS.model_dir, "export", name)
     bundle.check_formats(FLAGS.formats, output)
+    if not records.can_write(output):
+        raise ValueError(f"{output} can't be written to: choose another --output.")
     strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
     with strategy.scope():
         generator, discriminator = experiment.generator(), None
@@ -56,18 +74,7 @@ def main():
         seed=FLAGS.seed,
     )
     moments = FLAGS.batch_norm or choices.BATCH_NORM_OF[weights]
-    facts = {
-        "checkpoint": f"{os.path.basename(path)}, step {contents.step_in(path)}, "
-        f"digest {contents.digest(path)}",
-        "weights": weights,
-        "batch norm": moments.replace("_", " "),
-        "image size": str(generator.image_size),
-        "classes": str(generator.num_classes),
-        "noise": f"{generator.latent_dim} numbers of N(0, 1)",
-        "context module": type(generator.context).__name__,
-        "parameters of the generator": f"{generator.count_params():,}",
-        "generator's settings": settings.digest_of(generator),
-    }
+    facts = facts_of(path, generator, weights=weights, moments=moments)
     exported = bundle.Bundle(
         output,
         generator=generator,
@@ -110,7 +117,11 @@ def define_flags():
     )
     flags.DEFINE_integer("seed", 0, "Seed of the noise, as in sample.py.")
     flags.DEFINE_string("license", None, "SPDX identifier of the weights' licence, for the card.")
-    paths.define_path("output", None, "A new or empty folder; default: export/ckpt-N in model_dir.")
+    paths.define_path(
+        "output",
+        None,
+        "A new or empty folder; default: export/ckpt-N (of ema ckpt-N-ema) in model_dir.",
+    )
 
 
 def run():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 
 import numpy as np
 import tensorflow as tf
@@ -9,11 +10,13 @@ import tensorflow as tf
 from hamgan import choices, distribution, grids, pictures, sampling
 from hamgan.drawing import choice, films, interpolation, neighbourhood, outputs
 from hamgan.evaluation import embedding, settings
-from hamgan.run import checkpoints, class_names, contents
+from hamgan.run import checkpoints, class_names, contents, records
 from hamgan.run.folder import Folder
 
 # Rows or columns of a sheet beyond which nobody can see it.
 _SHEET_COLUMNS = 64
+# Seeds and labels of all images are held in memory.
+_MOST = 10**7
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,8 @@ class Request:
     def check(self):
         """ValueError for what can't be, before anything is built."""
         kind, several = self.kind, len(self.sweep) > 1
+        if kind in ("png", "npz") and (self.path.endswith("/") or tf.io.gfile.isdir(self.path)):
+            raise ValueError(f"--format={kind} is one file, but --output={self.path} is a folder.")
         _ = self.numbers
         given = [n for n in ("per_class", "seeds", "count") if getattr(self, n) is not None]
         if len(given) > 1:
@@ -105,6 +110,8 @@ class Request:
 
 def _numbers(name, texts):
     """Flags of several numbers: ['0.5', '1'] -> [0.5, 1.0]."""
+    if texts is not None and not texts:
+        raise ValueError(f"--{name} must be numbers, got none.")
     try:
         return [float(text) for text in texts or []]
     except ValueError:
@@ -141,7 +148,7 @@ class Drawing:
         count = self.generator.num_classes
         classes = (
             choice.classes(request.classes, self.names)
-            if request.classes
+            if request.classes is not None
             else grids.grid_classes(count).tolist()
         )
         columns = request.count or len(request.numbers or []) or request.per_class or 10
@@ -152,6 +159,8 @@ class Drawing:
         else:  # one after the other, a row's end to the next row's begin
             rows = [range(i * columns, (i + 1) * columns) for i in range(len(classes))]
         images = request.count or len(classes) * columns
+        if images > _MOST:
+            raise ValueError(f"At most {_MOST:,} images are drawn at a time, got {images:,}.")
         if request.kind == "png" and not request.interpolate:
             outputs.check_picture(
                 images * len(request.sweep) * (1 + (request.nearest or 0)),
@@ -193,6 +202,8 @@ class Drawing:
             "psi": psi,
             "seed": self.request.seed,
         }
+        if self.batch_norm == "batch":  # images are then of their batch
+            found["batch_size"] = self.request.batch_size
         return found | ({"changed": self._changed} if self._changed else {})
 
     def wanted(self, truncation, psi):
@@ -206,9 +217,18 @@ class Drawing:
         return outputs.Wanted(seeds, labels, names=self.names, about=about)
 
 
+def check_place(request):
+    """ValueError where the output can't be written, before anything is drawn."""
+    # A folder of files is made where it isn't there; one file, or a data set, is in a folder.
+    folder = request.path if request.kind == "folder" else os.path.dirname(request.path.rstrip("/"))
+    if not records.can_write(folder or "."):
+        raise ValueError(f"{folder or '.'} can't be written to: choose another --output.")
+
+
 def run(request, experiment, *, changed=None):
     """Draws what is asked for, and says what it was."""
     drawing = Drawing(request, experiment, changed=changed)
+    check_place(request)
     ((_, truncation, psi), *others) = request.sweep
     sampler = drawing.sampler(truncation, psi)
     if others:
@@ -282,6 +302,7 @@ def _draw_interpolation(drawing, sampler):
     paths, ends = (
         (len(drawing.classes), len(seeds)) if by_class else (len(seeds), len(drawing.classes))
     )
+    interpolation.check_ends(request.interpolate, ends)  # moments take their time
     outputs.check_picture(paths * ((ends - 1) * request.steps + 1), drawing.generator.image_size)
     with drawing.applied(sampler):
         images = interpolation.between(

@@ -32,7 +32,7 @@ def classes(texts, names):
 
 
 def _labels_of(text, names):
-    labels = [label for label, name in enumerate(names) if name == text]
+    labels = [label for label, name in enumerate(names) if name.strip() == text]
     if len(labels) > 1:
         numbers = ", ".join(f"#{label}" for label in labels)
         raise ValueError(f"{len(labels)} classes are named {text!r}: write one of {numbers}.")
@@ -89,6 +89,8 @@ def seeds(texts):
         if last - first >= 10**7:
             raise ValueError(f"At most ten million seeds are taken at a time, got {text!r}.")
         found += range(first, last + 1)
+    if not found:
+        raise ValueError("No seed is asked for: write numbers or ranges, like 0-35,100.")
     return list(dict.fromkeys(found))
 
 

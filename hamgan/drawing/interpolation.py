@@ -6,6 +6,12 @@ import tensorflow as tf
 WAYS = ("seeds", "classes")
 
 
+def check_ends(way, count):
+    """ValueError unless there are seeds, or classes, to go between."""
+    if count < 2:
+        raise ValueError(f"Two {way} at least are needed to go from one to the next, got {count}.")
+
+
 def between(sampler, *, way, classes, seeds, steps):
     """Images on paths, one path for each class (`way` 'seeds') or each seed ('classes').
 
@@ -27,10 +33,7 @@ def between(sampler, *, way, classes, seeds, steps):
       ValueError: fewer than two seeds or classes to go between, or fewer than one step.
     """
     ends = {"seeds": seeds, "classes": classes}[way]
-    if len(ends) < 2:
-        raise ValueError(
-            f"Two {way} at least are needed to go from one to the next, got {len(ends)}."
-        )
+    check_ends(way, len(ends))
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")
     place = np.arange((len(ends) - 1) * steps + 1) / steps

@@ -118,8 +118,8 @@ def write_folder(path, sampler, wanted):
       ValueError: the folder holds other images than these would be.
     """
     tf.io.gfile.makedirs(path)
-    _settle(os.path.join(path, ABOUT), wanted)
-    there = {name for name in tf.io.gfile.listdir(path) if name.endswith(".png")}
+    there = _images_in(path)
+    _settle(os.path.join(path, ABOUT), wanted, there)
     if wanted.labels is None:  # which class is only known when it is drawn
         seeds = {name.rpartition("-seed")[2] for name in there}
         missing = [i for i, seed in enumerate(wanted.seeds) if f"{seed:07d}.png" not in seeds]
@@ -127,6 +127,9 @@ def write_folder(path, sampler, wanted):
         missing = [i for i in range(len(wanted)) if _file(wanted, i) not in there]
     if len(missing) < len(wanted):
         print(f"{len(wanted) - len(missing):,} of {len(wanted):,} images are there already.")
+    more = len(there) - (len(wanted) - len(missing))
+    if more > 0:
+        print(f"{path} holds {more:,} more images, of other seeds or classes: they stay.")
     pending = collections.deque()
     with (
         _bar(wanted, len(wanted) - len(missing)) as bar,
@@ -141,6 +144,14 @@ def write_folder(path, sampler, wanted):
                 pending.popleft().result()
         for future in pending:
             future.result()
+
+
+def _images_in(path):
+    """The names of the PNG files of a folder; without empty ones, which a power loss leaves."""
+    if "://" in path:
+        return {name for name in tf.io.gfile.listdir(path) if name.endswith(".png")}
+    with os.scandir(path) as entries:
+        return {e.name for e in entries if e.name.endswith(".png") and e.stat().st_size}
 
 
 def _file(wanted, index):
@@ -158,16 +169,18 @@ def _write_png(path, image):
     tf.io.gfile.rename(temporary, path, overwrite=True)
 
 
-def _settle(path, wanted):
+def _settle(path, wanted, there):
     """Keeps what the images are of; ValueError where others are there."""
-    text = json.dumps(wanted.about, indent=1, sort_keys=True)
+    # Seed 3 of a class that was asked for isn't the image of seed 3 with a class of its own.
+    about = wanted.about | {"classes": "drawn by seed" if wanted.labels is None else "asked for"}
+    text = json.dumps(about, indent=1, sort_keys=True)
     if tf.io.gfile.exists(path):
         with tf.io.gfile.GFile(path) as file:
             before = json.loads(file.read())
         differing = [
-            f"{key} = {before.get(key)} there, {wanted.about.get(key)} asked for"
-            for key in sorted(before.keys() | wanted.about.keys())
-            if before.get(key) != wanted.about.get(key)
+            f"{key} = {before.get(key)} there, {about.get(key)} asked for"
+            for key in sorted(before.keys() | about.keys())
+            if before.get(key) != about.get(key)
         ]
         if differing:
             raise ValueError(
@@ -175,6 +188,11 @@ def _settle(path, wanted):
                 "another --output."
             )
         return
+    if there:
+        raise ValueError(
+            f"{os.path.dirname(path)} holds {len(there):,} PNG files that aren't samples of this "
+            "program. Choose another --output."
+        )
     records.write_whole(path, text.encode())
 
 
@@ -263,6 +281,14 @@ def write_tfds(path, sampler, wanted):
         )
     if tf.io.gfile.exists(os.path.join(path, "1.0.0", "dataset_info.json")):
         raise ValueError(f"There is a data set at {path} already. Choose another --output.")
+    size = sampler.generator.image_size
+    # Before anything is drawn: names that a data set can't have, as one of two classes, end here.
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(size, size, 3)),
+            "label": tfds.features.ClassLabel(names=wanted.names),
+        }
+    )
     found, folder = _parts(path, sampler, wanted)
 
     def examples():
@@ -270,7 +296,6 @@ def write_tfds(path, sampler, wanted):
             for image, label in zip(images, labels, strict=True):
                 yield {"image": image, "label": int(label)}
 
-    size = sampler.generator.image_size
     dataset = tf.data.Dataset.from_generator(
         examples,
         output_signature={
@@ -284,12 +309,7 @@ def write_tfds(path, sampler, wanted):
         version="1.0.0",
         data_dir=data_dir or ".",
         split_datasets={"train": dataset},
-        features=tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(shape=(size, size, 3)),
-                "label": tfds.features.ClassLabel(names=wanted.names),
-            }
-        ),
+        features=features,
         description=f"Samples of a generator: {json.dumps(wanted.about, sort_keys=True)}",
         disable_shuffling=True,
     )

@@ -88,13 +88,20 @@ class Bundle:
 
     def _write_keras(self, about):
         del about
-        networks = {"generator": self._generator, "discriminator": self._discriminator}
-        for name, network in networks.items():
-            if network is not None:
-                path = self._path(f"{name}.keras")
-                network.save(path)
-                self._files[f"{name}.keras"] = "Keras model, which needs hamgan"
-                self._report(f"{path}: keras.models.load_model, after import hamgan.networks.")
+        z, labels, keys = self._sampler.inputs(tf.range(4))
+        images = self._generator(z, labels, training=False, keys=keys)
+        networks = {"generator": (self._generator, z)}
+        if self._discriminator is not None:
+            networks["discriminator"] = (self._discriminator, images)
+        for name, (network, inputs) in networks.items():
+            path = self._path(f"{name}.keras")
+            network.save(path)
+            difference = check.check_keras(path, network, inputs, labels, keys)
+            self._files[f"{name}.keras"] = "Keras model, which needs hamgan"
+            self._report(
+                f"{path}: keras.models.load_model, after import hamgan.networks; loaded again, "
+                f"outputs differ by {difference:.1e}."
+            )
 
     def _write_onnx(self, about):
         del about

@@ -63,7 +63,6 @@ class ExportedGenerator(tf.Module):
             ),
             default_value=-1,
         )
-        self._generator = None  # not tracked: see `signatures`
         self._seed = seed
         object.__setattr__(self, "_call", _inference_of(generator))
         self._latent_dim = generator.latent_dim
@@ -82,7 +81,11 @@ class ExportedGenerator(tf.Module):
 
     def _of_seed(self, seed, label, psi, truncation):
         parent = stateless.key(self._seed, stateless.EVALUATION)
-        seed = tf.cast(seed, tf.int32)
+        inside = tf.debugging.Assert(
+            tf.reduce_all((seed >= 0) & (seed < 2**31)), ["seed must be in 0 to 2147483647", seed]
+        )
+        with tf.control_dependencies([inside]):
+            seed = tf.cast(seed, tf.int32)
         z, _, keys = stateless.generator_inputs(
             parent, seed, latent_dim=self._latent_dim, num_classes=self._num_classes
         )
