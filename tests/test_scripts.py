@@ -377,13 +377,19 @@ def test_samples_have_the_moments_asked_for(finished, data_dir, tmp_path):
                 data_dir,
                 "--per_class=4",
                 f"--batch_norm={name}",
+                "--batch_size=40",
                 f"--output={output}",
             )
         )
         images[name] = np.load(output)["images"].astype(np.float32)
     run(
         command(
-            "sample.py", model_dir, data_dir, "--per_class=4", f"--output={tmp_path}/default.npz"
+            "sample.py",
+            model_dir,
+            data_dir,
+            "--per_class=4",
+            "--batch_size=40",
+            f"--output={tmp_path}/default.npz",
         )
     )
     np.testing.assert_array_equal(
