@@ -395,7 +395,7 @@ class _Run:
             self.announce("gave up", step=step, message=reason, rollbacks=count, **details)
             raise FloatingPointError(
                 f"{reason} After {count} rollbacks this run stops; the last good checkpoint is "
-                f"{self.path}. Try a smaller learning rate, or another trainer.Trainer.seed in a "
+                f"{self.path}. Try a smaller learning rate, or another {self.seed_in_gin()} in a "
                 "new --model_dir."
             )
         if path is None:
@@ -416,6 +416,11 @@ class _Run:
         )
         self.bar.n = self.step
         self.bar.refresh()
+
+    def seed_in_gin(self):
+        """The trainer's seed, as gin files name it."""
+        kind = type(self.trainer)
+        return f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}.seed"
 
     def has_collapsed(self, message):
         """Whether the run went back because of what is wrong; None: nothing is."""

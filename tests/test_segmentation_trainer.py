@@ -269,6 +269,10 @@ def test_run_goes_back_when_something_is_not_finite(dataset, tmp_path):
     assert not contents.first_not_finite(of.variables())
     assert int(of.rollbacks.numpy()) == 1
 
+    count = iter(range(3))
+    with pytest.raises(FloatingPointError, match="another training.SegmentationTrainer.seed in"):
+        train(of, dataset, tmp_path, 6, max_rollbacks=1)
+
 
 def test_best_checkpoint_is_that_of_the_largest_miou(dataset, tmp_path):
     of = trainer()
