@@ -302,9 +302,10 @@ def test_what_cannot_be_built_is_found(options, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", [n for n in SHIPPED if n.startswith(("digits", "bases"))])
 def test_every_point_of_a_shipped_sweep_can_be_built(name):
-    # ImageNet's networks are made narrow, which leaves the hams' own sizes as they are.
+    # ImageNet's others have the digits' settings at sizes that take minutes each. Its networks are
+    # made narrow, which leaves the hams' own sizes as they are.
     params = () if name.startswith("digits") else ("WIDTH = 8", "NUM_CLASSES = 10")
     for values, found in zip(
         [point.name for point in shipped(name).grid()],
