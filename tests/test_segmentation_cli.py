@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 
+import gin
 import numpy as np
 import pytest
 from PIL import Image
@@ -114,6 +115,37 @@ def test_images_are_found_by_name(tmp_path):
         segment_predict.find_images([str(tmp_path), str(tmp_path / "a.png")])
     with pytest.raises(ValueError, match="a.png can't be read as an image"):
         segment_predict.read(str(tmp_path / "a.png"))
+
+
+def test_predictions_replace_no_image(tmp_path):
+    images = {"a": str(tmp_path / "a.png"), "b": str(tmp_path / "b.jpg")}
+    with pytest.raises(ValueError, match="a.png would be replaced"):
+        segment_predict.check_output(images, f"{tmp_path}/.")
+    deeper = {"c": str(tmp_path / "overlays" / "c.png")}
+    with pytest.raises(ValueError, match="c.png would be replaced"):
+        segment_predict.check_output(deeper, str(tmp_path))
+    segment_predict.check_output(images, str(tmp_path / "predicted"))
+    segment_predict.check_output({"b": images["b"]}, str(tmp_path))
+
+
+def test_comparison_of_heads_refuses_before_it_trains(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segment_digits, "NUM_SCENES", {"train": 2, "validation": 1})
+        segment_digits.prepare(str(tmp_path))
+    none, attention = (f"configs/segmentation/heads/{name}.gin" for name in ("none", "attention"))
+    for heads, classes, data_dir, message in (
+        ([none], ["1", "sky"], tmp_path, "--classes must be of ground, .*, got sky"),
+        ([none, "gone.gin"], ["1"], tmp_path, "gone.gin"),
+        ([none, attention, none], ["1"], tmp_path, "--heads must be of different names"),
+        ([], ["1"], tmp_path, "at least one"),
+        ([none], ["1"], tmp_path / "elsewhere", "segment_digits"),
+    ):
+        gin.clear_config()
+        with pytest.raises(ValueError, match=message):
+            segment_heads.check(heads, classes, data_dir=str(data_dir), params=[])
+    gin.clear_config()
+    segment_heads.check([none, attention], ["1"], data_dir=str(tmp_path), params=["NUM_STEPS = 3"])
+    gin.clear_config()
 
 
 def test_mean_of_some_classes():

@@ -54,13 +54,14 @@ def main():
     )
     record = evaluator.evaluate(checkpoint=path, step=contents.step_in(path))
     print(evaluation.in_words(record))
-    if FLAGS.json:
-        records.write_whole(FLAGS.json, json.dumps(records.plain_record(record), indent=1).encode())
     if model_dir is not None:
         log.Log(model_dir).write(record)
         print(f"Record: {Folder(model_dir).metrics}")
         print(f"Picture: {Folder(model_dir).confusion(record['step'])}")
         print(f"Report: {report.write_report(model_dir)}")
+    # Last: a path that can't be written costs no record.
+    if FLAGS.json:
+        records.write_whole(FLAGS.json, json.dumps(records.plain_record(record), indent=1).encode())
 
 
 def define_checkpoint():

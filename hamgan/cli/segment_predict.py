@@ -84,6 +84,26 @@ def read(path):
         raise ValueError(f"{path} can't be read as an image: {error}") from None
 
 
+def check_output(images, output):
+    """Asks whether predictions would replace the images that they are made from.
+
+    Args:
+      images: {name: path}.
+      output: folder of the predictions.
+
+    Raises:
+      ValueError: one would; it is named.
+    """
+    for name, place in images.items():
+        for folder in (output, os.path.join(output, "overlays")):
+            target = os.path.join(folder, f"{name}.png")
+            if os.path.realpath(target) == os.path.realpath(place):
+                raise ValueError(
+                    f"--output must be another folder than the images', got {output}: {place} "
+                    "would be replaced by its prediction."
+                )
+
+
 def main():
     import tensorflow as tf
 
@@ -98,6 +118,7 @@ def main():
     output = FLAGS.output or os.path.join(
         Folder(FLAGS.model_dir).predictions, os.path.basename(path)
     )
+    check_output(images, output)
     predict = evaluation.Predictor(network, parts.test, multi_scale=FLAGS.multi_scale)
 
     def predictions():

@@ -139,7 +139,7 @@ class SegmentationTrainer(device_loop.DeviceLoop):
       batch_size: images per step over all replicas.
       optimizer: constructor, called with the learning rate: of `optimizers`, whose gradients are
         summed over the replicas.
-      learning_rate: a number or a function of the step (`schedules`); None: HamNet's on VOC.
+      learning_rate: a number or a function of the step (`schedules`).
       loss: function (logits, labels, auxiliary logits or None) -> {name: [B]}.
       seed: of initial weights, bases, dropout, crops and the order of the images.
 
