@@ -281,7 +281,7 @@ def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     digits.prepare(str(folder / "data"))
     (folder / "model").mkdir()
-    (folder / "model" / "config.gin").write_text(
+    (folder / "mine.gin").write_text(
         "from __gin__ import dynamic_registration\n"
         'include "configs/digits.gin"\n'
         "from hamgan import networks\n"
@@ -314,6 +314,7 @@ def test_script_writes_numbers_and_pictures(run_folder, tmp_path, network):
     output = run(
         run_folder / "model",
         run_folder / "data",
+        f"--gin_file={run_folder}/mine.gin",
         f"--network={network}",
         "--batch_size=3",
         "--num_steps=2",
@@ -340,6 +341,6 @@ def test_script_writes_numbers_and_pictures(run_folder, tmp_path, network):
 def test_script_says_what_is_wrong_with_a_folder(run_folder, tmp_path):
     output = run(tmp_path, run_folder / "data", fails=True)
     assert "No configuration" in output and "Traceback" not in output
-    (tmp_path / "config.gin").write_bytes((run_folder / "model" / "config.gin").read_bytes())
-    output = run(tmp_path, run_folder / "data", fails=True)
+    own = f"--gin_file={run_folder}/mine.gin"
+    output = run(tmp_path, run_folder / "data", own, fails=True)
     assert "No checkpoint in" in output and "Traceback" not in output
