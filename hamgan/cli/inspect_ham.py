@@ -69,13 +69,12 @@ def inspected(experiment, path, *, network, images, weights, batch_size, num_ste
     return images.numpy(), labels.numpy(), found, discriminator.context
 
 
-def of_segmentation(path, *, batch_size, num_steps, seed, data_dir):
+def of_segmentation(parts, path, *, batch_size, num_steps, seed, data_dir):
     """(crops uint8, the index of the largest class of each, `inspection.Inspection`, the
     Hamburger) of a segmentation network, which sees the first training crops.
     """
     import tensorflow as tf
 
-    parts = segment_common.load()
     network = parts.network()
     layer = network.head.hamburger
     if not hasattr(layer, "decomposition"):
@@ -100,16 +99,20 @@ def main():
         raise ValueError(
             "--images=real is for --network=discriminator: a generator sees no images."
         )
+    of_segments = FLAGS.network == "segmentation"
+    experiment = (
+        segment_common.load()
+        if of_segments
+        else configuration.load_experiment(**common.configuration_flags())
+    )
     path = checkpoints.find(FLAGS.model_dir, FLAGS.checkpoint)
     strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
     names = ("batch_size", "num_steps", "seed", "data_dir")
+    if not of_segments:
+        names += ("network", "images", "weights")
+    inspect = of_segmentation if of_segments else inspected
     with tf.device(strategy.extended.worker_devices[0]):
-        if FLAGS.network == "segmentation":
-            of = of_segmentation(path, **{name: FLAGS[name].value for name in names})
-        else:
-            experiment = configuration.load_experiment(**common.configuration_flags())
-            names += ("network", "images", "weights")
-            of = inspected(experiment, path, **{name: FLAGS[name].value for name in names})
+        of = inspect(experiment, path, **{name: FLAGS[name].value for name in names})
     images, labels, found, layer = of
     numbers = measured(path, labels, found, layer)
     write(path, images, found, numbers)
