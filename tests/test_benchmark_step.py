@@ -89,5 +89,5 @@ def test_a_step_of_the_digits_is_measured():
     (operations,) = context.in_process(
         step.trace_job, {"case": case, "accelerator": "cpu", "steps": 1}
     )
-    names = {row["operation"] for row in operations if row["seconds"] > 0}
-    assert names & {"Conv2DBackpropFilter", "_FusedConv2D", "Conv2D"}
+    # Kernels are called differently by the library that computes them.
+    assert any("Conv" in row["operation"] and row["seconds"] > 0 for row in operations)

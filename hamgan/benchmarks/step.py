@@ -233,7 +233,7 @@ def self_times(path):
         names = {key: value.name for key, value in plane.event_metadata.items()}
         for line in plane.lines:
             for event, own in _own_times(line.events):
-                name = names[event.metadata_id].rpartition(":")[2]
+                name = names[event.metadata_id].rpartition(":")[2].strip()
                 seconds[name] += own / 1e12
                 calls[name] += 1
     return [(name, total, calls[name]) for name, total in seconds.most_common()]
