@@ -99,6 +99,29 @@ def test_train_evaluate_predict_inspect_and_second_stage(tmp_path):
     assert "--weights is left aside" in output
 
 
+def test_prediction_goes_on_past_damaged_images_and_turns_others(tmp_path):
+    turned = Image.Exif()
+    turned[0x112] = 6
+    Image.fromarray(np.zeros([20, 30, 3], np.uint8)).save(tmp_path / "a.jpg", exif=turned)
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:200])
+    Image.fromarray(np.zeros([8, 9], np.uint8)).save(tmp_path / "c.png")
+    images = segment_predict.find_images([str(tmp_path)])
+    made = segment_predict.predictions(
+        lambda image, number: np.full(image.shape[:2], number, np.uint8),
+        images,
+        str(tmp_path / "found"),
+        opacity=0.5,
+    )
+    shapes = {}
+    with pytest.raises(ValueError, match=r"(?s)1 of 3 images can't be read.*b\.jpg"):
+        for name, indices in made:
+            shapes[name] = indices.shape
+    assert shapes == {"a": (30, 20), "c": (8, 9)}
+    with Image.open(tmp_path / "found" / "c.png") as image:
+        assert np.asarray(image).min() == 2
+    assert (tmp_path / "found" / "overlays" / "a.png").exists()
+
+
 def test_images_are_found_by_name(tmp_path):
     for name in ("b.jpg", "a.png", "notes.txt"):
         (tmp_path / name).write_bytes(b"")

@@ -27,6 +27,7 @@ Where packages are missing, start with scripts/check_environment.py.
 
 import argparse
 import contextlib
+import functools
 import sys
 
 # Python's own library alone: TensorFlow may be what is wrong.
@@ -136,32 +137,39 @@ def main(checkup, common, configuration, distribution, doctor):
 
     FLAGS = flags.FLAGS
 
-    def load():
+    def load(gin_files, **others):
         distribution.cluster_in_words()  # as training will read it
-        experiment = configuration.load_experiment(**common.configuration_flags())
-        return ok(", ".join(FLAGS.gin_file) or "the one kept in model_dir", value=experiment)
+        experiment = configuration.load_experiment(gin_files=gin_files, **others)
+        return ok(", ".join(gin_files) or "the one kept in model_dir", value=experiment)
 
-    def examine():
+    def examine(*, as_json, create_strategy, loading, **what):
         # Whatever libraries print must not get into the JSON.
-        with contextlib.redirect_stdout(sys.stderr) if FLAGS.json else contextlib.nullcontext():
-            doctor.examine(
-                checkup,
-                checkup.check("configuration", load, remedy="correct the gin file or --gin_param"),
-                create_strategy=lambda: distribution.create_strategy(
-                    FLAGS.accelerator, FLAGS.tpu, across_hosts=False
-                ),
-                model_dir=FLAGS.model_dir,
-                data_dir=FLAGS.data_dir,
-                output=FLAGS.output,
-                quick=FLAGS.quick,
-                evaluate=FLAGS.mode != "train",
-                replicas=FLAGS.replicas,
-                seconds=FLAGS.seconds,
-                steps_per_second=FLAGS.steps_per_second,
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            loaded = checkup.check(
+                "configuration",
+                lambda: load(**loading),
+                remedy="correct the gin file or --gin_param",
             )
-        finish(checkup, as_json=FLAGS.json)
+            doctor.examine(checkup, loaded, create_strategy=create_strategy, **what)
+        finish(checkup, as_json=as_json)
 
-    common.run(examine)
+    common.run(
+        lambda: examine(
+            as_json=FLAGS.json,
+            create_strategy=functools.partial(
+                distribution.create_strategy, FLAGS.accelerator, FLAGS.tpu, across_hosts=False
+            ),
+            loading=common.configuration_flags(),
+            model_dir=FLAGS.model_dir,
+            data_dir=FLAGS.data_dir,
+            output=FLAGS.output,
+            quick=FLAGS.quick,
+            evaluate=FLAGS.mode != "train",
+            replicas=FLAGS.replicas,
+            seconds=FLAGS.seconds,
+            steps_per_second=FLAGS.steps_per_second,
+        )
+    )
 
 
 def run():

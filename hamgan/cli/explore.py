@@ -54,11 +54,10 @@ def check_output(path):
         raise ValueError(f"--output must end in .png, got {path!r}.")
 
 
-def load(path, experiment):
+def load(path, experiment, *, weights):
     """(generator, discriminator) of a checkpoint."""
     generator, discriminator = experiment.generator(), experiment.discriminator()
-    weights = FLAGS.weights or experiment.protocol.weights
-    sampling.restore(generator, path, weights=weights)
+    sampling.restore(generator, path, weights=weights or experiment.protocol.weights)
     contents.restore(path, contents.network_variables("discriminator", discriminator), partial=True)
     return generator, discriminator
 
@@ -70,71 +69,92 @@ def main():
     check_output(FLAGS.output)
     experiment = configuration.load_experiment(**common.configuration_flags())
     path = checkpoints.find(FLAGS.model_dir, FLAGS.checkpoint)
-    folder = os.path.dirname(_output(path, FLAGS.what)) or "."
+    place = FLAGS.output or os.path.join(FLAGS.model_dir, "exploring", "")
+    folder = os.path.dirname(place) or "."
     if not records.can_write(folder):
         raise ValueError(f"{folder} can't be written to: choose another --output.")
     strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
     with tf.device(strategy.extended.worker_devices[0]):
-        generator, discriminator = load(path, experiment)
+        networks = load(path, experiment, weights=FLAGS.weights)
+        generator = networks[0]
         names = class_names.read(FLAGS.model_dir, generator.num_classes)
         label = None
         if FLAGS["class"].value is not None:
             (label,) = choice.classes([FLAGS["class"].value], names)
         if FLAGS.what == "ham":
-            look(path, generator, discriminator, label or 0, names, at)
+            label = label or 0
+            name = f"ham-{FLAGS.network}-{label}-seed{FLAGS.seed}-{os.path.basename(path)}.png"
+            found = look(*networks, label, network=FLAGS.network, seed=FLAGS.seed)
+            title = f"{FLAGS.network}, {names[label]}, seed {FLAGS.seed}, {os.path.basename(path)}"
+            draw_ham(found, _file(place, name), at=at, title=title)
         else:
-            find(path, generator, discriminator, label, names, experiment)
+            images, labels = real_images(
+                experiment, label, image=FLAGS.image, count=FLAGS.count, data_dir=FLAGS.data_dir
+            )
+            found = find(
+                *networks,
+                images,
+                labels,
+                feature_weight=FLAGS.feature_weight,
+                starts=FLAGS.starts,
+                steps=FLAGS.steps,
+                learning_rate=FLAGS.learning_rate,
+                seed=FLAGS.seed,
+            )
+            name = f"inversion-{os.path.basename(path)}.png"
+            draw_inversion(found, images, labels, _file(place, name), names=names)
 
 
-def _output(path, name):
-    folder = os.path.join(FLAGS.model_dir, "exploring")
-    return FLAGS.output or os.path.join(folder, f"{name}-{os.path.basename(path)}.png")
+def _file(place, name):
+    """The path of a picture: `place`, or `name` in it where that is a folder."""
+    return os.path.join(place, name) if place.endswith(os.sep) else place
 
 
-def keys_of(count):
-    """Keys of samples from --seed on, as `sampling.Sampler` has them."""
+def keys_of(count, *, seed):
+    """Keys of samples from a seed on, as `sampling.Sampler` has them."""
     parent = stateless.key(0, stateless.EVALUATION)
     return stateless.example_keys(
-        stateless.fold(parent, stateless.GENERATOR_BASES), np.arange(FLAGS.seed, FLAGS.seed + count)
+        stateless.fold(parent, stateless.GENERATOR_BASES), np.arange(seed, seed + count)
     )
 
 
-def look(path, generator, discriminator, label, names, at):
-    """--what=ham."""
+def look(generator, discriminator, label, *, network, seed):
+    """The view of what a ham found in one sample."""
     z, _, keys = stateless.generator_inputs(
         stateless.key(0, stateless.EVALUATION),
-        np.array([FLAGS.seed]),
+        np.array([seed]),
         latent_dim=generator.latent_dim,
         num_classes=generator.num_classes,
     )
-    network, inputs = generator, z
-    if FLAGS.network == "discriminator":
-        network = discriminator
-        inputs = generator(z, np.array([label]), training=False, keys=keys)
-    found = ham_view.view(network, inputs, label, keys=keys)
-    output = _output(path, f"ham-{FLAGS.network}-{label}-seed{FLAGS.seed}")
-    title = f"{FLAGS.network}, {names[label]}, seed {FLAGS.seed}, {os.path.basename(path)}"
+    if network == "generator":
+        return ham_view.view(generator, z, label, keys=keys)
+    images = generator(z, np.array([label]), training=False, keys=keys)
+    return ham_view.view(discriminator, images, label, keys=keys)
+
+
+def draw_ham(found, output, *, at, title):
+    """Writes the view as a picture and as numbers."""
     ham_view.draw(found, output, pixels=at, title=title)
     numbers = os.path.splitext(output)[0] + ".json"
     records.write_whole(numbers, json.dumps(ham_view.numbers(found, at), indent=1).encode())
     print(f"{title}: {output}, {numbers}")
 
 
-def real_images(experiment, label):
+def real_images(experiment, label, *, image, count, data_dir):
     """(images [N, S, S, 3], labels [N] or None) to be found again."""
-    if FLAGS.image:
+    if image:
         dataset_size = experiment.generator().image_size
-        return decode_file(FLAGS.image, dataset_size), None if label is None else np.array([label])
-    dataset = experiment.dataset(data_dir=FLAGS.data_dir)
+        return decode_file(image, dataset_size), None if label is None else np.array([label])
+    dataset = experiment.dataset(data_dir=data_dir)
     batches = dataset.reference_batches(batch_size=256).as_numpy_iterator()
     images, labels = [], []
     for batch in batches:
         fits = np.ones(len(batch["label"]), bool) if label is None else batch["label"] == label
         images.append(batch["image"][fits])
         labels.append(batch["label"][fits])
-        if sum(map(len, images)) >= FLAGS.count:
+        if sum(map(len, images)) >= count:
             break
-    return np.concatenate(images)[: FLAGS.count], np.concatenate(labels)[: FLAGS.count]
+    return np.concatenate(images)[:count], np.concatenate(labels)[:count]
 
 
 def decode_file(path, size):
@@ -156,27 +176,27 @@ def decode_file(path, size):
     return pixels.preprocess(tf.constant(image), size)[None].numpy()
 
 
-def find(path, generator, discriminator, label, names, experiment):
-    """--what=inversion."""
-    images, labels = real_images(experiment, label)
-    found = inversion.invert(
+def find(generator, discriminator, images, labels, *, feature_weight, seed, **search):
+    """The inversion of images."""
+    return inversion.invert(
         generator,
         images,
-        keys=keys_of(len(images)).numpy(),
+        keys=keys_of(len(images), seed=seed).numpy(),
         labels=labels,
-        discriminator=discriminator if FLAGS.feature_weight else None,
-        feature_weight=FLAGS.feature_weight,
-        starts=FLAGS.starts,
-        steps=FLAGS.steps,
-        learning_rate=FLAGS.learning_rate,
-        seed=FLAGS.seed,
+        discriminator=discriminator if feature_weight else None,
+        feature_weight=feature_weight,
+        seed=seed,
+        **search,
     )
+
+
+def draw_inversion(found, images, labels, output, *, names):
+    """Writes an inversion as a strip over the iterations and as arrays."""
     table = np.concatenate([found.strip, images[:, None]], axis=1)
     words = [
         f"{'' if labels is None else names[labels[i]] + ': '}error {error:.3f}"
         for i, error in enumerate(found.pixel_error)
     ]
-    output = _output(path, "inversion")
     pictures.save_grid(
         output,
         table.reshape(-1, *images.shape[1:]),

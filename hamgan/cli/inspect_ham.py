@@ -114,39 +114,41 @@ def main():
     with tf.device(strategy.extended.worker_devices[0]):
         of = inspect(experiment, path, **{name: FLAGS[name].value for name in names})
     images, labels, found, layer = of
-    numbers = measured(path, labels, found, layer)
-    write(path, images, found, numbers)
-
-
-def measured(path, labels, found, layer):
-    """What is written as inspection.json."""
-    decomposition = layer.decomposition
-    while hasattr(decomposition, "func"):
-        decomposition = decomposition.func
-    return {
+    name = f"{FLAGS.network}-{os.path.basename(path)}"
+    numbers = {
         "network": FLAGS.network,
         "checkpoint": path,
         "step": contents.step_in(path),
-        "module": type(layer).__name__,
-        "decomposition": decomposition.__name__,
         "images": {"generator": "generated", "segmentation": "training"}.get(
             FLAGS.network, FLAGS.images
         ),
         "weights": FLAGS.weights,
         "seed": FLAGS.seed,
+        **measured(labels, found, layer),
+    }
+    output = FLAGS.output or os.path.join(FLAGS.model_dir, "inspection", name)
+    write(output, images, found, numbers, examples=FLAGS.examples)
+
+
+def measured(labels, found, layer):
+    """What inspection.json says of the Hamburger."""
+    decomposition = layer.decomposition
+    while hasattr(decomposition, "func"):
+        decomposition = decomposition.func
+    return {
+        "module": type(layer).__name__,
+        "decomposition": decomposition.__name__,
         "labels": labels.tolist(),
         "shape": list(found.before.shape),
         **inspection.summary(found),
     }
 
 
-def write(path, images, found, numbers):
+def write(output, images, found, numbers, *, examples):
     """Writes numbers and pictures, and prints the gist."""
-    name = os.path.basename(path)
-    output = FLAGS.output or os.path.join(FLAGS.model_dir, "inspection", f"{FLAGS.network}-{name}")
     title = (
-        f"{numbers['module']} with {numbers['decomposition'].upper()} in the {FLAGS.network}, "
-        f"{name}, "
+        f"{numbers['module']} with {numbers['decomposition'].upper()} in the "
+        f"{numbers['network']}, {os.path.basename(numbers['checkpoint'])}, "
         f"{len(images)} {numbers['images']} images, gate {found.gate:.3g}"
     )
     records.write_whole(
@@ -157,7 +159,7 @@ def write(path, images, found, numbers):
         found,
         images,
         os.path.join(output, "feature_maps.png"),
-        examples=FLAGS.examples,
+        examples=examples,
         title=title,
     )
     show(numbers, title, output)

@@ -24,10 +24,10 @@ with lazily.imports():
 FLAGS = flags.FLAGS
 
 
-def restored(experiment, strategy):
-    """(network with a checkpoint's weights, the checkpoint's path) by the flags."""
+def restored(experiment, strategy, *, model_dir, checkpoint):
+    """(network with a checkpoint's weights, the checkpoint's path)."""
     path = checkpoints.find(
-        FLAGS.model_dir, FLAGS.checkpoint, score=scores.MEAN_IOU.name, better=scores.MEAN_IOU.better
+        model_dir, checkpoint, score=scores.MEAN_IOU.name, better=scores.MEAN_IOU.better
     )
     with strategy.scope():
         network = experiment.network()
@@ -41,7 +41,9 @@ def main():
     dataset = parts.dataset(data_dir=FLAGS.data_dir)
     split = FLAGS.split or dataset.test_split
     dataset.check_files(split)
-    network, path = restored(parts, strategy)
+    network, path = restored(
+        parts, strategy, model_dir=FLAGS.model_dir, checkpoint=FLAGS.checkpoint
+    )
     experiment.check_classes(network, dataset)
     model_dir = FLAGS.model_dir if checkpoints.is_of_run(FLAGS.model_dir, path) else None
     evaluator = evaluation.Evaluator(

@@ -12,9 +12,8 @@ PNGs as results/VOC2012/Segmentation/comp6_test_cls/<name>.png.
 import io
 import os
 
-import numpy as np
 from absl import flags
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from hamgan.cli import lazily, paths, segment_common, segment_evaluate
@@ -22,6 +21,7 @@ from hamgan.run.folder import Folder
 
 with lazily.imports():
     from hamgan import distribution
+    from hamgan.data import photos
     from hamgan.run import log, records
     from hamgan.segmentation import evaluation, palette
 
@@ -70,7 +70,7 @@ def find_images(places, names=None):
 
 
 def read(path):
-    """An image's pixels, uint8 [h, w, 3].
+    """An image's pixels as a viewer shows them (turned by EXIF data, in sRGB), uint8 [h, w, 3].
 
     Raises:
       ValueError: it can't be read as an image; names the file.
@@ -78,10 +78,12 @@ def read(path):
     import tensorflow as tf
 
     try:
-        with tf.io.gfile.GFile(path, "rb") as file, Image.open(io.BytesIO(file.read())) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
-        raise ValueError(f"{path} can't be read as an image: {error}") from None
+        with tf.io.gfile.GFile(path, "rb") as file:
+            pixels = photos.shown(file.read())
+    except (ValueError, OSError, SyntaxError, tf.errors.OpError) as error:
+        reason = getattr(error, "message", error)
+        raise ValueError(f"{path} can't be read as an image: {reason}") from None
+    return pixels.repeat(3, axis=-1) if pixels.shape[-1] == 1 else pixels
 
 
 def check_output(images, output):
@@ -114,32 +116,62 @@ def main():
             names = file.read().split()
     images = find_images(FLAGS.images, names)
     strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
-    network, path = segment_evaluate.restored(parts, strategy)
+    network, path = segment_evaluate.restored(
+        parts, strategy, model_dir=FLAGS.model_dir, checkpoint=FLAGS.checkpoint
+    )
+    if FLAGS.submission and network.num_classes > palette.VOC_CLASSES:
+        raise ValueError(
+            f"--submission: VOC's test server knows {palette.VOC_CLASSES} classes, the background "
+            f"among them; this network has {network.num_classes}."
+        )
     output = FLAGS.output or os.path.join(
         Folder(FLAGS.model_dir).predictions, os.path.basename(path)
     )
     check_output(images, output)
     predict = evaluation.Predictor(network, parts.test, multi_scale=FLAGS.multi_scale)
 
-    def predictions():
-        for number, (name, place) in enumerate(tqdm(images.items(), unit="image", file=log.SCREEN)):
-            image = read(place)
-            indices = predict(image, number)
-            palette.write_png(os.path.join(output, f"{name}.png"), indices, palette.voc_palette())
-            if FLAGS.overlays:
-                buffer = io.BytesIO()
-                over = palette.overlay(image, indices, opacity=FLAGS.opacity)
-                Image.fromarray(over).save(buffer, format="PNG")
-                place = os.path.join(output, "overlays", f"{name}.png")
-                records.write_whole(place, buffer.getvalue())
-            yield name, indices
-
+    made = predictions(predict, images, output, opacity=FLAGS.opacity if FLAGS.overlays else None)
     if FLAGS.submission:
-        count = palette.write_voc_submission(FLAGS.submission, predictions())
+        count = palette.write_voc_submission(FLAGS.submission, made)
         print(f"Submission: {FLAGS.submission}")
     else:
-        count = sum(1 for _ in predictions())
+        count = sum(1 for _ in made)
     print(f"{count} predictions of {path}: {output}")
+
+
+def predictions(predict, images, output, *, opacity):
+    """Writes the prediction of each image, and gives (name, indices) as they come.
+
+    Args:
+      predict: function of (uint8 [h, w, 3], number of the image), an `evaluation.Predictor`.
+      images: {name: path}.
+      output: folder of the predictions.
+      opacity: of the overlays; None: none are written.
+
+    Raises:
+      ValueError: at the end, when all others are written: images that can't be read.
+    """
+    damaged = []
+    for number, (name, place) in enumerate(tqdm(images.items(), unit="image", file=log.SCREEN)):
+        try:
+            image = read(place)
+        except ValueError as error:
+            damaged.append(str(error))
+            continue
+        indices = predict(image, number)
+        palette.write_png(os.path.join(output, f"{name}.png"), indices, palette.voc_palette())
+        if opacity is not None:
+            buffer = io.BytesIO()
+            over = palette.overlay(image, indices, opacity=opacity)
+            Image.fromarray(over).save(buffer, format="PNG")
+            place = os.path.join(output, "overlays", f"{name}.png")
+            records.write_whole(place, buffer.getvalue())
+        yield name, indices
+    if damaged:
+        raise ValueError(
+            f"{len(damaged)} of {len(images)} images can't be read, the others are predicted in "
+            f"{output}:\n  " + "\n  ".join(damaged)
+        )
 
 
 def define_flags():

@@ -9,6 +9,7 @@ command goes on where it was interrupted, and elsewhere, with the same --storage
 joins in. docs/sweeps.md says more.
 """
 
+import functools
 import os
 import subprocess
 import sys
@@ -27,6 +28,8 @@ from hamgan.signals import Interruption
 from hamgan.sweeps import costs, emit, page, results, storage, study, trial, worker
 
 FLAGS = flags.FLAGS
+# The flags that --emit writes into its commands.
+EMITTED = ("sweep", "gin_param", "output_dir", "data_dir", "storage", "accelerator", "workers")
 
 
 # Points are built in a process of its own, which leaves accelerators to the trainings.
@@ -48,16 +51,22 @@ def build_job(*, points, replicas, data_dir):
             yield {"error": str(error)}
 
 
-def build(points, *, progress=True):
+def build(points, *, replicas, data_dir, progress=True):
     """{name of a point: its facts} of points that can all be built.
+
+    Args:
+      points: the `Point`s.
+      replicas: which batches are to be cut for.
+      data_dir: of the data sets, which are looked into too; None: they aren't.
+      progress: whether a bar is shown.
 
     Raises:
       ValueError: some can't; all of them are listed.
     """
     job = {
         "points": [[list(point.gin_files), list(point.gin_params)] for point in points],
-        "replicas": FLAGS.replicas or _replicas(),
-        "data_dir": None if FLAGS.dry_run or FLAGS.emit else FLAGS.data_dir,
+        "replicas": replicas,
+        "data_dir": data_dir,
     }
     environment = {**measure.MEMORY_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": "-1"}
     found = {}
@@ -80,31 +89,30 @@ def build(points, *, progress=True):
     return found
 
 
-def _replicas():
+def _replicas(workers):
     """The GPUs that a training here has, at least 1."""
     count = len(tf.config.list_physical_devices("GPU"))
-    return max(1, count // FLAGS.workers if 1 < FLAGS.workers <= count else count)
+    return max(1, count // workers if 1 < workers <= count else count)
 
 
 def main():
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sweep = configuration.load_sweep(FLAGS.sweep, gin_params=FLAGS.gin_param)
     if not FLAGS.worker:
-        print(
-            f"Sweep {sweep.name}: {sweep.num_points()} points, seeds "
-            f"{', '.join(map(str, sweep.seeds))}, {sweep.num_trials()} trials",
-            flush=True,
-        )
+        _announce(sweep)
     points = list(sweep.grid())
+    build_here = functools.partial(
+        build,
+        replicas=FLAGS.replicas or _replicas(FLAGS.workers),
+        data_dir=None if FLAGS.dry_run or FLAGS.emit else FLAGS.data_dir,
+    )
     if FLAGS.dry_run:
-        for name, facts in build(points).items():
-            counted = ", ".join(f"{key} {facts[key]:,}" for key in ("steps", *results.COST_COLUMNS))
-            print(f"{name}: {counted}")
-        print("Every point can be built. Nothing was trained.")
+        _print_costs(build_here(points))
         return
     if FLAGS.emit:
-        build(points)
-        print(emit.text(FLAGS.emit, sweep, flags=_emitted()))
+        build_here(points)
+        words = {name: FLAGS[name].value for name in EMITTED}
+        print(emit.text(FLAGS.emit, sweep, flags=words))
         return
     if not FLAGS.output_dir:
         raise ValueError("--output_dir must say where the trainings go.")
@@ -112,26 +120,50 @@ def main():
     opened = storage.open_storage(url, heartbeat=FLAGS.heartbeat)
     found = study.open_study(sweep, storage=opened, output_dir=FLAGS.output_dir)
     if FLAGS.status:
-        print("\n".join(_status(sweep, found)))
+        print("\n".join(_status(sweep, found, FLAGS.output_dir)))
         return
     if FLAGS.worker:
-        _work(sweep, found, url)
+        flags_of_training = [
+            f"--{name}={FLAGS[name].value}" for name in ("data_dir", "accelerator")
+        ]
+        _work(
+            sweep,
+            found,
+            build=build_here,
+            flags=flags_of_training,
+            has_heartbeat=not storage.is_journal(url),
+            environment=_threads(FLAGS.threads, FLAGS.workers),
+            **{name: FLAGS[name].value for name in ("output_dir", "trainer", "heartbeat", "wait")},
+        )
         return
-    facts = check_points(found, points)
-    found = study.settle(
-        sweep, found, storage=opened, output_dir=FLAGS.output_dir, where=storage.shown(url)
-    )
-    for name, of_point in facts.items():
-        found.set_user_attr(study.POINT + name, of_point)
+    places = dict(storage=opened, output_dir=FLAGS.output_dir, where=storage.shown(url))
+    found = settle(sweep, found, points, build=build_here, **places)
     study.enqueue(found, sweep, retry_failed=FLAGS.retry_failed)
     if FLAGS.workers:
         with Interruption() as interruption:
-            _lead(sweep, found, interruption)
-    _publish(sweep, found)
+            _lead(sweep, found, interruption, workers=FLAGS.workers, output_dir=FLAGS.output_dir)
+    _publish(sweep, found, FLAGS.output_dir)
 
 
-def check_points(found, points):
-    """Compares the points that the study knows, and builds the others, whose facts it returns."""
+def _announce(sweep):
+    print(
+        f"Sweep {sweep.name}: {sweep.num_points()} points, seeds "
+        f"{', '.join(map(str, sweep.seeds))}, {sweep.num_trials()} trials",
+        flush=True,
+    )
+
+
+def _print_costs(facts):
+    for name, of in facts.items():
+        counted = ", ".join(f"{key} {of[key]:,}" for key in ("steps", *results.COST_COLUMNS))
+        print(f"{name}: {counted}")
+    print("Every point can be built. Nothing was trained.")
+
+
+def settle(sweep, found, points, *, build, **places):
+    """The study to go on with, when the points that it knows are the same, and the others are
+    built: `study.settle`, whose arguments `places` are.
+    """
     known = study.point_facts(found)
     study.check_settings(
         found,
@@ -143,38 +175,43 @@ def check_points(found, points):
             if point.name in known
         },
     )
-    return build([point for point in points if point.name not in known])
-
-
-def _emitted():
-    names = ("sweep", "gin_param", "output_dir", "data_dir", "storage", "accelerator", "workers")
-    return {name: FLAGS[name].value for name in names}
+    facts = build([point for point in points if point.name not in known])
+    return study.settle(sweep, found, facts=facts, **places)
 
 
 # Workers
 
 
-def _threads():
-    """Environment that gives each training its share of the cores."""
-    threads = FLAGS.threads
-    if threads is None and FLAGS.workers > 1:
-        threads = max(1, (os.cpu_count() or 1) // FLAGS.workers)
+def _threads(threads, workers):
+    """Environment that gives each training its share of the cores, or so many threads."""
+    if threads is None and workers > 1:
+        threads = max(1, (os.cpu_count() or 1) // workers)
     if not threads:
         return {}
     names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
     return dict.fromkeys(names, str(threads))
 
 
-def _gpus(index):
+def _gpus(index, workers):
     """Environment that gives a worker its share of the GPUs, where there are enough."""
     count = len(tf.config.list_physical_devices("GPU"))
-    if not 1 < FLAGS.workers <= count or "CUDA_VISIBLE_DEVICES" in os.environ:
+    if not 1 < workers <= count or "CUDA_VISIBLE_DEVICES" in os.environ:
         return {}
-    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(index, count, FLAGS.workers)))}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(index, count, workers)))}
 
 
-def _work(sweep, found, url):
-    """One worker of several."""
+def _work(sweep, found, *, build, trainer, heartbeat, has_heartbeat, wait, **trainings):
+    """One worker of several.
+
+    Args:
+      sweep, found: the sweep and its study.
+      build: function (points, progress) -> what is known of them.
+      trainer: path of a script that trains; None: this project's.
+      heartbeat: seconds between signs of life.
+      has_heartbeat: whether the storage notices itself that a worker has died.
+      wait: whether to stay while others train.
+      **trainings: further arguments of `trial.Trainings`.
+    """
 
     def facts(point):
         known = study.point_facts(found)
@@ -187,58 +224,54 @@ def _work(sweep, found, url):
     with Interruption() as interruption:
         objective = trial.Trainings(
             sweep=sweep,
-            output_dir=FLAGS.output_dir,
-            command=[sys.executable, FLAGS.trainer or os.path.join(here, "train.py")],
-            flags=[f"--data_dir={FLAGS.data_dir}", f"--accelerator={FLAGS.accelerator}"],
-            environment=_threads(),
+            command=[sys.executable, trainer or os.path.join(here, "train.py")],
             facts=facts,
             interruption=interruption,
-            beat=FLAGS.heartbeat,
+            beat=heartbeat,
+            **trainings,
         )
         worker.work(
             found,
             objective,
-            lost=worker.Lost(
-                found, grace=5 * FLAGS.heartbeat, has_heartbeat=not storage.is_journal(url)
-            ),
+            lost=worker.Lost(found, grace=5 * heartbeat, has_heartbeat=has_heartbeat),
             interruption=interruption,
-            wait=FLAGS.wait,
+            wait=wait,
             say=lambda text: print(text, flush=True),
         )
 
 
-def _lead(sweep, found, interruption):
+def _lead(sweep, found, interruption, *, workers, output_dir):
     """Starts the workers and shows how far they are."""
     start = "from hamgan.cli import sweep; sweep.run()"
     words = [sys.executable, "-c", start, *sys.argv[1:], "--worker"]
-    os.makedirs("sweep_logs" if "://" in FLAGS.output_dir else FLAGS.output_dir, exist_ok=True)
-    workers = [
-        subprocess.Popen(words, env={**os.environ, **_gpus(index)})
-        for index in range(FLAGS.workers)
+    os.makedirs("sweep_logs" if "://" in output_dir else output_dir, exist_ok=True)
+    processes = [
+        subprocess.Popen(words, env={**os.environ, **_gpus(index, workers)})
+        for index in range(workers)
     ]
     bar = tqdm(unit="step", mininterval=0.5 if sys.stderr.isatty() else 15, smoothing=0.05)
     try:
         with bar:
-            while any(process.poll() is None for process in workers):
+            while any(process.poll() is None for process in processes):
                 if interruption.signal:
-                    for process in workers:
+                    for process in processes:
                         process.terminate()
-                    for process in workers:
+                    for process in processes:
                         process.wait()
                     break
-                _show(bar, sweep, found)
+                _show(bar, sweep, found, output_dir)
                 time.sleep(2)
-            _show(bar, sweep, found)
+            _show(bar, sweep, found, output_dir)
     finally:
-        for process in workers:
+        for process in processes:
             if process.poll() is None:
                 process.terminate()
-    codes = [process.returncode for process in workers]
+    codes = [process.returncode for process in processes]
     if any(codes):
         print(f"Workers ended with status {codes}; the same command goes on.", flush=True)
 
 
-def _steps(sweep, found):
+def _steps(sweep, found, output_dir):
     """(steps that are done, steps of all trainings), of those that are known."""
     facts = study.point_facts(found)
     done = total = 0
@@ -253,14 +286,14 @@ def _steps(sweep, found):
             if of.state.name in ("COMPLETE", "PRUNED"):
                 done += steps
             elif of.state.name == "RUNNING":
-                folder = os.path.join(FLAGS.output_dir, point.folder(seed))
+                folder = os.path.join(output_dir, point.folder(seed))
                 done += max(0, History(Folder(folder).metrics).last_step())
     return done, total
 
 
-def _show(bar, sweep, found):
+def _show(bar, sweep, found, output_dir):
     try:
-        (done, total), states = _steps(sweep, found), study.counts(found)
+        (done, total), states = _steps(sweep, found, output_dir), study.counts(found)
     except optuna.exceptions.StorageInternalError:
         return
     ended = states["complete"] + states["pruned"] + states["failed"]
@@ -272,10 +305,10 @@ def _show(bar, sweep, found):
     bar.update(max(0, done - bar.n))
 
 
-def _status(sweep, found):
+def _status(sweep, found, output_dir):
     """Lines that say how far the study is."""
     states = study.counts(found)
-    done, total = _steps(sweep, found)
+    done, total = _steps(sweep, found, output_dir)
     lines = [
         f"{found.study_name}: {sweep.num_trials()} trials: "
         + ", ".join(f"{count} {state}" for state, count in states.items()),
@@ -297,9 +330,9 @@ def _status(sweep, found):
     return lines
 
 
-def _publish(sweep, found):
-    rows = results.collect(sweep, found, FLAGS.output_dir)
-    written = page.write(sweep, found, rows, FLAGS.output_dir)
+def _publish(sweep, found, output_dir):
+    rows = results.collect(sweep, found, output_dir)
+    written = page.write(sweep, found, rows, output_dir)
     print(page.as_text(sweep, rows))
     for name, reason in results.failures(found):
         print(f"failed: {name}: {reason}")

@@ -52,7 +52,14 @@ def main():
     model_dir = checkpoints.whole_path(FLAGS.model_dir)
     common.report_hosts()
     if FLAGS.mode.startswith("evaluate"):
-        score(experiment, model_dir)
+        score(
+            experiment,
+            model_dir,
+            data_dir=FLAGS.data_dir,
+            watching=FLAGS.mode == "evaluate_continuously",
+            accelerator=FLAGS.accelerator,
+            tpu=FLAGS.tpu,
+        )
         return
     if FLAGS.init_from:
         starting.find(FLAGS.init_from)  # what isn't there is told before networks are built
@@ -62,49 +69,57 @@ def main():
     if not FLAGS.dry_run and not (task and task[0]):
         alone = lock.writing(model_dir, take_over=FLAGS.take_over)
     with alone:
-        strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu)
-        evaluates = FLAGS.mode == "train_and_evaluate"
-        trainer, dataset = training.build(
-            experiment, strategy=strategy, data_dir=FLAGS.data_dir, evaluates=evaluates
-        )
-        evaluator, grid = None, None
-        if evaluates:
-            evaluator, grid = training.evaluation_parts(
-                trainer,
-                dataset,
-                experiment.protocol,
-                model_dir=model_dir,
-                data_dir=FLAGS.data_dir,
-            )
-        parts = dict(trainer=trainer, dataset=dataset, schedule=experiment.schedule)
-        if FLAGS.dry_run:
-            text = configuration.resolved_configuration(model_dir)
-            training.dry_run(**parts, configuration=text, model_dir=model_dir)
-            return
-        of_run = identity_of(dataset)
-        settle(model_dir, of_run, writes=distribution.is_chief(strategy))
-        if FLAGS.init_from and not checkpoints.available(model_dir):
-            begin(trainer, dataset, model_dir, writes=distribution.is_chief(strategy))
-        ended = loop.train(
-            **parts,
-            model_dir=model_dir,
-            evaluator=evaluator,
-            grid=grid,
+        train(
+            experiment,
+            model_dir,
+            strategy=distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu),
+            data_dir=FLAGS.data_dir,
+            evaluates=FLAGS.mode == "train_and_evaluate",
+            dry_run=FLAGS.dry_run,
+            init_from=FLAGS.init_from,
             profile=profile,
-            identity=of_run,
         )
-        finish(ended, evaluator, model_dir, writes=distribution.is_chief(strategy))
 
 
-def score(experiment, model_dir):
+def train(experiment, model_dir, *, strategy, data_dir, evaluates, dry_run, init_from, profile):
+    """Trains, or goes on, or shows what would be trained."""
+    writes = distribution.is_chief(strategy)
+    trainer, dataset = training.build(
+        experiment, strategy=strategy, data_dir=data_dir, evaluates=evaluates
+    )
+    evaluator, grid = None, None
+    if evaluates:
+        evaluator, grid = training.evaluation_parts(
+            trainer, dataset, experiment.protocol, model_dir=model_dir, data_dir=data_dir
+        )
+    parts = dict(trainer=trainer, dataset=dataset, schedule=experiment.schedule)
+    if dry_run:
+        text = configuration.resolved_configuration(model_dir)
+        training.dry_run(**parts, configuration=text, model_dir=model_dir)
+        return
+    of_run = identity_of(dataset)
+    settle(model_dir, of_run, writes=writes)
+    if init_from and not checkpoints.available(model_dir):
+        begin(trainer, dataset, model_dir, init_from=init_from, writes=writes)
+    ended = loop.train(
+        **parts,
+        model_dir=model_dir,
+        evaluator=evaluator,
+        grid=grid,
+        profile=profile,
+        identity=of_run,
+    )
+    finish(ended, evaluator, model_dir, writes=writes)
+
+
+def score(experiment, model_dir, *, data_dir, watching, accelerator, tpu):
     """Scores the newest checkpoint, or each one as it appears."""
-    watching = FLAGS.mode == "evaluate_continuously"
     paths = jobs.paths_of(model_dir, watching=watching)
-    strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
+    strategy = distribution.create_strategy(accelerator, tpu, across_hosts=False)
     jobs.evaluate(
         experiment,
         model_dir=model_dir,
-        data_dir=FLAGS.data_dir,
+        data_dir=data_dir,
         strategy=strategy,
         paths=paths,
         watching=watching,
@@ -133,9 +148,9 @@ def settle(model_dir, of_run, *, writes):
     )
 
 
-def begin(trainer, dataset, model_dir, *, writes):
-    """Takes the weights of --init_from, and writes down what was taken."""
-    taken = starting.take(trainer, FLAGS.init_from, dataset.class_names)
+def begin(trainer, dataset, model_dir, *, init_from, writes):
+    """Takes the weights of another run, and writes down what was taken."""
+    taken = starting.take(trainer, init_from, dataset.class_names)
     if writes:
         print(f"Begun with {taken.words()}.", flush=True)
         event = {"kind": "event", "step": 0, "event": "begun with another run's weights"}

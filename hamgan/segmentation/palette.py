@@ -10,6 +10,8 @@ from PIL import Image, UnidentifiedImageError
 from hamgan.run import records
 
 _INDEXED = ("P", "L", "1")
+# The background and twenty things.
+VOC_CLASSES = 21
 
 
 def voc_palette() -> np.ndarray:

@@ -112,7 +112,7 @@ def open_study(sweep, *, storage, output_dir):
     return study
 
 
-def settle(sweep, study, *, storage, output_dir, where=None):
+def settle(sweep, study, *, storage, output_dir, where=None, facts=None):
     """Writes into a study, and into the sweep's folder, what the sweep is: not before its points
     could be built.
 
@@ -120,6 +120,7 @@ def settle(sweep, study, *, storage, output_dir, where=None):
       sweep, storage, output_dir: as of `open_study`, after which it is called.
       study: the sweep's.
       where: the storage's URL, for people.
+      facts: {name of a point: what was found when it was built} of points that are new.
 
     Returns:
       The study to go on with.
@@ -130,6 +131,8 @@ def settle(sweep, study, *, storage, output_dir, where=None):
         study = _with_new_choices(sweep, study, storage)
     if before != definition:
         study.set_user_attr(DEFINITION, definition)
+    for name, of_point in (facts or {}).items():
+        study.set_user_attr(POINT + name, of_point)
     kept = {"study": study.study_name, "storage": where, DEFINITION: definition}
     path = os.path.join(output_dir, "sweep.json")
     records.write_whole(path, json.dumps(kept, indent=1).encode())
