@@ -16,9 +16,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import app, flags
 
-from hamgan.cli import paths
+from data_prep import shipped
 
 NUM_TEST = 300
 _CLASSES = tuple("0123456789")
@@ -119,34 +118,8 @@ def prepare(data_dir: str | None = None) -> tuple[Digits, bool]:
       The builder, and whether this call wrote the data set.
     """
     builder = Digits(data_dir=data_dir)
-    if (builder.data_path / "dataset_info.json").exists():
-        return builder, False
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(
-            # A folder without dataset_info.json is what an interrupted rename on gs:// leaves:
-            # it is written anew, where the default mode would take it for the data set.
-            download_mode=tfds.GenerateMode.REUSE_CACHE_IF_EXISTS,
-            try_download_gcs=False,
-        )
-    )
-    return builder, True
-
-
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments {argv[1:]}: use --data_dir=<folder>.")
-    builder, written = prepare(flags.FLAGS.data_dir)
-    splits = ", ".join(
-        f"{name} {split.num_examples}" for name, split in builder.info.splits.items()
-    )
-    print(
-        f"{'Wrote' if written else 'Found'} {builder.info.full_name} ({splits}): {builder.data_dir}"
-    )
+    return builder, shipped.prepare(builder)
 
 
 if __name__ == "__main__":
-    # Not on import: a process that imports this module may have a flag of this name itself.
-    paths.define_path(
-        "data_dir", None, "Folder of TFDS data sets, local or gs://. Default: TFDS's own."
-    )
-    app.run(main)
+    shipped.run(prepare)

@@ -19,11 +19,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import app, flags
 from PIL import Image
 
-from data_prep import digits
-from hamgan.cli import paths
+from data_prep import digits, shipped
 
 SIDE = 72
 NUM_SCENES = {"train": 2000, "validation": 200}
@@ -185,30 +183,8 @@ def _draw_piece(rng, canvas, by_digit):
 def prepare(data_dir: str | None = None) -> tuple[SegmentDigits, bool]:
     """Writes the data set below `data_dir` unless it is there; as `data_prep.digits.prepare`."""
     builder = SegmentDigits(data_dir=data_dir)
-    if (builder.data_path / "dataset_info.json").exists():
-        return builder, False
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(
-            download_mode=tfds.GenerateMode.REUSE_CACHE_IF_EXISTS, try_download_gcs=False
-        )
-    )
-    return builder, True
-
-
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments {argv[1:]}: use --data_dir=<folder>.")
-    builder, written = prepare(flags.FLAGS.data_dir)
-    splits = ", ".join(
-        f"{name} {split.num_examples}" for name, split in builder.info.splits.items()
-    )
-    print(
-        f"{'Wrote' if written else 'Found'} {builder.info.full_name} ({splits}): {builder.data_dir}"
-    )
+    return builder, shipped.prepare(builder)
 
 
 if __name__ == "__main__":
-    paths.define_path(
-        "data_dir", None, "Folder of TFDS data sets, local or gs://. Default: TFDS's own."
-    )
-    app.run(main)
+    shipped.run(prepare)
