@@ -5,8 +5,10 @@
 Jobs:
     digits           scikit-learn's handwritten digits, for the demo
     digits_features  a network of the digits' features
+    features         a network of your own images' features, to score by
     folder           your own images
     imagenet         ImageNet from its archives
+    inception        TF-GAN's Inception, fetched and checked, to score by
     pack             a TFDS data set as squares of one size
     segmentation     images with maps of classes
     segment_digits   scenes of digits with maps, for the demo of segmentation
@@ -19,7 +21,10 @@ import sys
 
 from hamgan.cli import streams
 
-JOBS = ("digits", "digits_features", "folder", "imagenet", "pack", "segmentation", "segment_digits")
+JOBS = (
+    *("digits", "digits_features", "features", "folder", "imagenet", "inception", "pack"),
+    *("segmentation", "segment_digits"),
+)
 
 
 def run():

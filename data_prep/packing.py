@@ -313,8 +313,10 @@ def pack(
     return folder, True
 
 
-def pack_by_flags(source: sources.Tree | sources.Prepared, **kwargs):
-    """`pack` with the flags of `define_flags`, and a line on what came of it."""
+def pack_by_flags(source: sources.Tree | sources.Prepared, **kwargs) -> str:
+    """`pack` with the flags of `define_flags`, and a line on what came of it; returns the data
+    set's folder.
+    """
     flag = flags.FLAGS
     folder, written = pack(
         source,
@@ -330,6 +332,7 @@ def pack_by_flags(source: sources.Tree | sources.Prepared, **kwargs):
     if small := manifest.describe_enlarged(folder, flag.size):
         print(f"WARNING: {small}")
     print(describe(folder, written))
+    return folder
 
 
 def define_flags():

@@ -10,7 +10,9 @@ from hamgan import choices
 from hamgan.cli import lazily, paths
 
 with lazily.imports():
-    from hamgan import distribution
+    from hamgan import distribution, fitting
+    from hamgan.cli import configuration
+    from hamgan.data import summary
     from hamgan.run import checkpoints
 
 FLAGS = flags.FLAGS
@@ -61,6 +63,46 @@ def define_flags(*, model_dir_required=True):
         "With --accelerator=tpu: 'local' on a TPU VM, else the TPU's name; default: the "
         "environment variable TPU_NAME.",
     )
+
+
+def define_data_flag():
+    """Defines --data, of commands that begin with a gin file."""
+    flags.DEFINE_string(
+        "data",
+        None,
+        "A prepared data set in data_dir, which decides name, classes, size and reference split; "
+        "with --gin_file=photos also width, batch and length. --gin_param wins over it.",
+    )
+
+
+def settings_of_data(name, *, data_dir, gin_files, gin_params, model_dir, **others):
+    """{setting: value} that --data decides, printed; None without it.
+
+    Args:
+      name: what --data says.
+      data_dir: folder of the prepared data sets.
+      gin_files, gin_params, model_dir, others: of `configuration_flags`.
+
+    Raises:
+      ValueError: no such data set, or it doesn't fit; another one is set too.
+    """
+    del others
+    if name is None:
+        return None
+    if not gin_files:
+        raise ValueError(
+            f"--data={name} goes with --gin_file, as --gin_file=photos; a run that is there keeps "
+            "its data set in its configuration."
+        )
+    found = summary.summarise(name, data_dir)
+    chosen = configuration.settled(
+        fitting.settings(found, data_dir),
+        gin_files=gin_files,
+        gin_params=gin_params,
+        model_dir=model_dir,
+    )
+    print(fitting.in_words(found, chosen), file=sys.stderr, flush=True)
+    return chosen
 
 
 def run(main):

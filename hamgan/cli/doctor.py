@@ -105,6 +105,7 @@ def define_flags(common):
     from hamgan.cli import paths
 
     common.define_flags()
+    common.define_data_flag()
     flags.DEFINE_bool("json", False, "Print JSON and nothing else.")
     flags.DEFINE_bool("quick", False, "Read samples of the records instead of all.")
     paths.define_path(
@@ -137,9 +138,11 @@ def main(checkup, common, configuration, distribution, doctor):
 
     FLAGS = flags.FLAGS
 
-    def load(gin_files, **others):
+    def load(data, data_dir, gin_files, **others):
         distribution.cluster_in_words()  # as training will read it
-        experiment = configuration.load_experiment(gin_files=gin_files, **others)
+        others["gin_files"] = gin_files
+        of_data = common.settings_of_data(data, data_dir=data_dir, **others)
+        experiment = configuration.load_experiment(**others, of_data=of_data)
         return ok(", ".join(gin_files) or "the one kept in model_dir", value=experiment)
 
     def examine(*, as_json, create_strategy, loading, **what):
@@ -159,7 +162,7 @@ def main(checkup, common, configuration, distribution, doctor):
             create_strategy=functools.partial(
                 distribution.create_strategy, FLAGS.accelerator, FLAGS.tpu, across_hosts=False
             ),
-            loading=common.configuration_flags(),
+            loading=dict(data=FLAGS.data, data_dir=FLAGS.data_dir, **common.configuration_flags()),
             model_dir=FLAGS.model_dir,
             data_dir=FLAGS.data_dir,
             output=FLAGS.output,

@@ -59,9 +59,9 @@ def share_of(*, shard_index, num_shards, timeout):
 
 
 def main():
-    experiment = configuration.load_experiment(
-        **common.configuration_flags(), protocol=FLAGS.protocol
-    )
+    flag = common.configuration_flags()
+    of_data = common.settings_of_data(FLAGS.data, data_dir=FLAGS.data_dir, **flag)
+    experiment = configuration.load_experiment(**flag, protocol=FLAGS.protocol, of_data=of_data)
     if FLAGS.reference:
         protocol = dataclasses.replace(experiment.protocol, reference_folder=FLAGS.reference)
         experiment = dataclasses.replace(experiment, protocol=protocol)
@@ -104,6 +104,7 @@ def main():
 def define_flags():
     """Defines the flags of the command."""
     common.define_flags(model_dir_required=False)
+    common.define_data_flag()
     path_flags.define_paths(
         "checkpoint",
         "A checkpoint of the run: ckpt-1000, best, latest, or a path; may be repeated; default: "

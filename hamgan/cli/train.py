@@ -1,6 +1,8 @@
 """Trains a GAN from a gin file.
 
     python scripts/train.py --gin_file=configs/digits.gin --model_dir=runs/digits --data_dir=data
+    python scripts/train.py --gin_file=photos --data=photos_128 --model_dir=runs/photos \\
+        --data_dir=data
 
 --mode=train                  trains
 --mode=train_and_evaluate     trains, and scores the generator every Schedule.evaluate_every steps
@@ -15,6 +17,7 @@ that all share.
 """
 
 import contextlib
+import os
 import sys
 
 from absl import flags
@@ -24,7 +27,7 @@ from hamgan.cli import common, lazily, paths
 with lazily.imports():
     from hamgan import distribution, loop, starting, training
     from hamgan.cli import configuration
-    from hamgan.evaluation import jobs, report
+    from hamgan.evaluation import jobs, own_features, report
     from hamgan.run import checkpoints, identity, lock, log
 
 FLAGS = flags.FLAGS
@@ -47,7 +50,9 @@ def parse_profile(text):
 
 
 def main():
-    experiment = configuration.load_experiment(**common.configuration_flags())
+    flag = common.configuration_flags()
+    of_data = common.settings_of_data(FLAGS.data, data_dir=FLAGS.data_dir, **flag)
+    experiment = configuration.load_experiment(**flag, of_data=of_data)
     profile = parse_profile(FLAGS.profile)
     model_dir = checkpoints.whole_path(FLAGS.model_dir)
     common.report_hosts()
@@ -69,6 +74,8 @@ def main():
     if not FLAGS.dry_run and not (task and task[0]):
         alone = lock.writing(model_dir, take_over=FLAGS.take_over)
     with alone:
+        if of_data and FLAGS.mode == "train_and_evaluate" and not (FLAGS.dry_run or task):
+            prepare_features(of_data, data_dir=FLAGS.data_dir)
         train(
             experiment,
             model_dir,
@@ -79,6 +86,23 @@ def main():
             init_from=FLAGS.init_from,
             profile=profile,
         )
+
+
+def prepare_features(of_data, *, data_dir):
+    """Trains the feature network of the data set's own, where it is what scores and isn't there."""
+    name = of_data["data.ImageDataset.name"]
+    handle = own_features.folder_of("{data_dir}", name)
+    if configuration.value_of("features.FeatureNetwork.handle") != handle:
+        return
+    folder = own_features.folder_of(data_dir, name)
+    if not os.path.exists(folder) and "://" not in folder:
+        print(
+            "There is no TF-GAN Inception in data_dir, so a network is trained on these images to "
+            "score by (see docs/photos.md).",
+            flush=True,
+        )
+        built = own_features.ensure(name, data_dir)
+        print(f"{built.folder}: {own_features.in_words(built.about)}", flush=True)
 
 
 def train(experiment, model_dir, *, strategy, data_dir, evaluates, dry_run, init_from, profile):
@@ -172,6 +196,7 @@ def finish(ended, evaluator, model_dir, *, writes):
 def define_flags():
     """Defines the flags of the command."""
     common.define_flags()
+    common.define_data_flag()
     flags.DEFINE_enum("mode", "train_and_evaluate", MODES, "What to do.")
     flags.DEFINE_bool(
         "dry_run",

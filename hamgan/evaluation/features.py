@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_hub as hub
@@ -16,7 +17,8 @@ from hamgan import arguments, tfgan
 
 _OUTPUTS = ("logits", "pool_3")
 
-# Beside a SavedModel: {"dataset": name of the data set it was trained on}.
+# Beside a SavedModel: {"dataset": name of the data set it was trained on}, with what
+# `hamgan.evaluation.own_features` adds.
 TRAINED_ON = "trained_on.json"
 
 _THREE_WAYS = (
@@ -24,7 +26,7 @@ _THREE_WAYS = (
     "TFHUB_CACHE_DIR at a "
     "cache that holds it; or name the folder, local or gs://, of a SavedModel that was fetched "
     "elsewhere: "
-    "--gin_param=\"features.FeatureNetwork.handle = 'FOLDER'\"."
+    "--gin_param=\"features.FeatureNetwork.handle = 'FOLDER'\" (data_prep/inception.py checks one)."
 )
 
 
@@ -42,6 +44,8 @@ class FeatureNetwork:
     Attributes:
       trained_on: the data set that the network says it was trained on (trained_on.json beside it);
         None: it doesn't say.
+      task: what it was trained to tell, where it was trained for scoring these images alone (see
+        `hamgan.evaluation.own_features`); None: it wasn't, or doesn't say.
 
     Raises:
       ValueError: the network can't be had, takes other images, or lacks one of the two outputs.
@@ -52,9 +56,10 @@ class FeatureNetwork:
     ):
         self.handle = _in_data_dir(handle, data_dir)
         self.size = size
-        folder = _resolve(self.handle)
+        folder = resolve(self.handle)
         self.digest = _digest(_files_of_saved_model(folder))
-        self.trained_on = _trained_on(folder)
+        about = about_of(folder)
+        self.trained_on, self.task = about.get("dataset"), about.get("task")
         with _readable(folder):
             graphs = _graphs_of_tf1(folder)
             # Kept: its functions hold its variables by weak references.
@@ -84,7 +89,8 @@ class FeatureNetwork:
 
     def identity(self) -> dict[str, str | int]:
         """What a record says of the network."""
-        return {"handle": self.handle, "digest": self.digest, "size": self.size}
+        own = {"trained_on": self.trained_on, "task": self.task} if self.task else {}
+        return {"handle": self.handle, "digest": self.digest, "size": self.size, **own}
 
 
 @arguments.take(path=arguments.text())
@@ -130,7 +136,7 @@ class FrozenGraph(FeatureNetwork):
         self.size = size
         names = {"input_name": input_name, "pool_name": pool_name, "logits_name": logits_name}
         graph = _for_any_batch(_read_graph(self.handle), self.handle, **names)
-        self.trained_on = None
+        self.trained_on = self.task = None
         # Other tensors of one file are other features.
         self.digest = _digest([self.handle], repr((sorted(names.items()), low, high)))
 
@@ -149,8 +155,12 @@ def _in_data_dir(path, data_dir):
     )
 
 
-def _resolve(handle):
-    """The local folder of a SavedModel or a hub handle."""
+def resolve(handle: str) -> str:
+    """The folder of a SavedModel, or of what a hub handle names, which is fetched where it must be.
+
+    Raises:
+      ValueError: it can't be had.
+    """
     if handle.startswith(("https://", "http://")):
         try:
             return hub.resolve(handle)
@@ -163,7 +173,8 @@ def _resolve(handle):
     raise ValueError(
         f"No SavedModel at {handle!r} (there is no {os.path.join(handle, 'saved_model.pb')}). The "
         "digits' network is "
-        f"made by: python data_prep/digits_features.py --data_dir=DATA_DIR\n{_THREE_WAYS}"
+        "made by: python data_prep/digits_features.py --data_dir=DATA_DIR; one of your own images "
+        f"by: python data_prep/features.py --data=NAME --data_dir=DATA_DIR\n{_THREE_WAYS}"
     )
 
 
@@ -194,14 +205,16 @@ def _files_of_saved_model(folder):
     ]
 
 
-def _trained_on(folder):
-    """The data set that a network says it was trained on; None: it doesn't say."""
+def about_of(folder: str) -> dict[str, Any]:
+    """What a network's folder says of its training (trained_on.json); nothing: it doesn't say."""
     try:
         with tf.io.gfile.GFile(os.path.join(folder, TRAINED_ON), "rb") as file:
-            return json.loads(file.read())["dataset"]
+            about = json.loads(file.read())
+        return {"dataset": about["dataset"], **about}
     except (tf.errors.OpError, ValueError, KeyError, TypeError):
         # The digits' network used to say so by its name alone.
-        return "digits" if os.path.basename(os.path.normpath(folder)) == "digits_features" else None
+        is_digits = os.path.basename(os.path.normpath(folder)) == "digits_features"
+        return {"dataset": "digits"} if is_digits else {}
 
 
 def _digest(paths, text=""):

@@ -1,6 +1,7 @@
 """From gin files to the parts of a run, and back to one file: the only room that knows gin."""
 
 from hamgan.cli.configuration.loading import load_constructor, load_experiment
+from hamgan.cli.configuration.of_data import settled, value_of
 from hamgan.cli.configuration.saved import (
     changed_settings,
     resolved_configuration,
@@ -22,4 +23,6 @@ __all__ = [
     "setting_differs",
     "settings_of_run",
     "settle_configuration",
+    "settled",
+    "value_of",
 ]

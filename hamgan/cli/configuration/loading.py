@@ -7,6 +7,7 @@ import gin
 
 from hamgan import experiment
 from hamgan.cli.configuration import checks, lookup, reach, sources, trust
+from hamgan.cli.configuration import of_data as data_settings
 
 # What a --gin_param may name, whether the gin file speaks of it or not.
 _PARAM_HEADER = (
@@ -25,6 +26,7 @@ def load_experiment(
     model_dir=None,
     protocol=None,
     trusted_modules=(),
+    of_data=None,
     root=experiment.Experiment,
     header=_PARAM_HEADER,
 ):
@@ -37,6 +39,8 @@ def load_experiment(
       protocol: name of a file in configs/protocols, or a gin file, that is read after all others;
         None: none.
       trusted_modules: what the configuration in model_dir may name beside the project's parts.
+      of_data: {setting: value} that a data set decides (see `of_data.settled`); they win over files
+        and not over gin_params. None: none.
       root: constructor of the experiment.
       header: statements that a gin_param may need, imports of what it may name.
 
@@ -52,8 +56,11 @@ def load_experiment(
     if protocol:
         files = [*files, sources.protocol_file(protocol)]
     with sources.readable(files, gin_params):
-        gin.parse_config_files_and_bindings(files, [*header, *gin_params], finalize_config=True)
+        gin.parse_config_files_and_bindings(
+            files, [*header, *data_settings.statements(of_data or {}), *gin_params]
+        )
     checks.check_names(gin_params)
+    data_settings.drop_unused()
     checks.check_values()
     checks.check_protocol_name(gin_params)
     reach.check_reach(files, gin_params, root)
