@@ -5,7 +5,7 @@
 reads photos/<class>/<image>, or photos/<image> as one class, or either of them below photos/train,
 photos/val and photos/test, and writes data/photos_128: central square of each image, bilinear,
 `image` uint8 [S, S, 3] and `label`. Classes are the folders' names in alphabetical order, as many
-as there are. What to do next is printed (see docs/photos.md):
+as there are. What to do next is printed (see docs/data.md):
 
     python data_prep/features.py --data=photos_128 --data_dir=data
     python scripts/train.py --gin_file=photos --data=photos_128 --model_dir=runs/photos_128 \\

@@ -98,7 +98,7 @@ def prepare_features(of_data, *, data_dir):
     if not os.path.exists(folder) and "://" not in folder:
         print(
             "There is no TF-GAN Inception in data_dir, so a network is trained on these images to "
-            "score by (see docs/photos.md).",
+            "score by (see docs/data.md).",
             flush=True,
         )
         built = own_features.ensure(name, data_dir)

@@ -85,6 +85,8 @@ def headline(train: list[Record], evaluations: list[Record], aggregates: list[Re
                 title = f"{score.title}, best" + (f" mean of {len(of)}" if len(of) > 1 else "")
                 card(title, markup.number(mean), f"step {markup.number(of[-1]['step'])}")
         below = markup.missing(last["caution"]) if last.get("caution") else ""
+        if note := summary.of_own_features(last):
+            below += markup.missing(note)
         below += _measured_with(last, best[1][-1] if best else None)
     rates = [
         r["images_per_second"]

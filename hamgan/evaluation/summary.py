@@ -72,6 +72,20 @@ def aggregate_of(record: Record, aggregates: list[Record]) -> Record | None:
     return same[-1] if same else None
 
 
+def of_own_features(record: Record) -> str | None:
+    """What to know of an evaluation by a network that was trained on the images themselves, as a
+    sentence; None: it is by another one, or doesn't say.
+    """
+    features = record.get("features")
+    if not isinstance(features, dict) or not features.get("task"):
+        return None
+    return (
+        f"Scored by features of a network trained on {features.get('trained_on', 'unknown')} "
+        f"itself (digest {features.get('digest', 'unknown')}): comparable with no FID by "
+        "Inception, nor by another network."
+    )
+
+
 def in_words(record: Record) -> str:
     """The protocol of an evaluation as sentences: its own words where the record has them, else
     from its fields.

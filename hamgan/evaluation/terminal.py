@@ -90,5 +90,6 @@ def line_of(record: Record) -> str:
         f"{record['checkpoint']}: {numbers}  ({record['protocol']['name']}, "
         f"{record['num_samples']:,} samples, {of}, {real['count']:,} images of "
         f"{real['dataset']} {real['split']})"
+        + (f"\nNOTE: {note}" if (note := summary.of_own_features(record)) else "")
         + (f"\nCAUTION: {record['caution']}" if record.get("caution") else "")
     )

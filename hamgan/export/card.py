@@ -2,7 +2,7 @@
 
 import json
 
-from hamgan.evaluation import scores
+from hamgan.evaluation import scores, summary
 from hamgan.run.history import History, is_number, latest
 
 _TAGS = ("gan", "image-generation", "class-conditional", "matrix-decomposition", "hamgan")
@@ -131,6 +131,8 @@ def _scores(evaluations):
                 interval = record.get(f"{score.name}_interval")
                 words = " to ".join(f"{end:.4g}" for end in interval) if interval else "–"
                 lines.append(f"| {score.title} | {record[score.name]:.4g} | {words} |")
+        if note := summary.of_own_features(record):
+            lines += ["", note]
         if record.get("caution"):
             lines += ["", f"Caution: {record['caution']}"]
         lines.append("")
