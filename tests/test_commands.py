@@ -13,7 +13,7 @@ import pytest
 from hamgan.cli.configuration import sources
 
 ROOT = pathlib.Path(__file__).parent.parent
-COMMANDS = "train evaluate sample export explore sweep doctor inspect segment prepare".split()
+COMMANDS = "train evaluate sample export explore sweep doctor inspect segment serve prepare".split()
 _HELP = """
 import runpy, sys
 sys.argv = {arguments!r}
@@ -46,6 +46,8 @@ def run(code, *, path=ROOT, cwd=None):
         ("export", ["--model_dir=x", "--weights=best"], "should be one of"),
         ("explore", ["--help"], "--starts"),
         ("inspect_ham", ["--help"], "--network"),
+        ("serve", ["--help"], "--port"),
+        ("serve", ["--model_dir=x", "--prot=1"], "Did you mean"),
         ("doctor", ["--help"], "--steps_per_second"),
         ("doctor", ["--model_dir=x", "--quik"], "quik"),
         ("segment", ["import", "--help"], "--verify"),
