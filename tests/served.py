@@ -1,6 +1,7 @@
 """A small run to be served: of the digits' configuration, with weights that matter."""
 
 import io
+import os
 
 import gin
 import helpers
@@ -49,3 +50,9 @@ def size_of(data):
     with Image.open(io.BytesIO(data)) as image:
         assert image.format == "PNG"
         return image.size
+
+
+def environment():
+    """For a command of this checkout."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return {**os.environ, "PYTHONPATH": root, "TF_CPP_MIN_LOG_LEVEL": "3"}
