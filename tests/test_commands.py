@@ -102,6 +102,10 @@ def test_an_installation_finds_configurations_by_name(built, tmp_path):
     assert lines == [str(built / "hamgan" / "configs" / "hamgan_strong.gin"), "1000 paper"]
 
 
+def test_the_page_comes_with_an_installation(built):
+    assert {"page.html", "page.css", "page.js"} <= set(os.listdir(built / "hamgan" / "serving"))
+
+
 def test_commands_are_there(built):
     file = configparser.ConfigParser()
     file.read(built / "hamgan.egg-info" / "entry_points.txt")
