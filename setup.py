@@ -36,6 +36,8 @@ SWEEP = [
     "sqlalchemy>=2",
     "psycopg[binary]>=3.2",
 ]
+# Not Gradio, which asks for an older Pillow and over thirty more packages.
+WEB = ["starlette>=1,<2", "uvicorn>=0.30"]
 
 setup(
     name="hamgan",
@@ -71,14 +73,17 @@ setup(
             *(
                 f"hamgan-{name} = hamgan.cli.commands:{name}"
                 for name in (
-                    "train evaluate sample export explore sweep doctor inspect segment"
+                    "train evaluate sample export explore sweep doctor inspect segment serve"
                 ).split()
             ),
             "hamgan-prepare = data_prep.commands:run",
         ]
     },
     packages=find_packages(include=["hamgan", "hamgan.*", "data_prep"]),
-    package_data={"hamgan.tpu": ["prices.json"]},
+    package_data={
+        "hamgan.serving": ["page.css", "page.html", "page.js"],
+        "hamgan.tpu": ["prices.json"],
+    },
     python_requires=">=3.10,<3.13",
     install_requires=[
         # 2.20 is the newest that tensorflow-tpu has (requirements-tpu.txt: for TPU VMs), 2.21 the
@@ -121,17 +126,22 @@ setup(
         "onnx": ["onnx", "onnxruntime", "tf2onnx>=1.17"],
         # Films as MP4.
         "video": ["av", "imageio"],
+        # scripts/serve.py.
+        "web": WEB,
         # scripts/sweep.py. 5 is the first with RetryHeartbeatStaleTrialCallback's name.
         "sweep": SWEEP,
         # Reads published segmentation weights (scripts/segment.py import); .npz needs none.
         "torch": ["torch"],
         "test": [
             *SWEEP,
+            *WEB,
             # Inputs that nobody thought of (tests/test_layer_use.py).
             "hypothesis",
             # One version, so that it finds the same everywhere.
             "mypy==2.4.*",
             "packaging",
+            # Drives the Chromium that the system has; brings none.
+            "playwright",
             "pot",
             "prdc",
             "pytest",

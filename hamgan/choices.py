@@ -3,6 +3,9 @@
 # What to compute on; see `hamgan.distribution`.
 ACCELERATORS = ("auto", "cpu", "gpu", "tpu")
 
+# Between two signs of life of a trial of a sweep.
+HEARTBEAT_SECONDS = 60
+
 # Where checkpoints hold the generator's weights, and their exponential moving average.
 WEIGHTS = {"raw": "generator", "ema": "generator_ema"}
 

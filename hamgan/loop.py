@@ -395,7 +395,7 @@ class _Run:
             self.announce("gave up", step=step, message=reason, rollbacks=count, **details)
             raise FloatingPointError(
                 f"{reason} After {count} rollbacks this run stops; the last good checkpoint is "
-                f"{self.path}. Try a smaller learning rate, or another trainer.Trainer.seed in a "
+                f"{self.path}. Try a smaller learning rate, or another seed of the trainer in a "
                 "new --model_dir."
             )
         if path is None:

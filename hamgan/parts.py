@@ -6,11 +6,18 @@ Keras's registry has it: 'nmf' for what this library registered, 'package>name' 
 and {"name": ..., "arguments": {...}} for a `functools.partial`. Layers take the same spellings.
 """
 
+import contextlib
+import contextvars
 import functools
+import inspect
 
 import keras
 
 PACKAGE = "hamgan"
+# Attribute of a wrapper around a function: the function itself, or a `functools.partial` of it,
+# with what the wrapper adds to its arguments.
+STANDS_FOR = "__hamgan_stands_for__"
+_spells = contextvars.ContextVar("spells", default=False)
 
 # Decorates a class or function of this library: files hold its name.
 registered = keras.saving.register_keras_serializable(package=PACKAGE)
@@ -64,6 +71,7 @@ def name_of(part, argument, made=None, given=()):
     Raises:
       ValueError: it isn't registered, or is a partial with positional arguments.
     """
+    part = getattr(part, STANDS_FOR, part)
     name = keras.saving.get_registered_name(part) if hasattr(part, "__name__") else None
     if name is not None and keras.saving.get_registered_object(name) is part:
         return name.removeprefix(f"{PACKAGE}>")
@@ -81,11 +89,26 @@ def name_of(part, argument, made=None, given=()):
         for key in ("name", "trainable", "dtype", *given):
             arguments.pop(key, None)
         return {"name": name_of(type(made), argument), "arguments": arguments}
+    if _spells.get() and hasattr(part, "__qualname__"):
+        function = inspect.unwrap(part)
+        return f"{function.__module__}.{function.__qualname__}"
     raise ValueError(
         f"{argument} can be saved only by its name: it must be registered with "
         "keras.saving.register_keras_serializable, or a functools.partial of what is, with keyword "
         f"arguments; got {part!r}."
     )
+
+
+@contextlib.contextmanager
+def spelled():
+    """Within, `name_of` gives what isn't registered the name it has in Python: to be compared by,
+    not to be made from.
+    """
+    token = _spells.set(True)
+    try:
+        yield
+    finally:
+        _spells.reset(token)
 
 
 def _is_part(value):

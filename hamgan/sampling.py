@@ -378,9 +378,13 @@ class StandingStatistics:
 
     @contextlib.contextmanager
     def applied(self, seed):
-        """As `MovingAverages.applied`; computes the moments first, from the samples before sample
-        0.
-        """
+        """As `MovingAverages.applied`; computes the moments first."""
+        self.compute(seed)
+        with self.as_computed():
+            yield
+
+    def compute(self, seed):
+        """Computes the moments, from the samples before sample 0."""
         batches = [
             self._of_batch(tf.constant(-(batch + 1) * self._sampler.batch_size), seed)
             for batch in tqdm.trange(
@@ -390,6 +394,10 @@ class StandingStatistics:
         for variables, moments in zip(self._moments, zip(*batches, strict=True), strict=True):
             for variable, values in zip(variables, zip(*moments, strict=True), strict=True):
                 variable.assign(np.mean(values, axis=0, dtype=np.float64))
+
+    @contextlib.contextmanager
+    def as_computed(self):
+        """Sampling within has the moments that were computed last."""
         functions = [
             lambda x, of=of: tuple(tf.convert_to_tensor(v) for v in of) for of in self._moments
         ]

@@ -308,7 +308,7 @@ def test_going_back_leaves_newer_ones_out_of_sight(tmp_path):
 def test_another_seed_is_refused(tmp_path):
     save_steps(tmp_path, 1, seed=5)
     with pytest.raises(
-        ValueError, match="ckpt-1 is of a run with seed 5, and trainer.Trainer.seed is 6"
+        ValueError, match="ckpt-1 is of a run with seed 5, and the trainer's seed is 6"
     ):
         Checkpoints(str(tmp_path), variables(), seed=6).restore_latest()
     assert Checkpoints(str(tmp_path), variables(), seed=5).restore_latest()

@@ -13,7 +13,7 @@ import pytest
 from hamgan.cli.configuration import sources
 
 ROOT = pathlib.Path(__file__).parent.parent
-COMMANDS = "train evaluate sample export explore sweep doctor inspect segment prepare".split()
+COMMANDS = "train evaluate sample export explore sweep doctor inspect segment serve prepare".split()
 _HELP = """
 import runpy, sys
 sys.argv = {arguments!r}
@@ -46,8 +46,14 @@ def run(code, *, path=ROOT, cwd=None):
         ("export", ["--model_dir=x", "--weights=best"], "should be one of"),
         ("explore", ["--help"], "--starts"),
         ("inspect_ham", ["--help"], "--network"),
+        ("serve", ["--help"], "--port"),
+        ("serve", ["--model_dir=x", "--prot=1"], "Did you mean"),
         ("doctor", ["--help"], "--steps_per_second"),
         ("doctor", ["--model_dir=x", "--quik"], "quik"),
+        ("sweep", ["--help"], "--heartbeat"),
+        ("sweep", ["--sweep=x", "--retry"], "Unknown command line flag 'retry'"),
+        ("tpu_plan", ["--help"], "--topology"),
+        ("check_resume", ["--help"], "--tolerance"),
         ("segment", ["import", "--help"], "--verify"),
         ("segment", ["train", "--help"], "--weights"),
         ("segment", ["predict", "--help"], "--model_dir"),
@@ -98,6 +104,10 @@ def test_an_installation_finds_configurations_by_name(built, tmp_path):
     )
     lines = run(code, path=built, cwd=tmp_path).stdout.splitlines()
     assert lines == [str(built / "hamgan" / "configs" / "hamgan_strong.gin"), "1000 paper"]
+
+
+def test_the_page_comes_with_an_installation(built):
+    assert {"page.html", "page.css", "page.js"} <= set(os.listdir(built / "hamgan" / "serving"))
 
 
 def test_commands_are_there(built):

@@ -10,10 +10,10 @@ import gin
 import pytest
 import tensorflow as tf
 
-from hamgan import arguments, experiment, labels
+from hamgan import arguments, context, decomposition, experiment, labels
 from hamgan.cli import configuration
 from hamgan.evaluation import protocol as protocols
-from hamgan.evaluation import scores
+from hamgan.evaluation import scores, settings
 from hamgan.loop import Schedule
 from hamgan.run.folder import Folder
 
@@ -425,3 +425,72 @@ def test_a_function_may_be_an_object_that_is_called():
     assert kind.convert(tf.nn.relu) is tf.nn.relu
     with pytest.raises(ValueError):
         kind.convert(Schedule)
+
+
+def settings_with(*params, **kwargs):
+    """Digest of the generator's settings, as it stands in the key of an evaluation."""
+    small = ("networks.Generator.width = 4", "networks.Generator.image_size = 32")
+    return settings.digest_of(load(*small, *params, **kwargs).generator())
+
+
+def test_functions_by_reference_are_known_by_name_and_by_their_bindings():
+    """A number's key holds what gin gives a decomposition, and what it leaves as it is."""
+    default = settings_with()
+    ham = "context.Hamburger.decomposition = "
+    assert settings_with(ham + "@decomposition.nmf") == default
+    assert settings_with("context.Hamburger.solve = @decomposition.one_step") == default
+    cd = ham + "@decomposition.cd"
+    others = [
+        default,
+        settings_with(cd),
+        settings_with(cd, "decomposition.cd.temperature = 0.5"),
+        settings_with(cd, "decomposition.cd.temperature = 0.25"),
+        settings_with(cd, "HEAT = 0.125", "decomposition.cd.temperature = %HEAT"),
+        settings_with(ham + "@hot/decomposition.cd", "hot/decomposition.cd.temperature = 0.4"),
+        settings_with("HAM = @decomposition.vq", ham + "%HAM"),
+        settings_with("context.Hamburger.solve = @decomposition.last_steps"),
+        settings_with(
+            "context.Hamburger.solve = @decomposition.last_steps",
+            "decomposition.last_steps.count = 3",
+        ),
+    ]
+    assert len(set(others)) == len(others)
+    # What another reading leaves behind doesn't count.
+    assert settings_with(cd) == others[1]
+    assert (
+        settings_with(ham + "@hot/decomposition.cd", "decomposition.cd.temperature = 0.5")
+        == (others[2])
+    )
+
+
+def test_networks_with_functions_by_reference_are_saved_with_their_bindings():
+    params = ("context.Hamburger.decomposition = @decomposition.cd", "decomposition.cd.beta = 0.5")
+    layer = load(*params).generator().context
+    copy = context.Hamburger.from_config(layer.get_config())
+    assert copy.decomposition.func is decomposition.cd
+    assert copy.decomposition.keywords == {"beta": 0.5}
+
+
+def test_decomposition_of_ones_own_has_its_own_number(tmp_path, monkeypatch):
+    (tmp_path / "my_hams.py").write_text(
+        "from hamgan import decomposition\n"
+        "def first(x, bases, *, num_steps, solve, scale=1.0):\n"
+        "    return decomposition.nmf(x, bases, num_steps=num_steps, solve=solve)\n"
+        "second = first\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = tmp_path / "own.gin"
+    own.write_text(
+        "from __gin__ import dynamic_registration\nimport my_hams\n"
+        f"include '{DIGITS}'\nfrom hamgan import context\n"
+        "context.Hamburger.decomposition = @my_hams.first\n"
+    )
+    found = settings_with(files=[own])
+    assert found != settings_with()
+    assert found == settings_with(files=[own])
+    scaled = tmp_path / "scaled.gin"
+    scaled.write_text(own.read_text() + "my_hams.first.scale = 2.0\n")
+    assert settings_with(files=[scaled]) != found
+    layer = load(files=[own]).generator().context
+    with pytest.raises(ValueError, match="can be saved only by its name"):
+        layer.get_config()

@@ -129,8 +129,13 @@ def test_moments_are_baked_in():
 def test_keras_files_are_the_networks(tmp_path):
     generator, sampler = make()
     discriminator = helpers.randomize(made.small_discriminator(), seed=1)
+    output = tmp_path / "out"
+    unfinished = tmp_path / "out.unfinished"
+    unfinished.mkdir()
+    (unfinished / "rest").write_text("of an export that was killed")
+    output.mkdir()
     exported = bundle.Bundle(
-        str(tmp_path),
+        str(output),
         generator=generator,
         discriminator=discriminator,
         sampler=sampler,
@@ -139,17 +144,24 @@ def test_keras_files_are_the_networks(tmp_path):
         class_names=NAMES,
     )
     exported.write(["keras"], about="")
+    assert not list(output.iterdir())
+    exported.finish()
+    assert not unfinished.exists()
+    assert sorted(path.name for path in output.iterdir()) == [
+        "discriminator.keras",
+        "generator.keras",
+    ]
     with pytest.raises(ValueError, match="gives other images than the network"):
-        path = str(tmp_path / "generator.keras")
+        path = str(output / "generator.keras")
         other = helpers.randomize(made.small_generator(), seed=3)
         check.check_keras(path, other, *sampler.inputs(tf.range(2)))
     z, labels = helpers.array(2, 8), np.array([1, 2])
     keys = np.array([[1, 2], [3, 4]], np.int32)
-    loaded = keras.models.load_model(tmp_path / "generator.keras")
+    loaded = keras.models.load_model(output / "generator.keras")
     assert isinstance(loaded, networks.Generator)
     images = generator(z, labels, keys=keys)
     np.testing.assert_allclose(loaded(z, labels, keys=keys), images, atol=1e-6)
-    loaded = keras.models.load_model(tmp_path / "discriminator.keras")
+    loaded = keras.models.load_model(output / "discriminator.keras")
     np.testing.assert_allclose(
         loaded(images, labels, keys=keys), discriminator(images, labels, keys=keys), rtol=1e-5
     )

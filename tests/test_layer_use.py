@@ -5,6 +5,7 @@ import functools
 import itertools
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 
@@ -384,3 +385,17 @@ def test_what_is_not_finite_stays_in_its_example(kind, name, bad, index):
     others = np.arange(4) != index
     assert not np.all(np.isfinite(y[index]))
     np.testing.assert_array_equal(y[others], expected[others])
+
+
+def test_the_lines_in_readme_make_a_model_that_learns():
+    readme = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    names = {}
+    exec(code, names)
+    model = names["model"]
+    assert any(isinstance(layer, hamgan.Hamburger) for layer in model.layers)
+    rng = np.random.default_rng(0)
+    images, labels = rng.normal(size=[16, 8, 8, 3]).astype(np.float32), np.arange(16) % 10
+    losses = model.fit(images, labels, epochs=8, batch_size=16, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    assert model(images[:2, :4]).shape == (2, 10)

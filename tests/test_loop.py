@@ -636,6 +636,7 @@ def test_a_rollback_passes_over_a_checkpoint_that_is_not_finite(tmp_path):
     assert checkpoints.available(str(tmp_path))[-1] == "ckpt-8"
 
 
+@pytest.mark.slow
 def test_what_was_logged_is_not_kept_in_memory(tmp_path):
     class Number(float):
         """A number that tells when it is gone."""

@@ -361,6 +361,7 @@ def test_damaged_mat_files(tmp_path):
         segmentation.read_label(str(path))
 
 
+@pytest.mark.slow
 def test_command_over_two_processes(tmp_path):
     root = own_tree(tmp_path)
     command = [

@@ -109,6 +109,7 @@ def test_training_changes_every_trainable_weight_and_lowers_the_loss(dataset):
     assert int(of.step.numpy()) == 7
 
 
+@pytest.mark.slow
 def test_two_and_two_steps_through_a_checkpoint_equal_four(dataset, tmp_path):
     whole = trainer()
     steps(whole, dataset, 4)

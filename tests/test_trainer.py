@@ -34,6 +34,7 @@ def test_step_counts_and_metrics_are_means_over_the_call():
     assert together["first_bad_step"] == -1
 
 
+@pytest.mark.slow
 def test_two_and_two_steps_through_a_checkpoint_equal_four(tmp_path):
     dataset = made.MadeDataset()
     whole = made.small_trainer()
@@ -52,6 +53,7 @@ def test_two_and_two_steps_through_a_checkpoint_equal_four(tmp_path):
         np.testing.assert_array_equal(got[name], expected[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_two_replicas_equal_one_device_on_the_joined_batch():
     dataset = made.MadeDataset()
     results = {}

@@ -18,9 +18,12 @@ import tempfile
 import numpy as np
 from absl import flags
 
-from hamgan.cli import common, configuration
-from hamgan.run import checkpoints, contents
+from hamgan.cli import common, lazily
 from hamgan.run.folder import Folder
+
+with lazily.imports():
+    from hamgan.cli import configuration
+    from hamgan.run import checkpoints, contents
 
 FLAGS = flags.FLAGS
 

@@ -184,7 +184,7 @@ def _as_called(text):
     text = text.replace("python scripts/inspect_ham.py", "hamgan-inspect")
     text = re.sub(r"python data_prep/(\w+)\.py", r"hamgan-prepare \1", text)
     return re.sub(
-        r"python scripts/(train|evaluate|sample|export|explore|sweep|doctor|segment)\.py",
+        r"python scripts/(train|evaluate|sample|export|explore|sweep|doctor|segment|serve)\.py",
         r"hamgan-\1",
         text,
     )

@@ -89,6 +89,7 @@ def main():
         exported.write_card(
             FLAGS.model_dir, path, weights=weights, facts=facts, licence=FLAGS.license
         )
+    exported.finish()
 
 
 def define_flags():

@@ -303,7 +303,9 @@ def _draw_interpolation(drawing, sampler):
         (len(drawing.classes), len(seeds)) if by_class else (len(seeds), len(drawing.classes))
     )
     interpolation.check_ends(request.interpolate, ends)  # moments take their time
-    outputs.check_picture(paths * ((ends - 1) * request.steps + 1), drawing.generator.image_size)
+    # A film shows one image of each way at a time.
+    at_once = 1 if request.kind == "film" else (ends - 1) * request.steps + 1
+    outputs.check_picture(paths * at_once, drawing.generator.image_size)
     with drawing.applied(sampler):
         images = interpolation.between(
             sampler,
@@ -329,6 +331,7 @@ def _draw_nearest(drawing, sampler, wanted):
     """Rows of a sample and its nearest training images."""
     request, experiment = drawing.request, drawing.experiment
     dataset = experiment.dataset(data_dir=request.data_dir)
+    neighbourhood.check_count(request.nearest, dataset)  # before any sample is drawn
     embed = embedding.Embedder(
         strategy=drawing.strategy, protocol=experiment.protocol, data_dir=request.data_dir
     )

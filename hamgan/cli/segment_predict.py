@@ -21,7 +21,6 @@ from hamgan.run.folder import Folder
 
 with lazily.imports():
     from hamgan import distribution
-    from hamgan.data import photos
     from hamgan.run import log, records
     from hamgan.segmentation import evaluation, palette
 
@@ -76,6 +75,8 @@ def read(path):
       ValueError: it can't be read as an image; names the file.
     """
     import tensorflow as tf
+
+    from hamgan.data import photos
 
     try:
         with tf.io.gfile.GFile(path, "rb") as file:

@@ -15,17 +15,19 @@ import subprocess
 import sys
 import time
 
-import optuna
-import tensorflow as tf
 from absl import flags
 from tqdm import tqdm
 
-from hamgan.benchmarks import measure
-from hamgan.cli import common, configuration, paths
+from hamgan import choices
+from hamgan.cli import common, lazily, paths
 from hamgan.run.folder import Folder
-from hamgan.run.history import History
-from hamgan.signals import Interruption
-from hamgan.sweeps import costs, emit, page, results, storage, study, trial, worker
+
+with lazily.imports():
+    from hamgan import signals
+    from hamgan.benchmarks import measure
+    from hamgan.cli import configuration
+    from hamgan.run import history
+    from hamgan.sweeps import costs, emit, page, results, storage, study, trial, worker
 
 FLAGS = flags.FLAGS
 # The flags that --emit writes into its commands.
@@ -37,6 +39,8 @@ EMITTED = ("sweep", "gin_param", "output_dir", "data_dir", "storage", "accelerat
 
 def build_job(*, points, replicas, data_dir):
     """Yields for each of [(gin_files, gin_params), ...] its facts, or {'error': why not}."""
+    import tensorflow as tf
+
     for files, params in points:
         try:
             experiment, settings = configuration.load_point(gin_files=files, gin_params=params)
@@ -89,13 +93,21 @@ def build(points, *, replicas, data_dir, progress=True):
     return found
 
 
+def _gpus_here():
+    import tensorflow as tf
+
+    return len(tf.config.list_physical_devices("GPU"))
+
+
 def _replicas(workers):
     """The GPUs that a training here has, at least 1."""
-    count = len(tf.config.list_physical_devices("GPU"))
+    count = _gpus_here()
     return max(1, count // workers if 1 < workers <= count else count)
 
 
 def main():
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sweep = configuration.load_sweep(FLAGS.sweep, gin_params=FLAGS.gin_param)
     if not FLAGS.worker:
@@ -140,7 +152,7 @@ def main():
     found = settle(sweep, found, points, build=build_here, **places)
     study.enqueue(found, sweep, retry_failed=FLAGS.retry_failed)
     if FLAGS.workers:
-        with Interruption() as interruption:
+        with signals.Interruption() as interruption:
             _lead(sweep, found, interruption, workers=FLAGS.workers, output_dir=FLAGS.output_dir)
     _publish(sweep, found, FLAGS.output_dir)
 
@@ -194,7 +206,7 @@ def _threads(threads, workers):
 
 def _gpus(index, workers):
     """Environment that gives a worker its share of the GPUs, where there are enough."""
-    count = len(tf.config.list_physical_devices("GPU"))
+    count = _gpus_here()
     if not 1 < workers <= count or "CUDA_VISIBLE_DEVICES" in os.environ:
         return {}
     return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(index, count, workers)))}
@@ -221,7 +233,7 @@ def _work(sweep, found, *, build, trainer, heartbeat, has_heartbeat, wait, **tra
         return known[point.name]
 
     here = os.path.dirname(os.path.abspath(__file__))
-    with Interruption() as interruption:
+    with signals.Interruption() as interruption:
         objective = trial.Trainings(
             sweep=sweep,
             command=[sys.executable, trainer or os.path.join(here, "train.py")],
@@ -287,11 +299,13 @@ def _steps(sweep, found, output_dir):
                 done += steps
             elif of.state.name == "RUNNING":
                 folder = os.path.join(output_dir, point.folder(seed))
-                done += max(0, History(Folder(folder).metrics).last_step())
+                done += max(0, history.History(Folder(folder).metrics).last_step())
     return done, total
 
 
 def _show(bar, sweep, found, output_dir):
+    import optuna
+
     try:
         (done, total), states = _steps(sweep, found, output_dir), study.counts(found)
     except optuna.exceptions.StorageInternalError:
@@ -307,6 +321,8 @@ def _show(bar, sweep, found, output_dir):
 
 def _status(sweep, found, output_dir):
     """Lines that say how far the study is."""
+    import optuna
+
     states = study.counts(found)
     done, total = _steps(sweep, found, output_dir)
     lines = [
@@ -361,9 +377,7 @@ def define_flags():
     flags.DEFINE_integer(
         "threads", None, "Of each training on a CPU; default: the cores shared among workers.", 1
     )
-    flags.DEFINE_enum(
-        "accelerator", "auto", ("auto", "cpu", "gpu", "tpu"), "What a training computes on."
-    )
+    flags.DEFINE_enum("accelerator", "auto", choices.ACCELERATORS, "What a training computes on.")
     flags.DEFINE_integer(
         "replicas", None, "Which batches are to be cut for; default: one, or the GPUs here.", 1
     )
@@ -378,7 +392,7 @@ def define_flags():
     )
     flags.DEFINE_integer(
         "heartbeat",
-        storage.HEARTBEAT_SECONDS,
+        choices.HEARTBEAT_SECONDS,
         "Seconds between signs of life; after twice as many without one a trial is taken up again.",
         1,
     )
@@ -390,4 +404,11 @@ def run():
     """The command."""
     define_flags()
     common.show_in_help(sys.modules[__name__])
-    common.run(main)
+    try:
+        common.run(main)
+    except ModuleNotFoundError as error:
+        if error.name not in ("optuna", "sqlalchemy"):
+            raise
+        sys.exit(
+            f"\nERROR: Sweeps need {error.name}, which isn't installed: pip install -e .[sweep]"
+        )

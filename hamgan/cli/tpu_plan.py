@@ -20,8 +20,11 @@ import sys
 from absl import flags
 from tqdm import tqdm
 
-from hamgan.cli import common, configuration
-from hamgan.tpu import chips, plan
+from hamgan.cli import common, lazily
+
+with lazily.imports():
+    from hamgan.cli import configuration
+    from hamgan.tpu import chips, plan
 
 FLAGS = flags.FLAGS
 _MARK = "plan: "

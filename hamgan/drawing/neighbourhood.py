@@ -6,6 +6,13 @@ import tqdm
 from hamgan.evaluation import neighbours
 
 
+def check_count(k, dataset):
+    """ValueError unless a data set has k training images."""
+    total = dataset.num_examples(dataset.train_split)
+    if not 1 <= k <= total:
+        raise ValueError(f"--nearest must be at least 1 and at most {total}, got {k}.")
+
+
 def nearest_training_images(images, *, embed, dataset, k):
     """The training images nearest to samples, in features.
 
@@ -21,10 +28,8 @@ def nearest_training_images(images, *, embed, dataset, k):
     Raises:
       ValueError: fewer training images than k.
     """
+    check_count(k, dataset)
     split = dataset.train_split
-    total = dataset.num_examples(split)
-    if not 1 <= k <= total:
-        raise ValueError(f"--nearest must be at least 1 and at most {total}, got {k}.")
     size = embed.batch_size
     wanted = np.concatenate(
         [embed(images[first : first + size])["pool_3"] for first in range(0, len(images), size)]
@@ -36,7 +41,7 @@ def nearest_training_images(images, *, embed, dataset, k):
     for batch in tqdm.tqdm(
         batches.as_numpy_iterator(),
         desc="training images",
-        total=-(-total // size),
+        total=-(-dataset.num_examples(split) // size),
         delay=1,
         leave=False,
     ):

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from hamgan import parts
 from hamgan.layers import layers_of
 
 # What a layer is called decides nothing, and Keras numbers the layers of a process.
@@ -33,7 +34,8 @@ def digest_of(model) -> str:
 def _config_of(layer):
     try:
         # The policy by its name, which is a setting; names of layers aren't.
-        return {**layer.get_config(), "dtype": layer.dtype_policy.name}
+        with parts.spelled():
+            return {**layer.get_config(), "dtype": layer.dtype_policy.name}
     except NotImplementedError:  # a network of one's own that tells nothing but its layers
         return {"dtype": layer.dtype_policy.name}
 

@@ -123,18 +123,25 @@ def _switched_off(layer, section, base):
         del layer._product
 
 
-def draw(found, path, *, pixels=(), most=16, title=None):
-    """Draws a view into one PNG file.
+def draw(found, path, **settings):
+    """Draws a view into one PNG file, local or remote; the rest as of `png`."""
+    records.write_whole(path, png(found, **settings))
+
+
+def png(found, *, pixels=(), most=16, title=None):
+    """A view as one picture.
 
     Rows: the codes of the bases with the greatest effect, as maps; the image without each of them;
     for each chosen pixel its codes; the image by K, and by other initial bases.
 
     Args:
       found: a `View`.
-      path: the file, local or remote.
       pixels: (row, column) of the map, to show the codes of.
       most: bases at most.
       title: a line above, or None.
+
+    Returns:
+      A PNG file's bytes.
 
     Raises:
       ValueError: a pixel is outside of the map.
@@ -184,7 +191,7 @@ def draw(found, path, *, pixels=(), most=16, title=None):
             figure.suptitle(title, x=0.01, ha="left", fontsize=9)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
-    records.write_whole(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _show(axes, output, label):

@@ -1,6 +1,7 @@
 """A folder with a trained network in the forms asked for, each compared with the original."""
 
 import os
+import shutil
 
 import tensorflow as tf
 
@@ -35,7 +36,8 @@ class Bundle:
     """An export.
 
     Args:
-      output: the folder, local.
+      output: the folder, local, which is there when `finish` is called; until then its files are
+        in one beside it.
       generator: with the checkpoint's weights.
       discriminator: likewise, or None.
       sampler: a `sampling.Sampler` of the generator.
@@ -66,10 +68,23 @@ class Bundle:
         self._report = report
         self._files = {}
         saved_model.bake_moments(generator, batch_norm, seed)
-        tf.io.gfile.makedirs(output)
+        # A folder that an export was killed in is begun anew.
+        self._unfinished = os.path.normpath(output) + ".unfinished"
+        shutil.rmtree(self._unfinished, ignore_errors=True)
+        os.makedirs(self._unfinished)
 
     def _path(self, name):
+        return os.path.join(self._unfinished, name)
+
+    def _named(self, name):
+        """As people find it in the end."""
         return os.path.join(self.output, name)
+
+    def finish(self):
+        """Gives the folder its name: what has it is whole."""
+        if os.path.isdir(self.output):
+            os.rmdir(self.output)
+        os.rename(self._unfinished, self.output)
 
     def write(self, formats, *, about):
         """Writes `FORMATS`, the card last; `about` is a text that the SavedModel keeps."""
@@ -83,7 +98,8 @@ class Bundle:
         difference = check.check_saved_model(path, self._sampler)
         self._files["saved_model"] = FORMATS["saved_model"]
         self._report(
-            f"{path}: loaded where hamgan can't be imported, pixels differ by {difference:.1e}."
+            f"{self._named('saved_model')}: loaded where hamgan can't be imported, pixels differ "
+            f"by {difference:.1e}."
         )
 
     def _write_keras(self, about):
@@ -99,8 +115,8 @@ class Bundle:
             difference = check.check_keras(path, network, inputs, labels, keys)
             self._files[f"{name}.keras"] = "Keras model, which needs hamgan"
             self._report(
-                f"{path}: keras.models.load_model, after import hamgan.networks; loaded again, "
-                f"outputs differ by {difference:.1e}."
+                f"{self._named(name)}.keras: keras.models.load_model, after import "
+                f"hamgan.networks; loaded again, outputs differ by {difference:.1e}."
             )
 
     def _write_onnx(self, about):
@@ -117,7 +133,7 @@ class Bundle:
             if difference is None
             else f"onnxruntime's pixels differ by {difference:.1e}"
         )
-        self._report(f"{path}: {compared}.")
+        self._report(f"{self._named('generator.onnx')}: {compared}.")
 
     def write_card(self, model_dir, checkpoint, *, weights, facts, licence):
         """Writes model card and samples.
@@ -153,4 +169,4 @@ class Bundle:
             files=self._files,
         )
         records.write_whole(self._path("README.md"), text.encode())
-        self._report(f"{self._path('README.md')}: model card.")
+        self._report(f"{self._named('README.md')}: model card.")

@@ -190,7 +190,7 @@ class Checkpoints:
     def _restore(self, path):
         if self._seed is not None and (seed := contents.read_seed(path)) not in (None, self._seed):
             raise ValueError(
-                f"{path} is of a run with seed {seed}, and trainer.Trainer.seed is {self._seed}."
+                f"{path} is of a run with seed {seed}, and the trainer's seed is {self._seed}."
             )
         if self._identity is not None:
             _refuse_another(path, self._identity)

@@ -77,6 +77,11 @@ def _contents(path):
     return {_name_of(key): shape for key, shape in shapes.items() if key not in _BOOKKEEPING}
 
 
+def owners(path: str) -> set[str]:
+    """The first parts of the names in a checkpoint: its networks ('generator'), 'step', ..."""
+    return {name.split("/")[0] for name in _contents(path)}
+
+
 def read_seed(path: str) -> int | None:
     """The seed of a checkpoint's run; None: it keeps none."""
     with _reader(path) as reader:

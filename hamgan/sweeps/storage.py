@@ -10,7 +10,8 @@ import sqlalchemy
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 
-HEARTBEAT_SECONDS = 60
+from hamgan import choices
+
 # How often a trial whose worker has vanished is taken up again: one that kills each of its workers
 # must not go on for ever.
 MAX_RETRIES = 5
@@ -62,7 +63,7 @@ def is_journal(url):
     return "://" not in url
 
 
-def open_storage(url, *, heartbeat=HEARTBEAT_SECONDS, patience=PATIENCE_SECONDS):
+def open_storage(url, *, heartbeat=choices.HEARTBEAT_SECONDS, patience=PATIENCE_SECONDS):
     """The storage of a URL of SQLAlchemy's, or of the path of a journal file.
 
     Args:

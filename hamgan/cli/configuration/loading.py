@@ -64,6 +64,7 @@ def load_experiment(
     checks.check_values()
     checks.check_protocol_name(gin_params)
     reach.check_reach(files, gin_params, root)
+    lookup.tell_functions()
     return gin.get_configurable(root)()
 
 
@@ -82,4 +83,5 @@ def load_constructor(constructor, text, *, gin_params=()):
         with sources.readable([path], gin_params):
             gin.parse_config_files_and_bindings([path], gin_params, finalize_config=True)
     checks.check_values()
+    lookup.tell_functions()
     return gin.get_configurable(constructor)

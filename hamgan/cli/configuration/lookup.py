@@ -2,8 +2,14 @@
 looks into gin.
 """
 
+import copy
+import functools
+import inspect
+
 import gin
 import tensorflow as tf
+
+from hamgan import parts
 
 
 def bindings_of_gin():
@@ -33,6 +39,39 @@ def selector_of_target(target):
     """The selector of a class or function; None: no configuration names it."""
     selectors = {selector for _, selector in bindings_of_gin()}
     return next((selector for selector in selectors if configurable(selector) is target), None)
+
+
+def tell_functions():
+    """Has every function that a binding refers to say what it stands for, which gin's wrapper
+    around it hides: the function itself, with the arguments that are bound for it (`parts.name_of`
+    asks).
+    """
+    for reference in _references(list(bindings_of_gin().values())):
+        function = reference.configurable.wrapped
+        if inspect.isfunction(function) and not is_macro(reference.selector):
+            arguments = _bound(reference)
+            told = functools.partial(function, **arguments) if arguments else function
+            setattr(reference.scoped_configurable_fn, parts.STANDS_FOR, told)
+
+
+def _references(value):
+    """The references in a binding's value, which may be a list of lists."""
+    if isinstance(value, gin.config.ConfigurableReference):
+        yield value
+    elif isinstance(value, dict):
+        yield from _references([*value.keys(), *value.values()])
+    elif isinstance(value, list | tuple | set):
+        for part in value:
+            yield from _references(part)
+
+
+def _bound(reference):
+    """{argument: value} that gin gives a function which is called by a reference."""
+    found = {}
+    for count in range(len(reference.scopes) + 1):
+        key = ("/".join(reference.scopes[:count]), reference.config_key[1])
+        found.update(bindings_of_gin().get(key, {}))
+    return copy.deepcopy(found)  # in a copy gin has called what it refers to
 
 
 def is_macro(selector):
