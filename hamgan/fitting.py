@@ -16,8 +16,11 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from hamgan import networks
-from hamgan.data.summary import Summary
+from hamgan.data.summary import Summary, summarise
 from hamgan.evaluation import own_features
+
+__all__ = ["SIZES", "Size", "Summary", "feature_network", "image_size", "in_words"]
+__all__ += ["reference_split", "settings", "summarise"]
 
 # Where data_prep/inception.py puts TF-GAN's Inception, in the data folder.
 INCEPTION, INCEPTION_SIZE = "tfgan_inception", 299

@@ -12,7 +12,6 @@ from hamgan.cli import lazily, paths
 with lazily.imports():
     from hamgan import distribution, fitting
     from hamgan.cli import configuration
-    from hamgan.data import summary
     from hamgan.run import checkpoints
 
 FLAGS = flags.FLAGS
@@ -94,7 +93,7 @@ def settings_of_data(name, *, data_dir, gin_files, gin_params, model_dir, **othe
             f"--data={name} goes with --gin_file, as --gin_file=photos; a run that is there keeps "
             "its data set in its configuration."
         )
-    found = summary.summarise(name, data_dir)
+    found = fitting.summarise(name, data_dir)
     chosen = configuration.settled(
         fitting.settings(found, data_dir),
         gin_files=gin_files,
