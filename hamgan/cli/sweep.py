@@ -200,8 +200,9 @@ def _threads(threads, workers):
         threads = max(1, (os.cpu_count() or 1) // workers)
     if not threads:
         return {}
-    names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
-    return dict.fromkeys(names, str(threads))
+    found = dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"), str(threads))
+    # With one alone the input waits for the step that it feeds, and is taken for slow.
+    return {**found, "TF_NUM_INTEROP_THREADS": str(max(2, threads))}
 
 
 def _gpus(index, workers):
