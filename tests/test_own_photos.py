@@ -106,6 +106,20 @@ def test_other_configurations_take_facts_and_keep_their_length(data_dir):
     assert "_OF_DATA" not in gin.config_str()
 
 
+def test_a_run_that_is_there_keeps_what_was_chosen_for_it(data_dir, tmp_path):
+    # Inception is fetched, and images were added, after the run was begun.
+    kept = {"FEATURES_OF_DATA": "'{data_dir}/photos_32_features'", "WIDTH_OF_DATA": "8"}
+    text = "\n".join(f"{name} = {value}" for name, value in kept.items())
+    (tmp_path / "config.gin").write_text(text)
+    chosen = {"FEATURES_OF_DATA": "{data_dir}/tfgan_inception", "WIDTH_OF_DATA": 16}
+    chosen |= {"data.ImageDataset.name": "photos_32", "NUM_CLASSES": 3}
+    found = configuration.settled(
+        chosen, gin_files=["photos"], gin_params=[], model_dir=str(tmp_path)
+    )
+    assert found["FEATURES_OF_DATA"] == "{data_dir}/photos_32_features"
+    assert (found["WIDTH_OF_DATA"], found["NUM_CLASSES"]) == (8, 3)
+
+
 def test_wrong_uses_are_told(data_dir):
     with pytest.raises(ValueError, match="(?s)'photo_32' isn't prepared.*photos_32, single_32"):
         load(data_dir, name="photo_32")
