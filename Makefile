@@ -86,7 +86,7 @@ $(VENV)/bin/python:
 	.venv-tpu/bin/pip install --quiet --no-deps -r requirements-tpu-$$version.lock
 	.venv-tpu/bin/pip install --quiet --no-deps -e .
 	@# What the tests need; none of it asks for TensorFlow.
-	.venv-tpu/bin/pip install --quiet hypothesis packaging pot prdc pytest pytest-xdist optuna sqlalchemy \
+	.venv-tpu/bin/pip install --quiet hypothesis packaging pot prdc pytest pytest-xdist optuna sqlalchemy starlette uvicorn \
 		"psycopg[binary]"
 	touch $@
 

@@ -30,6 +30,7 @@ class BuildWithConfigurations(build_py):
             self.copy_file(path, target)
 
 
+MLFLOW = ["mlflow-skinny>=3", "sqlalchemy>=2", "alembic"]
 SWEEP = [
     "optuna>=5,<6",
     # What Optuna keeps studies in; PostgreSQL by psycopg, with its library in the wheel.
@@ -128,11 +129,14 @@ setup(
         "video": ["av", "imageio"],
         # scripts/serve.py.
         "web": WEB,
+        # --sink=mlflow. The database store is the one that MLflow still develops.
+        "mlflow": MLFLOW,
         # scripts/sweep.py. 5 is the first with RetryHeartbeatStaleTrialCallback's name.
         "sweep": SWEEP,
         # Reads published segmentation weights (scripts/segment.py import); .npz needs none.
         "torch": ["torch"],
         "test": [
+            *MLFLOW,
             *SWEEP,
             *WEB,
             # Inputs that nobody thought of (tests/test_layer_use.py).

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as a TFDS dataset: real images that need no download.
+"""scikit-learn's handwritten digits as a TFDS data set: real images that need no download.
 
 The 1,797 8x8 grey images are the test part of the "Optical Recognition of Handwritten Digits" set
 (Alpaydin and Kaynak, UCI, 1998) and lie inside the scikit-learn package.

@@ -83,8 +83,8 @@ def main(argv):
         },
     )
     report.write_report(flag.model_dir)
-    for name in ("samples.png", "report.html", "metrics.jsonl"):
-        print(os.path.join(flag.model_dir, name))
+    folder = Folder(flag.model_dir)
+    print("\n".join([folder.samples, folder.report, folder.metrics]))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from data_prep import manifest, sources
 from hamgan.data import photos
 from hamgan.run import records
 
-VERSION = "1.0.0"  # of packed datasets
+VERSION = "1.0.0"  # of packed data sets
 SHARD_BYTES = 200_000_000
 
 _INFO = "dataset_info.json"

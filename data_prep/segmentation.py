@@ -1,4 +1,4 @@
-"""Images with a label for every pixel as a TFDS dataset: VOC 2012, PASCAL Context, ADE20K, yours.
+"""Images with a label for every pixel as a TFDS data set: VOC 2012, PASCAL Context, ADE20K, yours.
 
     python data_prep/segmentation.py --dataset=voc2012 --source_dir=VOCdevkit/VOC2012 \\
         --sbd_dir=benchmark_RELEASE/dataset

@@ -9,7 +9,7 @@ HEARTBEAT_SECONDS = 60
 # Where checkpoints hold the generator's weights, and their exponential moving average.
 WEIGHTS = {"raw": "generator", "ema": "generator_ema"}
 
-# Where batch norm has its moments from; see `hamgan.sampling.batch_norm_named`.
+# Where batch norm has its moments from; see `hamgan.drawing.choice`.
 BATCH_NORMS = ("moving_averages", "standing_statistics", "batch")
 # And where nothing is said: training's moments belong to the weights that it had.
 BATCH_NORM_OF = {"raw": "moving_averages", "ema": "standing_statistics"}

@@ -45,6 +45,7 @@ def train(
     headline=HEADLINE,
     signs=Signs,
     status=watching.losses_of_gan,
+    sinks=(),
 ):
     """Trains until `schedule.num_steps`, from the newest checkpoint in `model_dir` if there is one.
 
@@ -69,6 +70,7 @@ def train(
       headline: the `scores.Score` that chooses the best checkpoint.
       signs: constructor of the signs of a collapse, called with the schedule.
       status: function (metrics of a host call) -> {name: text} for the progress bar.
+      sinks: functions (model_dir) -> `hamgan.run.sinks.Sink` of where records go too.
 
     Returns:
       Ended(checkpoint: the path of the last one, whose name tells where training ended; stopped:
@@ -102,6 +104,7 @@ def train(
             headline=headline,
             signs=signs,
             status=status,
+            sinks=sinks,
         )
         with run.bar:
             try:
@@ -131,6 +134,7 @@ class _Run:
         headline,
         signs,
         status,
+        sinks,
     ):
         self.trainer = trainer
         self.dataset = dataset
@@ -143,7 +147,8 @@ class _Run:
         self.interruption = interruption
         self.held = held
         self.writes = distribution.is_chief(trainer.strategy)
-        self.log = Log(model_dir, writes=self.writes)
+        self.log = Log(model_dir, writes=self.writes, sinks=sinks)
+        self.settings = identity.settings if identity else {}
         self.variables = trainer.variables()
         self.saved = checkpoints.Checkpoints(
             self.folder.checkpoints,
@@ -193,6 +198,7 @@ class _Run:
             if name := contents.first_not_finite(self.variables):
                 self.roll_back(f"{name} isn't finite in {self.path}.", first_bad=name)
         self.log.show_configuration(self.step)
+        self.log.show_settings(self.step, self.settings)
         # Of a run that goes on too: it may have ended between a checkpoint and its evaluation.
         self.sample_and_evaluate()
         while not self.is_to_stop() and self.step < self.schedule.num_steps:
@@ -405,14 +411,9 @@ class _Run:
         self.follow_restored(path)
         self.batches, self.clock = None, None
         self.signs.forget()
+        details["rollbacks"] = count + 1
         self.announce(
-            "rolled back",
-            step=step,
-            message=reason,
-            to=self.step,
-            checkpoint=path,
-            rollbacks=count + 1,
-            **details,
+            "rolled back", step=step, message=reason, to=self.step, checkpoint=path, **details
         )
         self.bar.n = self.step
         self.bar.refresh()
@@ -424,8 +425,7 @@ class _Run:
     def collapsed_by_score(self, score):
         """Compares with the best one so far; returns whether the run went back."""
         headline, factor = self.headline, self.schedule.collapse_factor
-        known = self.log.history().scores(headline.name).values()
-        best = headline.best(known, default=score)
+        best = headline.best(self.log.history().scores(headline.name).values(), default=score)
         lower = headline.better == "lower"
         if factor is None:
             return False
@@ -444,7 +444,7 @@ class _Run:
         headline = self.headline
         best = self.log.history().best_steps(headline.name, 1, better=headline.better)
         best = self.of_chief(next((step for step in best if step < self.step), -1))
-        there = f"ckpt-{best}" in checkpoints.available(self.model_dir)
-        path = checkpoints.find(self.model_dir, f"ckpt-{best}") if there else None
+        there = checkpoints.name_of(best) in checkpoints.available(self.model_dir)
+        path = checkpoints.find(self.model_dir, checkpoints.name_of(best)) if there else None
         self.roll_back(message, path=path)
         return True

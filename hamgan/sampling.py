@@ -432,19 +432,6 @@ class StandingStatistics:
         )
 
 
-def batch_norm_named(name, sampler, *, progress=True):
-    """Where a sampler's batch norm has its moments from, by one of `choices.BATCH_NORMS`.
-
-    Standing statistics are of batches that any number of replicas can share.
-    """
-    if name == "standing_statistics":
-        replicas = sampler.strategy.num_replicas_in_sync
-        found = StandingStatistics(sampler, batch_size=-(-256 // replicas) * replicas)
-        found.progress = progress
-        return found
-    return {"moving_averages": MovingAverages, "batch": BatchStatistics}[name](sampler)
-
-
 _FIRST = tf.VariableAggregation.ONLY_FIRST_REPLICA
 
 

@@ -63,7 +63,7 @@ def train(model_dir, steps, *, never, flags_of_run):
     ]
     if subprocess.run(arguments).returncode:
         raise ValueError(f"Training failed (see above): {' '.join(arguments)}")
-    return checkpoints.find(model_dir, f"ckpt-{steps}")
+    return checkpoints.find(model_dir, checkpoints.name_of(steps))
 
 
 def differences(first, second):

@@ -168,6 +168,16 @@ def report_hosts():
         print(words, flush=True)
 
 
+def define_sink():
+    """Defines the flag of where records go too."""
+    flags.DEFINE_multi_string(
+        "sink",
+        [],
+        "Where records go too: mlflow or mlflow=TRACKING_URI, wandb or wandb=PROJECT. May be "
+        "repeated.",
+    )
+
+
 def show_in_help(*modules):
     """Shows the flags of these modules of the command in its --help, and the first one's words."""
     for module in modules:

@@ -42,7 +42,7 @@ with lazily.imports():
     from hamgan import distribution
     from hamgan.cli import configuration
     from hamgan.evaluation import jobs, shards
-    from hamgan.run import checkpoints
+    from hamgan.run import checkpoints, sinks
 
 FLAGS = flags.FLAGS
 
@@ -73,6 +73,7 @@ def main():
         raise ValueError(
             "--model_dir is needed: the folder of the run whose checkpoints are to be scored."
         )
+    elsewhere = sinks.parse(FLAGS.sink)
     share = share_of(
         shard_index=FLAGS.shard_index, num_shards=FLAGS.num_shards, timeout=FLAGS.timeout
     )
@@ -98,12 +99,14 @@ def main():
             timeout=FLAGS.timeout,
             share=share,
             keep_features=FLAGS.keep_features,
+            sinks=elsewhere,
         )
 
 
 def define_flags():
     """Defines the flags of the command."""
     common.define_flags(model_dir_required=False)
+    common.define_sink()
     common.define_data_flag()
     path_flags.define_paths(
         "checkpoint",

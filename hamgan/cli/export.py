@@ -26,6 +26,7 @@ from hamgan.cli import common, lazily, paths
 with lazily.imports():
     from hamgan import distribution, sampling
     from hamgan.cli import configuration
+    from hamgan.drawing import choice
     from hamgan.evaluation import settings
     from hamgan.export import bundle
     from hamgan.run import checkpoints, class_names, contents, records
@@ -80,7 +81,7 @@ def main():
         generator=generator,
         discriminator=discriminator,
         sampler=sampler,
-        batch_norm=sampling.batch_norm_named(moments, sampler),
+        batch_norm=choice.batch_norm_named(moments, sampler),
         seed=FLAGS.seed,
         class_names=class_names.read(FLAGS.model_dir, generator.num_classes),
     )

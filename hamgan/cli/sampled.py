@@ -187,7 +187,7 @@ class Drawing:
 
     def applied(self, sampler):
         """The context within which the sampler has the moments asked for."""
-        batch_norm = sampling.batch_norm_named(self.batch_norm, sampler)
+        batch_norm = choice.batch_norm_named(self.batch_norm, sampler)
         return batch_norm.applied(tf.constant(self.request.seed))
 
     def about(self, truncation, psi):

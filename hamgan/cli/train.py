@@ -28,7 +28,7 @@ with lazily.imports():
     from hamgan import distribution, loop, starting, training
     from hamgan.cli import configuration
     from hamgan.evaluation import jobs, own_features, report
-    from hamgan.run import checkpoints, identity, lock, log
+    from hamgan.run import checkpoints, identity, lock, log, sinks
 
 FLAGS = flags.FLAGS
 MODES = ("train", "train_and_evaluate", "evaluate_continuously", "evaluate")
@@ -54,6 +54,7 @@ def main():
     of_data = common.settings_of_data(FLAGS.data, data_dir=FLAGS.data_dir, **flag)
     experiment = configuration.load_experiment(**flag, of_data=of_data)
     profile = parse_profile(FLAGS.profile)
+    elsewhere = sinks.parse(FLAGS.sink)
     model_dir = checkpoints.whole_path(FLAGS.model_dir)
     common.report_hosts()
     if FLAGS.mode.startswith("evaluate"):
@@ -64,6 +65,7 @@ def main():
             watching=FLAGS.mode == "evaluate_continuously",
             accelerator=FLAGS.accelerator,
             tpu=FLAGS.tpu,
+            elsewhere=elsewhere,
         )
         return
     if FLAGS.init_from:
@@ -76,16 +78,23 @@ def main():
     with alone:
         if of_data and FLAGS.mode == "train_and_evaluate" and not (FLAGS.dry_run or task):
             prepare_features(of_data, data_dir=FLAGS.data_dir)
-        train(
+        strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu)
+        parts = build(
             experiment,
             model_dir,
-            strategy=distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu),
+            strategy=strategy,
             data_dir=FLAGS.data_dir,
             evaluates=FLAGS.mode == "train_and_evaluate",
-            dry_run=FLAGS.dry_run,
-            init_from=FLAGS.init_from,
-            profile=profile,
         )
+        if FLAGS.dry_run:
+            show(model_dir, **parts)
+            return
+        writes = distribution.is_chief(strategy)
+        of_run = begin(model_dir, init_from=FLAGS.init_from, writes=writes, **parts)
+        ended = loop.train(
+            **parts, model_dir=model_dir, profile=profile, identity=of_run, sinks=elsewhere
+        )
+        finish(ended, parts["evaluator"], model_dir, writes=writes)
 
 
 def prepare_features(of_data, *, data_dir):
@@ -105,9 +114,8 @@ def prepare_features(of_data, *, data_dir):
         print(f"{built.folder}: {own_features.in_words(built.about)}", flush=True)
 
 
-def train(experiment, model_dir, *, strategy, data_dir, evaluates, dry_run, init_from, profile):
-    """Trains, or goes on, or shows what would be trained."""
-    writes = distribution.is_chief(strategy)
+def build(experiment, model_dir, *, strategy, data_dir, evaluates):
+    """The parts of a training, arguments of `loop.train`."""
     trainer, dataset = training.build(
         experiment, strategy=strategy, data_dir=data_dir, evaluates=evaluates
     )
@@ -116,27 +124,24 @@ def train(experiment, model_dir, *, strategy, data_dir, evaluates, dry_run, init
         evaluator, grid = training.evaluation_parts(
             trainer, dataset, experiment.protocol, model_dir=model_dir, data_dir=data_dir
         )
-    parts = dict(trainer=trainer, dataset=dataset, schedule=experiment.schedule)
-    if dry_run:
-        text = configuration.resolved_configuration(model_dir)
-        training.dry_run(**parts, configuration=text, model_dir=model_dir)
-        return
-    of_run = identity_of(dataset)
-    settle(model_dir, of_run, writes=writes)
-    if init_from and not checkpoints.available(model_dir):
-        begin(trainer, dataset, model_dir, init_from=init_from, writes=writes)
-    ended = loop.train(
-        **parts,
-        model_dir=model_dir,
+    return dict(
+        trainer=trainer,
+        dataset=dataset,
+        schedule=experiment.schedule,
         evaluator=evaluator,
         grid=grid,
-        profile=profile,
-        identity=of_run,
     )
-    finish(ended, evaluator, model_dir, writes=writes)
 
 
-def score(experiment, model_dir, *, data_dir, watching, accelerator, tpu):
+def show(model_dir, *, trainer, dataset, schedule, **_):
+    """What would be trained, of --dry_run."""
+    text = configuration.resolved_configuration(model_dir)
+    training.dry_run(
+        trainer=trainer, dataset=dataset, schedule=schedule, configuration=text, model_dir=model_dir
+    )
+
+
+def score(experiment, model_dir, *, data_dir, watching, accelerator, tpu, elsewhere):
     """Scores the newest checkpoint, or each one as it appears."""
     paths = jobs.paths_of(model_dir, watching=watching)
     strategy = distribution.create_strategy(accelerator, tpu, across_hosts=False)
@@ -148,6 +153,7 @@ def score(experiment, model_dir, *, data_dir, watching, accelerator, tpu):
         paths=paths,
         watching=watching,
         changed=configuration.changed_settings(model_dir),
+        sinks=elsewhere,
     )
 
 
@@ -172,13 +178,18 @@ def settle(model_dir, of_run, *, writes):
     )
 
 
-def begin(trainer, dataset, model_dir, *, init_from, writes):
-    """Takes the weights of another run, and writes down what was taken."""
-    taken = starting.take(trainer, init_from, dataset.class_names)
-    if writes:
-        print(f"Begun with {taken.words()}.", flush=True)
-        event = {"kind": "event", "step": 0, "event": "begun with another run's weights"}
-        log.Log(model_dir).write({**event, "checkpoint": taken.checkpoint, "taken": taken.words()})
+def begin(model_dir, *, trainer, dataset, init_from, writes, **_):
+    """The run's identity, compared with what is there; a new one takes the weights of another."""
+    of_run = identity_of(dataset)
+    settle(model_dir, of_run, writes=writes)
+    if init_from and not checkpoints.available(model_dir):
+        taken = starting.take(trainer, init_from, dataset.class_names)
+        if writes:
+            print(f"Begun with {taken.words()}.", flush=True)
+            event = {"kind": "event", "step": 0, "event": "begun with another run's weights"}
+            facts = {"checkpoint": taken.checkpoint, "taken": taken.words()}
+            log.Log(model_dir).write({**event, **facts})
+    return of_run
 
 
 def finish(ended, evaluator, model_dir, *, writes):
@@ -215,6 +226,7 @@ def define_flags():
         "Begin a new run with the weights of this one, a run's folder or a checkpoint's path: rows "
         "of classes by name, the rest as it is, optimizers anew. A run that is there goes on.",
     )
+    common.define_sink()
     flags.DEFINE_string(
         "profile", None, "START:STOP, steps of which a TensorFlow profile is written to model_dir."
     )

@@ -1,9 +1,11 @@
 """Hamburgers (Geng et al. 2021): a matrix decomposition between two 1x1 convolutions."""
 
+import contextlib
 import functools
 import operator
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from hamgan import arguments, parts, stateless
@@ -19,9 +21,7 @@ _BASES = {"space": "bases", "channels": "channel_bases"}
 
 
 def _island(x):
-    """x in float32 at least: a decomposition's divisions lose all meaning with bfloat16's 8
-    bits.
-    """
+    """x in float32 at least: bfloat16's 8 bits leave a decomposition's divisions no meaning."""
     return x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
 
 
@@ -101,6 +101,7 @@ class Hamburger(keras.layers.Layer):
         self.decomposition = parts.resolve(decomposition, f"{kind}: decomposition")
         self.solve = parts.resolve(solve, f"{kind}: solve")
         self.bases_constructor = parts.resolve(bases, f"{kind}: bases")
+        self._left_out = None
 
     def build(self, input_shape):
         check_map(self, input_shape)
@@ -186,11 +187,26 @@ class Hamburger(keras.layers.Layer):
         initial = (initial or self.initial)(keys)
         kernel = _island(self._next_kernel(training))
         hams = self.decompose(x, initial, training=training)
-        y = self._product(hams, kernel)
+        y = self._product(hams if self._left_out is None else self._without(hams), kernel)
         y = tf.reshape(y, [*sizes(x)[:3], y.shape[-1]])
         y = self._upper(tf.cast(y, x.dtype), labels, training)
         y = self._shortcut(x) + y
         return (y, hams) if return_hams else y
+
+    @contextlib.contextmanager
+    def without(self, section, base):
+        """Within, the ham over space goes without one base of a section, for every example."""
+        self._left_out = np.ones([self.sections, 1, self._rank], np.float32)
+        self._left_out[section, 0, base] = 0
+        try:
+            yield
+        finally:
+            self._left_out = None
+
+    def _without(self, hams):
+        found = hams["space"]
+        mask = tf.tile(self._left_out, [tf.shape(found.coef)[0] // self.sections, 1, 1])
+        return {**hams, "space": found._replace(coef=found.coef * mask)}
 
     def decompose(self, x, initial, *, num_steps=None, training=False):
         """The lower bread and the hams: what becomes of x [B, H, W, C], {ham: `Factors`}.

@@ -193,7 +193,7 @@ class ImageDataset:
 
     @property
     def info(self) -> tfds.core.DatasetInfo:
-        """TFDS's description of the dataset: splits, their files and sizes."""
+        """TFDS's description of the data set: splits, their files and sizes."""
         return self._info
 
     def records(self, path: str) -> tf.data.Dataset:

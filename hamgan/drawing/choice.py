@@ -1,7 +1,9 @@
-"""Which classes and which seeds: what a person writes, as numbers."""
+"""Which classes, seeds and moments: what a person writes, as the code takes it."""
 
 import difflib
 import re
+
+from hamgan import sampling
 
 ALL = "all"
 
@@ -98,3 +100,17 @@ def file_name(label, name, seed):
     """The name of an image's file without its ending: class and seed, sorted by class."""
     plain = re.sub(r"[^\w.]+", "-", name).strip("-.")[:40]
     return f"{label:04d}-{plain}-seed{seed:07d}" if plain else f"{label:04d}-seed{seed:07d}"
+
+
+def batch_norm_named(name, sampler, *, progress=True):
+    """Where a sampler's batch norm has its moments from, by one of `choices.BATCH_NORMS`.
+
+    Standing statistics are of batches that any number of replicas can share.
+    """
+    if name == "standing_statistics":
+        replicas = sampler.strategy.num_replicas_in_sync
+        found = sampling.StandingStatistics(sampler, batch_size=-(-256 // replicas) * replicas)
+        found.progress = progress
+        return found
+    others = {"moving_averages": sampling.MovingAverages, "batch": sampling.BatchStatistics}
+    return others[name](sampler)

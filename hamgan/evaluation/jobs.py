@@ -42,6 +42,7 @@ def evaluate(
     share=None,
     keep_features=False,
     changed=None,
+    sinks=(),
 ):
     """Scores checkpoints, or with `watching` every one as it appears; writes records and report.
 
@@ -52,6 +53,7 @@ def evaluate(
       paths: of the checkpoints.
       watching, repeats, timeout: as in `watch.evaluate_new_checkpoints`.
       share, keep_features, changed: as in `runner.Evaluator`.
+      sinks: as in `run.log.Log`.
     """
     writes = records.can_write(model_dir)
     if not writes:
@@ -68,7 +70,7 @@ def evaluate(
     if changed:
         print(f"Other settings than the run's: {changed}.", flush=True)
     print("Protocol {name}: {words}.".format(**evaluator.description), flush=True)
-    log = Log(model_dir, writes=writes)
+    log = Log(model_dir, writes=writes, sinks=sinks)
     metrics = Folder(model_dir).metrics
 
     def publish(record):

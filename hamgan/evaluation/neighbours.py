@@ -6,7 +6,6 @@ beside their nearest training images, so that a person can see what the numbers 
 """
 
 import json
-import os
 from typing import Any
 
 import numpy as np
@@ -151,7 +150,7 @@ def write(
     table = [
         image for i, row in enumerate(indices) for image in (images[i], *(found[j] for j in row))
     ]
-    path = os.path.join(Folder(model_dir).neighbours, f"step-{step:08d}")
+    path = Folder(model_dir).neighbours_at(step)
     pictures.save_grid(f"{path}.png", np.stack(table), columns=1 + indices.shape[1])
     record = {
         "step": step,

@@ -154,9 +154,8 @@ def samples(model_dir: str) -> str:
 def film(model_dir: str) -> str:
     folder = Folder(model_dir).grids
     names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
-    steps = sorted(
-        (int(m[1]), m[0]) for m in (re.fullmatch(r"step-(\d+)\.png", name) for name in names) if m
-    )
+    found = ((Folder.step_of_grid(name), name) for name in names)
+    steps = sorted((step, name) for step, name in found if step is not None)
     frames = []
     for step, name in markup.evenly(steps, _FILM_FRAMES):
         source = markup.embed(os.path.join(folder, name), max_bytes=250_000, max_width=1000)

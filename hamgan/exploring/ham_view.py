@@ -1,6 +1,5 @@
 """What a ham found in one image: its codes as maps, and the image without each of its bases."""
 
-import contextlib
 import dataclasses
 import io
 
@@ -80,7 +79,7 @@ def view(network, inputs, label, *, keys, steps=range(8), seeds=4):
     sections, rank = layer.sections, found.bases.shape[-1]
     without = []
     for base in range(sections * rank):
-        with _switched_off(layer, *divmod(base, rank)):
+        with layer.without(*divmod(base, rank)):
             without.append(run().numpy()[0])
     by_steps = {}
     before = layer.eval_steps
@@ -103,24 +102,6 @@ def view(network, inputs, label, *, keys, steps=range(8), seeds=4):
         },
         output=output.numpy()[0],
     )
-
-
-@contextlib.contextmanager
-def _switched_off(layer, section, base):
-    """The layer's ham over space goes without one base of a section, for one example."""
-    original = layer._product
-
-    def product(hams, kernel):
-        found = hams["space"]
-        mask = np.ones([layer.sections, 1, found.coef.shape[-1]], np.float32)
-        mask[section, 0, base] = 0
-        return original({**hams, "space": found._replace(coef=found.coef * mask)}, kernel)
-
-    layer._product = product
-    try:
-        yield
-    finally:
-        del layer._product
 
 
 def draw(found, path, **settings):

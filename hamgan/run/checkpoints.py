@@ -79,7 +79,7 @@ class Checkpoints:
         Raises:
           NotSaved: it couldn't be written, or what was written isn't what it should be.
         """
-        path = os.path.join(self.directory, f"ckpt-{int(self._variables['step'].numpy())}")
+        path = os.path.join(self.directory, name_of(self._variables["step"].numpy()))
         if not self._writes:
             return path
         try:
@@ -132,7 +132,7 @@ class Checkpoints:
             for name in _names(self.directory)
             if os.path.join(self.directory, name) not in self._damaged
         ]
-        kept = {*names[-self._max_to_keep :], *(f"ckpt-{step}" for step in self._best())}
+        kept = {*names[-self._max_to_keep :], *map(name_of, self._best())}
         for name in names:
             path = os.path.join(self.directory, name)
             if name not in kept and not pins.is_pinned(path):
@@ -328,7 +328,7 @@ def _best_of(model_dir, directory, score, better):
             f"No checkpoint is the best of {directory}: none of those that are there "
             f"({', '.join(available(model_dir)) or 'none'}) has been evaluated."
         )
-    return os.path.join(directory, f"ckpt-{best[0]}")
+    return os.path.join(directory, name_of(best[0]))
 
 
 def is_of_run(model_dir: str, path: str) -> bool:
@@ -349,6 +349,11 @@ def _names(directory):
     paths = tf.io.gfile.glob(os.path.join(directory, "ckpt-*.index"))
     names = [os.path.basename(path).removesuffix(".index") for path in paths]
     return sorted((name for name in names if re.fullmatch(r"ckpt-\d+", name)), key=step_of)
+
+
+def name_of(step: int) -> str:
+    """The name of a step's checkpoint."""
+    return f"ckpt-{int(step)}"
 
 
 def step_of(path: str) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Folder:
     def config(self) -> str:
         """The configuration that the run was begun with."""
         return self._of("config.gin")
+
+    @property
+    def sinks(self) -> str:
+        """What the run is called elsewhere (`hamgan.run.sinks`)."""
+        return self._of("sinks.json")
 
     @property
     def lock(self) -> str:
@@ -87,6 +93,16 @@ class Folder:
     def grid(self, step: int) -> str:
         """The grid of one step."""
         return os.path.join(self.grids, f"step-{step:08d}.png")
+
+    @staticmethod
+    def step_of_grid(name: str) -> int | None:
+        """The step of a grid's file; None: it isn't one."""
+        found = re.fullmatch(r"step-(\d+)\.png", name)
+        return int(found[1]) if found else None
+
+    def neighbours_at(self, step: int) -> str:
+        """What was found of one step's nearest training images, without the files' endings."""
+        return os.path.join(self.neighbours, f"step-{step:08d}")
 
     def confusion(self, step: int) -> str:
         """The picture of which classes a segmentation of one step takes for which."""

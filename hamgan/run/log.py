@@ -2,18 +2,21 @@
 end a training.
 """
 
+import ast
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
+from tensorboard.plugins.hparams import api as hparams
 from tqdm import tqdm
 
 from hamgan.run import records
 from hamgan.run.folder import Folder
 from hamgan.run.history import History, Record, key_of, keys_of, left_from
+from hamgan.run.sinks import Sink
 
 
 class _Screen:
@@ -45,6 +48,41 @@ def surviving_failed_writes(what: str) -> Iterator[None]:
         tqdm.write(f"WARNING: {what} can't be written now, training goes on: {error}", file=SCREEN)
 
 
+def _number_in(text):
+    """The number or truth that a text is, by which HParams sorts; else the text."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if isinstance(value, bool | int | float) else text
+
+
+class _Guarded:
+    """A sink whose failures are said and left: what isn't taken there is in metrics.jsonl."""
+
+    def __init__(self, make, model_dir):
+        self._make, self._model_dir = make, model_dir
+        self._sink = None
+        self._said: set[str] = set()
+
+    def begin(self, configuration):
+        self._call("begin", configuration)
+
+    def write(self, record):
+        self._call("write", record)
+
+    def _call(self, method, argument):
+        try:
+            if self._sink is None:
+                self._sink = self._make(self._model_dir)
+            getattr(self._sink, method)(argument)
+        except Exception as error:  # whatever a service's library raises
+            words = f"{type(error).__name__}: {error}"
+            if words not in self._said:
+                tqdm.write(f"WARNING: A sink fails, training goes on: {words}", file=SCREEN)
+            self._said.add(words)
+
+
 class Log:
     """Writes a run's records to metrics.jsonl and TensorBoard, under the same names.
 
@@ -54,14 +92,22 @@ class Log:
     Args:
       model_dir: the run's folder.
       writes: False on hosts that leave the writing to another one.
+      sinks: functions (model_dir) -> `sinks.Sink` of where records go too.
     """
 
-    def __init__(self, model_dir: str, *, writes: bool = True):
+    def __init__(
+        self,
+        model_dir: str,
+        *,
+        writes: bool = True,
+        sinks: Sequence[Callable[[str], Sink]] = (),
+    ):
         self._folder = Folder(model_dir)
         self._path = self._folder.metrics
         self._shown: tf.summary.SummaryWriter | None = None
         self._writer = tf.summary.create_file_writer(model_dir) if writes else None
         self._waiting: list[Record] = []
+        self._sinks = [_Guarded(make, model_dir) for make in sinks if writes]
 
     def write(self, record: Record) -> None:
         """Appends a record (see `hamgan.run.records`); its numbers become TensorBoard scalars.
@@ -84,6 +130,8 @@ class Log:
                 self._waiting.pop(0)
                 if appended:
                     self._write_scalars(record)
+                    for sink in self._sinks:
+                        sink.write(record)
             self._writer.flush()
 
     def _leave(self, last):
@@ -132,6 +180,15 @@ class Log:
             with self._shown.as_default(step=step):
                 yield
             self._shown.flush()
+
+    def show_settings(self, step: int, settings: Mapping[str, str]) -> None:
+        """Has sinks and TensorBoard's HParams show the settings, {binding: value as text}."""
+        if self._writer is None or not settings:
+            return
+        for sink in self._sinks:
+            sink.begin(settings)
+        with self._showing(step):
+            hparams.hparams({name: _number_in(text) for name, text in settings.items()})
 
     def history(self) -> History:
         """What has been written, as far as it still counts."""

@@ -113,7 +113,7 @@ class SegmentationDataset:
 
     @property
     def info(self) -> tfds.core.DatasetInfo:
-        """TFDS's description of the dataset: splits, their files and sizes."""
+        """TFDS's description of the data set: splits, their files and sizes."""
         return self._info
 
     def num_examples(self, split: str) -> int:

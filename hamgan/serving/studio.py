@@ -12,7 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 from hamgan import choices, inspection, pictures, sampling
-from hamgan.drawing import interpolation
+from hamgan.drawing import choice, interpolation
 from hamgan.exploring import ham_view
 from hamgan.run import contents
 from hamgan.serving import controls
@@ -155,7 +155,7 @@ class Studio:
                 truncation=look.truncation,
                 psi=look.psi,
             )
-            batch_norm = sampling.batch_norm_named(look.batch_norm, sampler)
+            batch_norm = choice.batch_norm_named(look.batch_norm, sampler)
             seed = tf.constant(self._seed)
             applied = functools.partial(batch_norm.applied, seed)
             if look.batch_norm == "standing_statistics":

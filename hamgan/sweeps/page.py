@@ -13,6 +13,7 @@ import hamgan
 from hamgan.evaluation import charts, markup
 from hamgan.evaluation import page as pages
 from hamgan.run import records
+from hamgan.run.folder import Folder
 from hamgan.sweeps import figures, results
 
 _MILLION, _GIB = 1e6, 2**30
@@ -245,9 +246,8 @@ def _links(row):
         name = os.path.basename(run.folder)
         words = f"seed {run.seed}" + ("" if run.state == "complete" else f" ({run.state})")
         score = f": {run.score:.4g}" if run.score is not None else ""
-        links.append(
-            f'<a href="{urllib.parse.quote(name)}/report.html">{markup.escape(words + score)}</a>'
-        )
+        report = urllib.parse.quote(Folder(name).report)
+        links.append(f'<a href="{report}">{markup.escape(words + score)}</a>')
     return ", ".join(links)
 
 
