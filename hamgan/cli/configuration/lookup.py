@@ -46,23 +46,12 @@ def tell_functions():
     around it hides: the function itself, with the arguments that are bound for it (`parts.name_of`
     asks).
     """
-    for reference in _references(list(bindings_of_gin().values())):
+    for reference in gin.config.iterate_references(bindings_of_gin()):
         function = reference.configurable.wrapped
         if inspect.isfunction(function) and not is_macro(reference.selector):
             arguments = _bound(reference)
             told = functools.partial(function, **arguments) if arguments else function
             setattr(reference.scoped_configurable_fn, parts.STANDS_FOR, told)
-
-
-def _references(value):
-    """The references in a binding's value, which may be a list of lists."""
-    if isinstance(value, gin.config.ConfigurableReference):
-        yield value
-    elif isinstance(value, dict):
-        yield from _references([*value.keys(), *value.values()])
-    elif isinstance(value, list | tuple | set):
-        for part in value:
-            yield from _references(part)
 
 
 def _bound(reference):
