@@ -1,6 +1,8 @@
 """The jobs of an evaluation: scoring checkpoints, testing the set-up, building a reference."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -8,9 +10,12 @@ from hamgan.evaluation import embedding, reference, report, runner, selftest, te
 from hamgan.run import checkpoints, contents, history, records
 from hamgan.run.folder import Folder
 from hamgan.run.log import Log
+from hamgan.run.sinks import Sink
 
 
-def paths_of(model_dir, names=(), *, watching=False):
+def paths_of(
+    model_dir: str, names: Sequence[str | None] = (), *, watching: bool = False
+) -> list[str]:
     """The checkpoints of these names (none: the newest); with `watching`, which finds its own,
     none.
 
@@ -30,20 +35,20 @@ def paths_of(model_dir, names=(), *, watching=False):
 
 
 def evaluate(
-    experiment,
+    experiment: Any,
     *,
-    model_dir,
-    data_dir,
-    strategy,
-    paths=(),
-    watching=False,
-    repeats=None,
-    timeout=3600,
-    share=None,
-    keep_features=False,
-    changed=None,
-    sinks=(),
-):
+    model_dir: str,
+    data_dir: str,
+    strategy: tf.distribute.Strategy,
+    paths: Sequence[str] = (),
+    watching: bool = False,
+    repeats: int | None = None,
+    timeout: float = 3600,
+    share: Any = None,
+    keep_features: bool = False,
+    changed: str | None = None,
+    sinks: Sequence[Callable[[str], Sink]] = (),
+) -> None:
     """Scores checkpoints, or with `watching` every one as it appears; writes records and report.
 
     Args:
@@ -140,7 +145,7 @@ def _check_read_only(model_dir, *, watching, share):
     )
 
 
-def test_set_up(experiment, *, data_dir, strategy):
+def test_set_up(experiment: Any, *, data_dir: str, strategy: tf.distribute.Strategy) -> bool:
     """Runs the self-test; returns whether nothing failed."""
     dataset = experiment.dataset(data_dir=data_dir)
 
@@ -163,7 +168,9 @@ def test_set_up(experiment, *, data_dir, strategy):
     return passed
 
 
-def build_reference(experiment, *, data_dir, strategy, share):
+def build_reference(
+    experiment: Any, *, data_dir: str, strategy: tf.distribute.Strategy, share: Any
+) -> None:
     """Computes the reference of the protocol and keeps it in data_dir."""
     if not records.can_write(data_dir):
         raise ValueError(f"--data_dir={data_dir} can't be written to: a reference is kept there.")
@@ -182,7 +189,7 @@ def build_reference(experiment, *, data_dir, strategy, share):
     )
 
 
-def show_reference(experiment, *, data_dir):
+def show_reference(experiment: Any, *, data_dir: str) -> None:
     """Prints the reference that an evaluation would take."""
     folder = experiment.protocol.reference_folder
     if not folder:
