@@ -38,6 +38,8 @@ img { border-radius: .4rem; }
 .chart svg { width: 100%; }
 .chart svg * { stroke-linejoin: round; stroke-linecap: butt; }
 .wide { overflow-x: auto; max-height: 30rem; }
+.whole { max-height: none; }
+.whole td, .whole th { white-space: nowrap; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid var(--rule);
   text-align: left; vertical-align: top; }

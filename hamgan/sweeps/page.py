@@ -237,7 +237,7 @@ def _table(sweep, rows):
         for row, line in zip(rows, lines, strict=True)
     )
     head = f"<thead><tr>{cells('th', header)}<th>runs</th></tr></thead>"
-    return f'<div class="wide"><table>{head}<tbody>\n{body}\n</tbody></table></div>'
+    return f'<div class="wide whole"><table>{head}<tbody>\n{body}\n</tbody></table></div>'
 
 
 def _links(row):
