@@ -14,8 +14,8 @@ import inspect
 import keras
 
 PACKAGE = "hamgan"
-# Attribute of a wrapper around a function: the function itself, or a `functools.partial` of it,
-# with what the wrapper adds to its arguments.
+# Attribute of a wrapper around a function: what gives the function itself, or a
+# `functools.partial` of it with what the wrapper adds to its arguments.
 STANDS_FOR = "__hamgan_stands_for__"
 _spells = contextvars.ContextVar("spells", default=False)
 
@@ -71,7 +71,7 @@ def name_of(part, argument, made=None, given=()):
     Raises:
       ValueError: it isn't registered, or is a partial with positional arguments.
     """
-    part = getattr(part, STANDS_FOR, part)
+    part = getattr(part, STANDS_FOR, lambda: part)()
     name = keras.saving.get_registered_name(part) if hasattr(part, "__name__") else None
     if name is not None and keras.saving.get_registered_object(name) is part:
         return name.removeprefix(f"{PACKAGE}>")

@@ -49,8 +49,7 @@ def tell_functions():
     for reference in gin.config.iterate_references(bindings_of_gin()):
         function = reference.configurable.wrapped
         if inspect.isfunction(function) and not is_macro(reference.selector):
-            arguments = _bound(reference)
-            told = functools.partial(function, **arguments) if arguments else function
+            told = functools.partial(_standing, function, _bound(reference))
             setattr(reference.scoped_configurable_fn, parts.STANDS_FOR, told)
 
 
@@ -60,7 +59,13 @@ def _bound(reference):
     for count in range(len(reference.scopes) + 1):
         key = ("/".join(reference.scopes[:count]), reference.config_key[1])
         found.update(bindings_of_gin().get(key, {}))
-    return copy.deepcopy(found)  # in a copy gin has called what it refers to
+    return found
+
+
+def _standing(function, bound):
+    """The function with its arguments, of which in a copy gin has called what it refers to."""
+    arguments = copy.deepcopy(bound)
+    return functools.partial(function, **arguments) if arguments else function
 
 
 def is_macro(selector):
