@@ -9,7 +9,7 @@ already there. `data_prep/features.py` makes such networks of other data sets.
 """
 
 # isort: off
-import data_prep  # noqa: F401 - first of all: it quiets TensorFlow's log
+import data_prep.quiet  # noqa: F401 - first of all
 # isort: on
 
 import os

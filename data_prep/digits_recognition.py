@@ -6,7 +6,7 @@ python data_prep/digits_recognition.py --model_dir=runs/digits --data_dir=data
 """
 
 # isort: off
-import data_prep  # noqa: F401 - first of all: it quiets TensorFlow's log
+import data_prep.quiet  # noqa: F401 - first of all
 # isort: on
 
 import io

@@ -13,7 +13,7 @@ described.
 """
 
 # isort: off
-import data_prep  # noqa: F401 - first of all: it quiets TensorFlow's log
+import data_prep.quiet  # noqa: F401 - first of all
 # isort: on
 
 import os

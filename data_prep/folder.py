@@ -19,7 +19,7 @@ changing the images, choose another --name.
 """
 
 # isort: off
-import data_prep  # noqa: F401 - first of all: it quiets TensorFlow's log
+import data_prep.quiet  # noqa: F401 - first of all
 # isort: on
 
 import os

@@ -15,7 +15,7 @@ A killed job goes on where it was when it is run again, and does nothing when al
 """
 
 # isort: off
-import data_prep  # noqa: F401 - first of all: it quiets TensorFlow's log
+import data_prep.quiet  # noqa: F401 - first of all
 # isort: on
 
 import contextlib

@@ -14,7 +14,7 @@ records will name the network by. Then it lies in data/tfgan_inception, where `-
 """
 
 # isort: off
-import data_prep  # noqa: F401 - first of all: it quiets TensorFlow's log
+import data_prep.quiet  # noqa: F401 - first of all
 # isort: on
 
 import os

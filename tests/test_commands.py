@@ -66,6 +66,28 @@ def test_help_and_wrong_flags_are_answered_without_tensorflow(script, arguments,
     assert "\nwithout TensorFlow" in result.stdout
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["scripts/train.py", "--gin_file=configs/nothing.gin", "--model_dir=x"],
+        ["data_prep/folder.py", "--image_dir=nothing", "--data_dir=x"],
+    ],
+)
+def test_only_the_error_is_written(words, tmp_path):
+    """None of the notes that TensorFlow's C++ code begins with."""
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    result = subprocess.run(
+        [sys.executable, ROOT / words[0], *words[1:]],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+    )
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("ERROR: ") and "nothing" in lines[0]
+
+
 def test_layers_come_with_the_package_when_asked_for():
     code = (
         "import sys, hamgan; assert 'tensorflow' not in sys.modules; "

@@ -7,7 +7,7 @@ import sys
 from absl import app, flags, logging
 
 from hamgan import choices
-from hamgan.cli import lazily, paths
+from hamgan.cli import lazily, paths, streams
 
 with lazily.imports():
     from hamgan import distribution, fitting
@@ -113,8 +113,7 @@ def run(main):
         if len(argv) > 1:
             raise app.UsageError(f"Arguments without a flag name: {argv[1:]}. Write --name=value.")
         # Not before: wrong flags are told at once.
-        import tensorflow as tf
-
+        tf = streams.import_tensorflow()
         lazily.load()
         # TensorFlow's notes on saved models and graph passes say nothing to a user.
         tf.get_logger().setLevel("ERROR")

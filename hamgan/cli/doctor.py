@@ -69,6 +69,9 @@ def finish(checkup, *, as_json):
 
 def import_project():
     """The modules that import TensorFlow, to be called when it is known that it can be imported."""
+    from hamgan.cli import streams
+
+    streams.import_tensorflow()
     from hamgan import distribution
     from hamgan.checks import doctor
     from hamgan.cli import common, configuration, lazily

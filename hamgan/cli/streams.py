@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 
 
 class Surviving:
@@ -39,6 +40,30 @@ class Surviving:
             pass
         finally:
             os.close(nowhere)
+
+
+def import_tensorflow():
+    """TensorFlow, imported without the notes of its C++ code, which 2.21 writes at every level of
+    TF_CPP_MIN_LOG_LEVEL. Where the import fails they come after all, and where that variable asks
+    for more than hamgan/cli has set.
+    """
+    if "tensorflow" in sys.modules or os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "3":
+        import tensorflow as tf
+
+        return tf
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as notes:
+        os.dup2(notes.fileno(), 2)
+        try:
+            import tensorflow as tf
+        except BaseException:
+            notes.seek(0)
+            os.write(kept, notes.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+    return tf
 
 
 def keep_open():
