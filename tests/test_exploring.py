@@ -138,7 +138,7 @@ def test_a_base_is_switched_off_by_its_part_of_the_product():
     whole, hams = layer(x, keys=KEYS, return_hams=True)
     _, bases, coef = (part.numpy() for part in hams["space"])
     kernel = layer.upper_bread.normalized_kernel(False).numpy().reshape(2, 6, 4)
-    with ham_view._switched_off(layer, 1, 2):
+    with layer.without(1, 2):
         without = layer(x, keys=KEYS)
     part = np.outer(coef[1, :, 2], bases[1, :, 2]) @ kernel[1]
     expected = 0.7 * part.reshape(1, 8, 8, 4)  # the gate
