@@ -9,11 +9,13 @@ and `MMSegmentationGroups`.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from hamgan import arguments
@@ -155,14 +157,27 @@ class _Grouped(keras.optimizers.Optimizer):
         if self.built:
             return
         super().build(variables)
-        self._group_of = [self._groups(variable) for variable in variables]
+        # Each one's place among the slots, too.
+        self._known = {id(v): (index, self._groups(v)) for index, v in enumerate(variables)}
 
     def group(self, variable: keras.Variable) -> Group:
         """The group of one of the variables that the optimizer was built for."""
-        return self._group_of[self._get_variable_index(variable)]
+        return self._known[id(variable)][1]
 
-    def _all_reduce_sum_gradients(self, grads_and_vars):
-        return grads_and_vars
+    def apply(self, grads, trainable_variables):
+        """Args: one gradient for each variable, the same on every replica."""
+        known = [self._known[id(variable)] for variable in trainable_variables]
+        variables = [variable.value for variable in trainable_variables]
+
+        def update_all(strategy, gradients, rate):
+            parts = zip(variables, gradients, known, strict=True)
+            for variable, gradient, (index, group) in parts:
+                update = functools.partial(self._update, index=index, group=group)
+                strategy.extended.update(variable, update, args=(gradient, rate), group=False)
+
+        replicas = tf.distribute.get_replica_context()
+        replicas.merge_call(update_all, args=(list(grads), self.learning_rate))
+        self.iterations.assign_add(1)
 
     def get_config(self):
         raise NotImplementedError(
@@ -196,9 +211,8 @@ class SGD(_Grouped):
         super().build(variables)
         self.velocities = self.add_optimizer_variables(variables, "velocity")
 
-    def update_step(self, gradient, variable, learning_rate):
-        group = self.group(variable)
-        velocity = self.velocities[self._get_variable_index(variable)]
+    def _update(self, variable, gradient, learning_rate, *, index, group):
+        velocity = self.velocities[index]
         gradient = ops.cast(gradient, variable.dtype) + group.weight_decay * variable
         self.assign(velocity, self.momentum * velocity + gradient)
         self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * group.rate * velocity)
@@ -244,8 +258,7 @@ class AdamW(_Grouped):
         super().build(variables)
         self.means, self.squares = self.add_optimizer_variables(variables, ["mean", "square"])
 
-    def update_step(self, gradient, variable, learning_rate):
-        group, index = self.group(variable), self._get_variable_index(variable)
+    def _update(self, variable, gradient, learning_rate, *, index, group):
         mean, square = self.means[index], self.squares[index]
         gradient = ops.cast(gradient, variable.dtype)
         rate = ops.cast(learning_rate, variable.dtype) * group.rate
