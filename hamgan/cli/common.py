@@ -167,6 +167,15 @@ def report_hosts():
         print(words, flush=True)
 
 
+def define_checkpoint():
+    """Defines the flag that chooses a checkpoint of the run."""
+    paths.define_path(
+        "checkpoint",
+        None,
+        "A checkpoint of the run: ckpt-1000, best, latest, or a path; default: the newest.",
+    )
+
+
 def define_sink():
     """Defines the flag of where records go too."""
     flags.DEFINE_multi_string(

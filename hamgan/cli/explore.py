@@ -218,11 +218,7 @@ def draw_inversion(found, images, labels, output, *, names):
 def define_flags():
     """Defines the flags of the command."""
     common.define_flags()
-    paths.define_path(
-        "checkpoint",
-        None,
-        "A checkpoint of the run: ckpt-1000, best, latest, or a path; default: the newest.",
-    )
+    common.define_checkpoint()
     flags.DEFINE_enum("what", "ham", ["ham", "inversion"], "What to look at.")
     flags.DEFINE_enum("weights", None, [*choices.WEIGHTS], "Default: what the run is scored by.")
     flags.DEFINE_string("class", None, "A class by its name, or #3 by its number.")

@@ -96,11 +96,7 @@ def main():
 def define_flags():
     """Defines the flags of the command."""
     common.define_flags()
-    paths.define_path(
-        "checkpoint",
-        None,
-        "A checkpoint of the run: ckpt-1000, best, latest, or a path; default: the newest.",
-    )
+    common.define_checkpoint()
     flags.DEFINE_list(
         "formats", ["saved_model", "keras", "card"], "Of saved_model, keras, onnx, card."
     )

@@ -17,7 +17,7 @@ import sys
 from absl import flags
 
 from hamgan import choices
-from hamgan.cli import common, lazily, paths
+from hamgan.cli import common, lazily
 
 with lazily.imports():
     from hamgan import distribution
@@ -76,11 +76,7 @@ def load(request, experiment):
 def define_flags():
     """Defines the flags of the command."""
     common.define_flags()
-    paths.define_path(
-        "checkpoint",
-        None,
-        "A checkpoint of the run: ckpt-1000, best, latest, or a path; default: the newest.",
-    )
+    common.define_checkpoint()
     flags.DEFINE_enum(
         "weights",
         None,
