@@ -27,6 +27,7 @@ from data_prep import packing
 from hamgan import fitting, tfgan
 from hamgan.cli import paths
 from hamgan.evaluation import features
+from hamgan.run import records
 
 _WIDTHS = {"pool_3": 2048, "logits": 1008}
 
@@ -79,15 +80,12 @@ def put(source: str, data_dir: str) -> tuple[str, str]:
             raise ValueError(f"{folder} holds another network ({there}, not {digest}): move it.")
         return folder, digest
     source = features.resolve(source)
-    unfinished = folder + ".unfinished"
-    if tf.io.gfile.exists(unfinished):
-        tf.io.gfile.rmtree(unfinished)
-    for where, _, names in tf.io.gfile.walk(source):
-        target = os.path.join(unfinished, os.path.relpath(where, source))
-        tf.io.gfile.makedirs(target)
-        for name in names:
-            tf.io.gfile.copy(os.path.join(where, name), os.path.join(target, name))
-    tf.io.gfile.rename(unfinished, folder)
+    with records.writing_folder(folder) as unfinished:
+        for where, _, names in tf.io.gfile.walk(source):
+            target = os.path.join(unfinished, os.path.relpath(where, source))
+            tf.io.gfile.makedirs(target)
+            for name in names:
+                tf.io.gfile.copy(os.path.join(where, name), os.path.join(target, name))
     return folder, digest
 
 

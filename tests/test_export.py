@@ -134,18 +134,19 @@ def test_keras_files_are_the_networks(tmp_path):
     unfinished.mkdir()
     (unfinished / "rest").write_text("of an export that was killed")
     output.mkdir()
-    exported = bundle.Bundle(
-        str(output),
-        generator=generator,
-        discriminator=discriminator,
-        sampler=sampler,
-        batch_norm=sampling.MovingAverages(sampler),
-        seed=5,
-        class_names=NAMES,
-    )
-    exported.write(["keras"], about="")
-    assert not list(output.iterdir())
-    exported.finish()
+    with records.writing_folder(str(output)) as folder:
+        exported = bundle.Bundle(
+            str(output),
+            folder=folder,
+            generator=generator,
+            discriminator=discriminator,
+            sampler=sampler,
+            batch_norm=sampling.MovingAverages(sampler),
+            seed=5,
+            class_names=NAMES,
+        )
+        exported.write(["keras"], about="")
+        assert not list(output.iterdir())
     assert not unfinished.exists()
     assert sorted(path.name for path in output.iterdir()) == [
         "discriminator.keras",

@@ -126,10 +126,7 @@ def look(generator, discriminator, label, *, network, seed):
         latent_dim=generator.latent_dim,
         num_classes=generator.num_classes,
     )
-    if network == "generator":
-        return ham_view.view(generator, z, label, keys=keys)
-    images = generator(z, np.array([label]), training=False, keys=keys)
-    return ham_view.view(discriminator, images, label, keys=keys)
+    return ham_view.of_sample(generator, discriminator, z, label, keys=keys, network=network)
 
 
 def draw_ham(found, output, *, at, title):

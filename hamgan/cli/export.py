@@ -76,21 +76,22 @@ def main():
     )
     moments = FLAGS.batch_norm or choices.BATCH_NORM_OF[weights]
     facts = facts_of(path, generator, weights=weights, moments=moments)
-    exported = bundle.Bundle(
-        output,
-        generator=generator,
-        discriminator=discriminator,
-        sampler=sampler,
-        batch_norm=choice.batch_norm_named(moments, sampler),
-        seed=FLAGS.seed,
-        class_names=class_names.read(FLAGS.model_dir, generator.num_classes),
-    )
-    exported.write(FLAGS.formats, about=json.dumps(facts))
-    if "card" in FLAGS.formats:
-        exported.write_card(
-            FLAGS.model_dir, path, weights=weights, facts=facts, licence=FLAGS.license
+    with records.writing_folder(output) as folder:
+        exported = bundle.Bundle(
+            output,
+            folder=folder,
+            generator=generator,
+            discriminator=discriminator,
+            sampler=sampler,
+            batch_norm=choice.batch_norm_named(moments, sampler),
+            seed=FLAGS.seed,
+            class_names=class_names.read(FLAGS.model_dir, generator.num_classes),
         )
-    exported.finish()
+        exported.write(FLAGS.formats, about=json.dumps(facts))
+        if "card" in FLAGS.formats:
+            exported.write_card(
+                FLAGS.model_dir, path, weights=weights, facts=facts, licence=FLAGS.license
+            )
 
 
 def define_flags():

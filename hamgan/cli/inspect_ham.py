@@ -186,9 +186,7 @@ def show(numbers, title, output):
 def define_flags():
     """Defines the flags of the command."""
     common.define_flags()
-    paths.define_path(
-        "checkpoint", None, "Path or name (ckpt-1000) of a checkpoint; default: the newest."
-    )
+    common.define_checkpoint()
     flags.DEFINE_enum(
         "network",
         "generator",

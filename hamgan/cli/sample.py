@@ -47,11 +47,7 @@ def main():
 
 def define_choice_flags():
     """Defines the flags that say which images."""
-    paths.define_path(
-        "checkpoint",
-        None,
-        "A checkpoint of the run: ckpt-1000, best, latest, or a path; default: the newest.",
-    )
+    common.define_checkpoint()
     flags.DEFINE_list(
         "classes",
         None,

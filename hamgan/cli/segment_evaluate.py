@@ -12,7 +12,7 @@ import json
 
 from absl import flags
 
-from hamgan.cli import lazily, paths, segment_common
+from hamgan.cli import common, lazily, paths, segment_common
 from hamgan.run.folder import Folder
 
 with lazily.imports():
@@ -68,9 +68,7 @@ def main():
 
 def define_checkpoint():
     """Defines the flags that choose weights and test."""
-    paths.define_path(
-        "checkpoint", None, "Path or name (ckpt-1000, best) of a checkpoint; default: the newest."
-    )
+    common.define_checkpoint()
     flags.DEFINE_bool("multi_scale", False, "All scales and mirror images, as published.")
 
 

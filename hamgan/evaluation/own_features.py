@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from hamgan.data import ImageDataset, summary
 from hamgan.evaluation import features
+from hamgan.run import records
 
 # What a network is trained to tell: the classes, or, where there is one class only, by which of
 # four quarters of a turn an image was turned (Gidaris et al. 2018, https://arxiv.org/abs/1803.07728).
@@ -121,15 +122,11 @@ def save(model: keras.Model, folder: str, *, size: int, trained_on: dict[str, An
 
     module = Module()
     module.network = network
-    # Written aside and renamed: half of a network never has the final name.
-    unfinished = folder + ".unfinished"
-    if tf.io.gfile.exists(unfinished):
-        tf.io.gfile.rmtree(unfinished)
     tf.get_logger().setLevel("ERROR")  # its notes on assets
-    tf.saved_model.save(module, unfinished, signatures={"serving_default": module.__call__})
-    with tf.io.gfile.GFile(os.path.join(unfinished, features.TRAINED_ON), "w") as file:
-        file.write(json.dumps(trained_on))
-    tf.io.gfile.rename(unfinished, folder)
+    with records.writing_folder(folder) as unfinished:
+        tf.saved_model.save(module, unfinished, signatures={"serving_default": module.__call__})
+        with tf.io.gfile.GFile(os.path.join(unfinished, features.TRAINED_ON), "w") as file:
+            file.write(json.dumps(trained_on))
 
 
 def classifier(size: int, num_logits: int) -> keras.Model:

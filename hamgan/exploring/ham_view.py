@@ -104,6 +104,22 @@ def view(network, inputs, label, *, keys, steps=range(8), seeds=4):
     )
 
 
+def of_sample(generator, discriminator, z, label, *, keys, network):
+    """The view of one sample: in the generator, or in the discriminator that sees it.
+
+    Args:
+      generator, discriminator: the networks; the discriminator is asked for where it is looked at.
+      z: noise [1, latent_dim].
+      label: its class.
+      keys: of the bases, [1, 2].
+      network: 'generator' or 'discriminator'.
+    """
+    if network == "generator":
+        return view(generator, z, label, keys=keys)
+    images = generator(z, np.array([label], np.int32), training=False, keys=keys)
+    return view(discriminator, images, label, keys=keys)
+
+
 def draw(found, path, **settings):
     """Draws a view into one PNG file, local or remote; the rest as of `png`."""
     records.write_whole(path, png(found, **settings))

@@ -1,7 +1,6 @@
 """A folder with a trained network in the forms asked for, each compared with the original."""
 
 import os
-import shutil
 
 import tensorflow as tf
 
@@ -36,8 +35,8 @@ class Bundle:
     """An export.
 
     Args:
-      output: the folder, local, which is there when `finish` is called; until then its files are
-        in one beside it.
+      output: the folder, local, as people find it in the end.
+      folder: what is written into, of `records.writing_folder(output)`.
       generator: with the checkpoint's weights.
       discriminator: likewise, or None.
       sampler: a `sampling.Sampler` of the generator.
@@ -51,6 +50,7 @@ class Bundle:
         self,
         output,
         *,
+        folder,
         generator,
         discriminator,
         sampler,
@@ -59,7 +59,7 @@ class Bundle:
         class_names,
         report=print,
     ):
-        self.output = output
+        self.output, self._folder = output, folder
         self._generator = generator
         self._discriminator = discriminator
         self._sampler = sampler
@@ -68,23 +68,13 @@ class Bundle:
         self._report = report
         self._files = {}
         saved_model.bake_moments(generator, batch_norm, seed)
-        # A folder that an export was killed in is begun anew.
-        self._unfinished = os.path.normpath(output) + ".unfinished"
-        shutil.rmtree(self._unfinished, ignore_errors=True)
-        os.makedirs(self._unfinished)
 
     def _path(self, name):
-        return os.path.join(self._unfinished, name)
+        return os.path.join(self._folder, name)
 
     def _named(self, name):
         """As people find it in the end."""
         return os.path.join(self.output, name)
-
-    def finish(self):
-        """Gives the folder its name: what has it is whole."""
-        if os.path.isdir(self.output):
-            os.rmdir(self.output)
-        os.rename(self._unfinished, self.output)
 
     def write(self, formats, *, about):
         """Writes `FORMATS`, the card last; `about` is a text that the SavedModel keeps."""

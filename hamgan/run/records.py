@@ -11,7 +11,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -218,6 +218,24 @@ def can_write(folder: str | os.PathLike) -> bool:
     except (OSError, tf.errors.OpError):
         return False
     return True
+
+
+@contextlib.contextmanager
+def writing_folder(path: str) -> Iterator[str]:
+    """Gives a folder beside `path` to write into, which gets that name at the end: what has it is
+    whole. What a writer that was killed has left there is removed first.
+
+    Args:
+      path: the folder, local or remote, which isn't there or is empty.
+    """
+    unfinished = path.rstrip("/") + ".unfinished"
+    if tf.io.gfile.exists(unfinished):
+        tf.io.gfile.rmtree(unfinished)
+    tf.io.gfile.makedirs(unfinished)
+    yield unfinished
+    if tf.io.gfile.isdir(path) and not tf.io.gfile.listdir(path):
+        tf.io.gfile.rmtree(path)
+    tf.io.gfile.rename(unfinished, path)
 
 
 def write_whole(path: str | os.PathLike, data: bytes) -> None:

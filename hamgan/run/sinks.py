@@ -55,11 +55,14 @@ class MLflow:
     def begin(self, configuration: Mapping[str, str]) -> None:
         """Settings become parameters; those that a run that goes on has already stay."""
         there = self._client.get_run(self._id).data.params
-        for name, value in configuration.items():
-            # MLflow's names have no parentheses; its values at most 6,000 characters.
-            name = name.replace("@", "")
-            if name not in there:
-                self._client.log_param(self._id, name, value[:6000])
+        # A request takes 100 parameters, whose values have at most 6,000 characters.
+        new = [
+            self._entities.Param(name, value[:6000])
+            for name, value in configuration.items()
+            if name not in there
+        ]
+        for first in range(0, len(new), 100):
+            self._client.log_batch(self._id, params=new[first : first + 100])
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Numbers become metrics at the record's step, an event a tag."""

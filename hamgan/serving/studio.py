@@ -116,16 +116,18 @@ class Studio:
           controls.Refused: a pixel is outside of the map, or the ham has no factors.
         """
         generator = self._generators[asked.look.weights]
-        label = np.array([asked.label], np.int32)
         device = tf.device(self._strategy.extended.worker_devices[0])
         with self._turn(asked.look) as sampler, device:
             z, _, keys = sampler.inputs(tf.constant([asked.seed]))
-            network, inputs = generator, z
-            if asked.network == "discriminator":
-                network = self._discriminator
-                inputs = generator(z, label, training=False, keys=keys)
             try:
-                found = ham_view.view(network, inputs, asked.label, keys=keys)
+                found = ham_view.of_sample(
+                    generator,
+                    self._discriminator,
+                    z,
+                    asked.label,
+                    keys=keys,
+                    network=asked.network,
+                )
                 title = f"{asked.network}, {self.offer.names[asked.label]}, seed {asked.seed}"
                 return ham_view.png(found, pixels=asked.pixels, title=title)
             except ValueError as error:
