@@ -14,7 +14,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from hamgan import arguments, parts
+from hamgan import arguments, convolutions, parts
 from hamgan import context as contexts
 from hamgan.normalization import BatchNorm
 from hamgan.parts import registered
@@ -110,7 +110,7 @@ class UpBlock(keras.layers.Layer):
         # A 1x1 convolution commutes with nearest upsampling: the same values for a quarter of the
         # work.
         shortcut = self.shortcut(x, training=training)
-        return y + tf.repeat(tf.repeat(shortcut, 2, axis=1), 2, axis=2)
+        return y + convolutions.upsample(shortcut)
 
     def get_config(self):
         return {

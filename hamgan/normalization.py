@@ -7,7 +7,7 @@ import contextlib
 import keras
 import tensorflow as tf
 
-from hamgan import arguments
+from hamgan import arguments, devices
 from hamgan.parts import registered
 from hamgan.shapes import check_map, class_labels
 
@@ -16,6 +16,11 @@ def _moments(x):
     # In float32 at least: bfloat16's 8 bits are too few for a variance.
     x = x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
     return tf.nn.moments(x, axes=[0, 1, 2])
+
+
+def _scaled(x, scale, offset):
+    """x [B, H, W, C] times scale plus offset, each [B or 1, C]."""
+    return x * tf.cast(scale[:, None, None], x.dtype) + tf.cast(offset[:, None, None], x.dtype)
 
 
 def global_moments(x):
@@ -121,13 +126,41 @@ class BatchNorm(keras.layers.Layer):
             raise ValueError(
                 f"{self.name} has {self.num_classes} classes: labels are needed, got None."
             )
-        mean, variance = self._moments(x, training)
         gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
         if self.num_classes:
             gamma, beta = (self._of_classes(rows, labels) for rows in (gamma, beta))  # [B, C]
+        if training and self._is_fused(x):
+            return self._call_fused(x, gamma, beta)
+        mean, variance = self._moments(x, training)
         scale = gamma * tf.math.rsqrt(variance + self.epsilon)  # [B or 1, C]
         offset = beta - mean * scale
-        return x * tf.cast(scale[:, None, None], x.dtype) + tf.cast(offset[:, None, None], x.dtype)
+        return _scaled(x, scale, offset)
+
+    def _is_fused(self, x):
+        """Whether moments and normalisation are one kernel: on CPUs, where the moments are of one
+        replica. (XLA's form of that kernel takes E[x^2] - E[x]^2.)
+        """
+        replicas = tf.distribute.get_replica_context()
+        alone = replicas is None or replicas.num_replicas_in_sync == 1
+        is_known = x.shape[:3].num_elements()  # and not 0
+        return (
+            is_known
+            and (alone or not self.cross_replica)
+            and x.dtype != tf.float64
+            and devices.for_cpu()
+        )
+
+    def _call_fused(self, x, gamma, beta):
+        channels, count = x.shape[-1], x.shape[:3].num_elements()
+        of_all = gamma.shape[0] == 1
+        y, mean, unbiased = tf.compat.v1.nn.fused_batch_norm(
+            x,
+            gamma[0] if of_all else tf.ones([channels]),
+            beta[0] if of_all else tf.zeros([channels]),
+            epsilon=self.epsilon,
+        )
+        self._keep(x, mean, unbiased * ((count - 1) / count))
+        return y if of_all else _scaled(y, gamma, beta)
 
     def _of_classes(self, rows, labels):
         """The rows [num_classes, C] of labels [B], or mixed by shares [B, num_classes]: [B, C]."""
@@ -144,6 +177,11 @@ class BatchNorm(keras.layers.Layer):
             mean, variance = global_moments(x)
         else:
             mean, variance = _moments(x)
+        self._keep(x, mean, variance)
+        return mean, variance
+
+    def _keep(self, x, mean, variance):
+        """The moving averages take in the moments of a batch."""
         kept = self.kept_variance(x, variance)
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, kept)):
             new = self.momentum * moving + (1 - self.momentum) * tf.stop_gradient(value)
@@ -151,7 +189,6 @@ class BatchNorm(keras.layers.Layer):
                 # An empty batch has no moments, and changes nothing.
                 new = tf.where(tf.size(x) > 0, new, tf.convert_to_tensor(moving))
             moving.assign(new)
-        return mean, variance
 
     def kept_variance(self, x, variance):
         """What the moving average takes in of a batch x [B, H, W, C] with this variance [C]."""

@@ -9,8 +9,9 @@ gradient through sigma.
 import keras
 import tensorflow as tf
 
+from hamgan import convolutions
 from hamgan.parts import registered
-from hamgan.shapes import check_map, check_rows, class_labels, sizes
+from hamgan.shapes import check_map, check_rows, class_labels
 
 
 def power_iteration(matrix, u):
@@ -111,8 +112,8 @@ class SpectralLayer(keras.layers.Layer):
     def _linear(self, function, x, output_shape, training):
         """`function(x, kernel)` with the normalised kernel, in the compute dtype.
 
-        Divided is the kernel or the result, whichever has fewer numbers. In reduced precision it is
-        always the kernel, in float32: a rounded sigma would be an error of all results at once.
+        Divided is the kernel or the result, whichever has fewer numbers, in float32 at least: a
+        rounded sigma would be an error of all results at once.
 
         Args:
           function: (x, kernel) -> result, linear in both.
@@ -121,11 +122,13 @@ class SpectralLayer(keras.layers.Layer):
           training: as in `normalizer`.
         """
         size = tf.TensorShape(output_shape).num_elements()
-        reduced = self.compute_dtype in ("float16", "bfloat16")
-        if reduced or size is None or size >= self.kernel.shape.num_elements():
+        if size is None or size >= self.kernel.shape.num_elements():
             return function(x, self.normalized_kernel(training))
         y = function(x, tf.cast(tf.convert_to_tensor(self.kernel), self.compute_dtype))
-        return y * tf.cast(1 / self.normalizer(training), y.dtype)
+        inverse = 1 / self.normalizer(training)
+        if y.dtype == tf.float64:
+            return y * tf.cast(inverse, y.dtype)
+        return tf.cast(tf.cast(y, tf.float32) * inverse, y.dtype)
 
     def _with_bias(self, x):
         return x if self.bias is None else tf.nn.bias_add(x, tf.cast(self.bias, x.dtype))
@@ -182,65 +185,21 @@ class SpectralConv2D(SpectralLayer):
         return tuple(x.shape[:3])
 
     def _convolve(self, x, kernel):
-        return tf.nn.conv2d(x, kernel, strides=1, padding="SAME")
+        return convolutions.convolve(x, kernel)
 
     def get_config(self):
         return {**super().get_config(), "filters": self.filters, "kernel_size": self.kernel_size}
 
 
-def _spread(kernel):
-    """Full convolution of a kernel [3, 3, I, O] with a 2x2 block of ones: [4, 4, I, O]."""
-    # Sums of padded tensors, whose gradients are slices. As a difference of slices it would have
-    # gradients that write a tensor of zeros as large as the kernel for each slice.
-    for axis in (0, 1):
-        before, after = [[0, 0]] * 4, [[0, 0]] * 4
-        before[axis], after[axis] = [1, 0], [0, 1]
-        kernel = tf.pad(kernel, before) + tf.pad(kernel, after)
-    return kernel
-
-
-# On CPUs the fused 4x4 forms lose on kernels of more channels (in times out) than this. Speed of
-# plain / fused, forward and both gradients, float32, batch 4, two cores with AVX-512, GFLOP/s
-# counted on the plain form:
-#   up    8x8, 1024 -> 512   305 /  75     down 16x16, 512 -> 512   318 /  81
-#   up  16x16,  512 -> 256   435 / 378     down 32x32, 256 -> 256   319 / 209
-#   up  32x32,  256 -> 128   320 / 470     down 64x64, 128 -> 128   338 / 433
-#   up  64x64,  128 ->  64   365 / 818     down 128x128, 64 ->  64  272 / 468
-# At the digits' 16 to 64 channels the fused forms win at every size. TPUs prefer them (measured
-# with their compiler), and GPUs, where nothing was measured, have fewer multiplications with them.
-_FUSED_CHANNELS_ON_CPU = 2**15
-
-
-def fuses(kernel_shape):
-    """Whether a kernel [3, 3, in, out] of an up- or down-convolution is computed in its fused
-    form.
-    """
-    if tf.config.list_physical_devices("TPU") or tf.config.list_physical_devices("GPU"):
-        return True
-    return kernel_shape[2] * kernel_shape[3] <= _FUSED_CHANNELS_ON_CPU
-
-
 @registered
 class SpectralUpConv2D(SpectralConv2D):
-    """Nearest upsampling by 2, then a 3x3 convolution: [B, H, W, C] -> [B, 2H, 2W, filters].
-
-    Where that is faster (`fuses`), computed as one transposed 4x4 convolution of stride 2, which is
-    the same sum with 4/9 of the multiplications and without the upsampled tensor in memory.
-    """
+    """Nearest upsampling by 2, then a 3x3 convolution: [B, H, W, C] -> [B, 2H, 2W, filters]."""
 
     def __init__(self, filters, **kwargs):
         super().__init__(filters, 3, **kwargs)
 
     def _convolve(self, x, kernel):
-        if not fuses(kernel.shape):
-            x = tf.repeat(tf.repeat(x, 2, axis=1), 2, axis=2)
-            return super()._convolve(x, kernel)
-        # y[o] = sum_d k[d+1] x[(o+d)//2]: input pixel i meets output o = 2i - 1 + t with weight
-        # k[2-t] + k[3-t].
-        kernel = tf.transpose(_spread(tf.reverse(kernel, [0, 1])), [0, 1, 3, 2])
-        batch, height, width, _ = sizes(x)
-        output_shape = [batch, 2 * height, 2 * width, self.filters]
-        return tf.nn.conv2d_transpose(x, kernel, output_shape, strides=2, padding="SAME")
+        return convolutions.convolve_upsampled(x, kernel)
 
     def _output_size(self, x):
         return x.shape[0], *(size and 2 * size for size in x.shape[1:3])
@@ -253,19 +212,13 @@ class SpectralUpConv2D(SpectralConv2D):
 
 @registered
 class SpectralDownConv2D(SpectralConv2D):
-    """A 3x3 convolution, then 2x2 average pooling: [B, H, W, C] -> [B, H/2, W/2, filters].
-
-    Where that is faster (`fuses`), computed as one 4x4 convolution of stride 2: the same sum with
-    4/9 of the multiplications.
-    """
+    """A 3x3 convolution, then 2x2 average pooling: [B, H, W, C] -> [B, H/2, W/2, filters]."""
 
     def __init__(self, filters, **kwargs):
         super().__init__(filters, 3, **kwargs)
 
     def _convolve(self, x, kernel):
-        if not fuses(kernel.shape):
-            return tf.nn.avg_pool2d(super()._convolve(x, kernel), 2, 2, "VALID")
-        return tf.nn.conv2d(x, 0.25 * _spread(kernel), strides=2, padding="SAME")
+        return convolutions.convolve_pooled(x, kernel)
 
     def _output_size(self, x):
         return x.shape[0], *(size and size // 2 for size in x.shape[1:3])

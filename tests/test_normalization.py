@@ -17,7 +17,7 @@ from helpers import (
     weights,
 )
 
-from hamgan import normalization
+from hamgan import devices, normalization
 from hamgan.normalization import BatchNorm, global_moments
 
 SHAPE = (4, 3, 5, 6)
@@ -51,6 +51,39 @@ def test_moments_survive_a_large_mean():
     x = array(*SHAPE) + 3000
     for one, other in zip(global_moments(tf.constant(x)), reference.moments(x), strict=True):
         assert_close(one, other, 1e-4)
+
+
+@with_classes
+@pytest.mark.parametrize("device", ["CPU", "TPU"])
+def test_layer_survives_a_large_mean(num_classes, device):
+    """In the one kernel of CPUs, and in the form of other devices."""
+    layer, x = made(num_classes), array(*SHAPE) + 3000
+    labels = LABELS if num_classes else None
+    expected = reference.batch_norm(weights(layer), x, labels, training=True)
+    with devices.planned(device):
+        assert_close(layer(tf.constant(x), labels, training=True), expected, 1e-3)
+
+
+@with_classes
+def test_one_kernel_equals_the_composition(num_classes):
+    labels, results = (LABELS if num_classes else None), []
+    for device in ("CPU", "TPU"):
+        layer, x = made(num_classes), tf.constant(inputs())
+        with devices.planned(device), tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, labels, training=True)
+            total = tf.reduce_sum(tf.sin(y))
+        gradients = tape.gradient(total, [x, layer.gamma.value, layer.beta.value])
+        results.append([y, *map(tf.convert_to_tensor, gradients), *layer.non_trainable_variables])
+    for one, other in zip(*results, strict=True):
+        assert_close(one, other, 1e-5)
+
+
+def test_one_position_has_no_variance():
+    layer = build(BatchNorm(momentum=0.5), None, 1, 1, 3)
+    layer.moving_variance.assign(tf.ones([3]))
+    assert_close(layer(tf.ones([1, 1, 1, 3]), training=True), [[[layer.beta[0]]]], 1e-6)
+    assert_close(layer.moving_variance, [0.5, 0.5, 0.5], 1e-6)
 
 
 @with_training

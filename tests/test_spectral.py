@@ -12,7 +12,6 @@ from helpers import (
     assert_config_round_trips,
     assert_modes_agree,
     build,
-    gradients,
     numerical_gradient,
     two_replicas,
     weights,
@@ -125,24 +124,6 @@ def test_one_pixel_is_upsampled():
     layer = build(spectral.SpectralUpConv2D(3), None, 1, 1, 2)
     x = array(1, 1, 1, 2)
     assert_close(layer(tf.constant(x)), LAYERS["up"][2](weights(layer), np.float64(x), False), 1e-5)
-
-
-@pytest.mark.parametrize("name", ["up", "down"])
-def test_gradients_of_fused_convolutions(name):
-    layer, x = made(name)
-
-    def plain(x, kernel):
-        if name == "up":
-            x = tf.repeat(tf.repeat(x, 2, axis=1), 2, axis=2)
-        y = tf.nn.conv2d(x, kernel, 1, "SAME")
-        return tf.square(y if name == "up" else tf.nn.avg_pool2d(y, 2, 2, "VALID"))
-
-    def fused(x, kernel):
-        return tf.square(layer._convolve(x, kernel))
-
-    kernel = tf.convert_to_tensor(layer.kernel)
-    for one, other in zip(gradients(fused, x, kernel), gradients(plain, x, kernel), strict=True):
-        assert_close(one, other, 1e-5)
 
 
 def test_initial_weights():

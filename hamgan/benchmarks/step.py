@@ -127,7 +127,7 @@ def count_job(*, case):
     """
     case = Case(**case)
     made = case.experiment()
-    lowered = program.lower(made, replicas=1)
+    lowered = program.lower(made, replicas=1, device=None)
     built = program.build(made, replicas=1)
     yield {
         "macs": measure.macs_of_program(lowered.hlo),

@@ -10,6 +10,8 @@ import dataclasses
 import tensorflow as tf
 from tensorflow.python.distribute import one_device_strategy  # the public class takes no extended
 
+from hamgan import devices
+
 
 class PlannedStrategy(tf.distribute.Strategy):
     """A strategy of many replicas that exist on paper: one is traced, and its sums are XLA's.
@@ -67,13 +69,14 @@ class Step:
     image_size: int
 
 
-def lower(experiment, *, replicas, batch_size=None):
+def lower(experiment, *, replicas, batch_size=None, device="TPU"):
     """The step of an experiment for many replicas, as one replica's program.
 
     Args:
       experiment: an `experiment.Experiment`.
       replicas: how many cores compute together.
       batch_size: over all replicas; None: the experiment's.
+      device: the kind of device whose forms of the layers are taken; None: this host's.
 
     Returns:
       A `Step`. The program's arguments are images, labels, the step, the number of
@@ -102,7 +105,8 @@ def lower(experiment, *, replicas, batch_size=None):
         return tf.stack(list(values.values()))
 
     try:
-        hlo = program.experimental_get_compiler_ir(*arguments)(stage="hlo_serialized")
+        with devices.planned(device):
+            hlo = program.experimental_get_compiler_ir(*arguments)(stage="hlo_serialized")
     except (ValueError, tf.errors.OpError, TypeError, NotImplementedError) as error:
         raise ValueError(f"The step has no XLA form: {error}") from error
     return Step(hlo, trainer.batch_size, trainer.discriminator_steps, size)
