@@ -157,9 +157,7 @@ class DeviceLoop:
             reals = [next(batches) for _ in range(self._batches_per_step)]
             args = (reals, tf.identity(self.step), tf.identity(self.rollbacks))
             # One vector, so that replicas are summed once.
-            values = self.strategy.run(
-                lambda *a: self._values.pack(self.step_of_replica(*a)), args=args
-            )
+            values = self.strategy.run(self._values_of_step, args=args)
             total = self.strategy.reduce("sum", values, axis=None)
             self.step.assign_add(1)
             index = guard.first_bad(tf.gather(total, list(self._checked())))
@@ -174,14 +172,21 @@ class DeviceLoop:
         """What is the same on all replicas, once."""
         return self.strategy.experimental_local_results(value)[0]
 
-    # What replicas compute, each as a vector; its names are kept by the packing.
+    # What replicas compute, each as a vector; its names are kept by the packing. AutoGraph would
+    # take half the time to the first step to rewrite what has no Python control flow on tensors.
 
+    @tf.autograph.experimental.do_not_convert
+    def _values_of_step(self, *args):
+        return self._values.pack(self.step_of_replica(*args))
+
+    @tf.autograph.experimental.do_not_convert
     def _sizes_of_variables(self):
         sizes = {}
         for kind, network in self.networks().items():
             sizes |= guard.sizes_of_variables(kind, network)
         return self._at_start.pack(sizes)
 
+    @tf.autograph.experimental.do_not_convert
     def _sigmas_of_layers(self):
         return self._sigmas.pack(
             {

@@ -81,7 +81,7 @@ def _forward_bytes(network, inputs, batch):
     labels, keys = tf.TensorSpec([batch], tf.int32), tf.TensorSpec([batch, 2], tf.int32)
     # Inference: the same tensors, without changing the moving averages.
     traced = tf.function(
-        lambda x, y, k: network(x, y, training=False, keys=k)
+        lambda x, y, k: network(x, y, training=False, keys=k), autograph=False
     ).get_concrete_function(inputs, labels, keys)
     operations = [op for op in traced.graph.get_operations() if op.type not in _VIEWS]
     return sum(

@@ -181,12 +181,12 @@ class Sampler:
             drawn = tf.slice(labels, [offset], [self._replica_batch_size])
         return self.generator(z, drawn, training=False, keys=keys), drawn
 
-    @tf.function
+    @tf.function(autograph=False)
     def _batch(self, first, labels):
         images, drawn = self.strategy.run(self.of_replica, args=(first, labels))
         return distribution.gather(self.strategy, images), distribution.gather(self.strategy, drawn)
 
-    @tf.function
+    @tf.function(autograph=False)
     def _numbered(self, indices, labels):
         def of_replica(indices, labels):
             z, drawn, keys = self.inputs(self._share(indices))
@@ -196,7 +196,7 @@ class Sampler:
         images, drawn = self.strategy.run(of_replica, args=(indices, labels))
         return distribution.gather(self.strategy, images), distribution.gather(self.strategy, drawn)
 
-    @tf.function
+    @tf.function(autograph=False)
     def _of_inputs(self, z, labels, keys, *blend):
         def of_replica(z, labels, keys, *blend):
             z, labels, keys = (self._share(value) for value in (z, labels, keys))
@@ -404,7 +404,7 @@ class StandingStatistics:
         with normalization.moments_from(self._layers, functions):
             yield
 
-    @tf.function
+    @tf.function(autograph=False)
     def _of_batch(self, first, seed):
         """The moments of every layer in one batch, [[mean, variance], ...]."""
         # By thread: a mirrored strategy traces the replicas in threads that take turns at each

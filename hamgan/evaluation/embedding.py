@@ -66,7 +66,7 @@ class Embedder:
             images = self.protocol.resize(images, self.network.size)
         return self.network.outputs(images)
 
-    @tf.function
+    @tf.function(autograph=False)
     def _of_batch(self, images):
         share = self.batch_size // self._strategy.num_replicas_in_sync
 

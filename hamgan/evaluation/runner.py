@@ -101,7 +101,7 @@ class Evaluator:
         self._measures = [in_words(function) for function in protocol.scores]
         self._reference: reference.Reference | None = None
 
-    @tf.function
+    @tf.function(autograph=False)
     def _embed_generated(self, first, seed):
         def of_replica(first, seed):
             images, _ = self._sampler.of_replica(first, seed=seed)

@@ -146,7 +146,7 @@ class _Search:
         logits, seen = self._discriminator(images, labels, keys=self._keys, return_context=True)
         return tf.cast(logits if seen is None else seen.before, tf.float32)
 
-    @tf.function
+    @tf.function(autograph=False)
     def images(self):
         """What the variables give now."""
         z, shares = (tf.convert_to_tensor(variable) for variable in self._fast)
@@ -166,7 +166,7 @@ class _Search:
         squares = tf.reduce_sum(tf.square(self._features(images) - wanted), axis=axes)
         return pixels, squares / (tf.reduce_sum(tf.square(wanted), axis=axes) + 1e-12)
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(self):
         """One step of Adam."""
         with tf.GradientTape() as tape:
