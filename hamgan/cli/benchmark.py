@@ -7,6 +7,9 @@
     python scripts/benchmark.py step --sizes=full,digits --precisions=float32,mixed_bfloat16
     python scripts/benchmark.py step --sizes=digits --networks=none,hamburger,self_attention --trace
     python scripts/benchmark.py step --sizes=digits --batch_sizes=16,64 --microbatches=1,4
+    python scripts/benchmark.py start --sizes=digits,full
+    python scripts/benchmark.py sample --sizes=full --batch_sizes=16,64
+    python scripts/benchmark.py overhead --sizes=digits
     python scripts/benchmark.py fid
     python scripts/benchmark.py input
 
@@ -16,10 +19,19 @@ of its own; forward and forward + backward time, the median of rounds in which a
 turns. Then growth with n = H W ("scaling") and with K ("steps").
 
 step: whole training steps side by side, one of the discriminator and one of the generator, on made
-images: the median of rounds in which all take turns; multiply-adds that the chosen forms need,
-counted in the program that XLA compiles, and their rate against the best of a product of matrices
-and a plain convolution in the same rounds; peak memory of a process that builds, compiles and
-trains. --trace: the operations of the first one that take longest, by self time.
+images, several a host call as in training: the median of rounds in which all take turns;
+multiply-adds that the chosen forms need, counted in the program that XLA compiles, and their rate
+against the best of a product of matrices and a plain convolution in the same rounds; peak memory of
+a process that builds, compiles and trains. --trace: the operations of the first one that take
+longest, by self time.
+
+start: from the command to the first and the second step, in a process of its own each time; and
+how long --help of the commands takes.
+
+sample: images a second of the generator, and how long the 50,000 of a FID take.
+
+overhead: how long a checkpoint takes (written aside, read back, named) and a grid of samples, and
+their share of the time at the steps between them in the shipped configurations.
 
 fid: FID of 2048 features from moments, on the CPU. Ours, ours with the reference's factor cached,
 and TF-GAN's own (half a minute) of the same moments: time, value, relative difference.
@@ -36,12 +48,11 @@ image and of a training step of --step_images, each network in a process of its 
 
     python scripts/benchmark.py segmentation --models=light_ham_tiny,light_ham_base --repeats=3
 
-Tables go to the terminal, everything to context.json, step.json, fid.json, input.json or
-segmentation.json, with a picture of context, step and input, in --output.
+Tables go to the terminal, everything to a JSON file of the command's name, with a picture of
+context, step and input, in --output.
 """
 
 import dataclasses
-import itertools
 import json
 import os
 import re
@@ -61,7 +72,7 @@ from hamgan.benchmarks import (
     step_report,
 )
 from hamgan.benchmarks import input as feeding
-from hamgan.cli import benchmark_segmentation, common, paths
+from hamgan.cli import benchmark_around, benchmark_segmentation, common, paths
 from hamgan.run import records
 
 FLAGS = flags.FLAGS
@@ -213,14 +224,6 @@ def benchmark_input(*, images, batch_size, repeats, output, seconds=3.0, run=mea
     print(f"Written: {path}.json, {path}.png")
 
 
-def whole_numbers(name, texts):
-    """The numbers of a flag's list, each at least 1."""
-    for text in texts or ():
-        if not re.fullmatch(r"[1-9]\d*", text):
-            raise ValueError(f"--{name} must be whole numbers from 1 on, got {text!r}.")
-    return [int(text) for text in texts or ()]
-
-
 def benchmark_step(
     *,
     sizes,
@@ -235,26 +238,14 @@ def benchmark_step(
     run=measure.in_child,
 ):
     """Measures, prints, and writes step.json and step.png into the folder `output`."""
-    cases = [
-        step.Case(
-            size=size,
-            module=module,
-            precision=precision,
-            batch_size=batch_size,
-            microbatches=parts,
-        )
-        for size, module, precision, batch_size, parts in itertools.product(
-            sizes,
-            networks,
-            precisions,
-            whole_numbers("batch_sizes", batch_sizes) or [None],
-            whole_numbers("microbatches", microbatches),
-        )
-    ]
-    (device,) = run(context.device_job, {"accelerator": accelerator, "jit": False})
-    print(
-        "{device}, {cores} cores, load {load}, TensorFlow {tensorflow}".format(**device), flush=True
+    cases = benchmark_around.cases_of(
+        sizes=sizes,
+        networks=networks,
+        precisions=precisions,
+        batch_sizes=batch_sizes,
+        microbatches=microbatches,
     )
+    device = benchmark_around.show_device(accelerator, run)
     rates, rows = step.measure_steps(cases, repeats=repeats, accelerator=accelerator, run=run)
     result = {"kind": "step", **device, "repeats": repeats, "rates": rates, "rows": rows}
     best = ", ".join(f"{name} {rate / 1e9:.0f} GMACs/s" for name, rate in rates.items())
@@ -290,6 +281,7 @@ COMMANDS = {
             "output",
         ),
     ),
+    **benchmark_around.COMMANDS,
     "fid": (fid_command, ("width", "repeats", "output")),
     "input": (benchmark_input, ("images", "batch_size", "repeats", "output")),
     "segmentation": (
@@ -323,7 +315,7 @@ def define_flags():
     flags.DEFINE_list(
         "sweeps", list(SWEEPS), f"context: growth to measure, some of {', '.join(SWEEPS)}; or none."
     )
-    flags.DEFINE_list("sizes", list(step.SIZES), f"step: some of {', '.join(step.SIZES)}.")
+    flags.DEFINE_list("sizes", list(step.SIZES), f"step and around it: of {', '.join(step.SIZES)}.")
     flags.DEFINE_list(
         "networks",
         ["hamburger"],
@@ -332,13 +324,11 @@ def define_flags():
     flags.DEFINE_list(
         "precisions", ["float32"], f"step: some of {', '.join(arguments.PRECISIONS)}."
     )
-    flags.DEFINE_list("batch_sizes", None, "step: images a step; default: the size's own.")
+    flags.DEFINE_list("batch_sizes", None, "step, sample: images a step; default: the size's own.")
     flags.DEFINE_list("microbatches", ["1"], "step: parts that a batch is computed in.")
     flags.DEFINE_bool("trace", False, "step: where the first one's time goes.")
     flags.DEFINE_integer("width", 2048, "fid: number of features.", lower_bound=2)
-    flags.DEFINE_enum(
-        "accelerator", "auto", distribution.ACCELERATORS, "context, step: what to compute on."
-    )
+    flags.DEFINE_enum("accelerator", "auto", distribution.ACCELERATORS, "What to compute on.")
     flags.DEFINE_bool("jit", None, "context: compile with XLA; default: on TPUs.")
     flags.DEFINE_integer("images", 2_000, "input: how many photographs to make.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 128, "input: images a batch.", lower_bound=1)
