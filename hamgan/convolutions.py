@@ -96,11 +96,13 @@ def _channels(kernel):
 def _few_positions(x, kernel, growth=1):
     """Whether the output's positions, `growth` times those of x, are few enough for columns."""
     positions = x.shape[:3].num_elements()
-    return positions and devices.for_cpu() and growth * positions * _COLUMNS <= _channels(kernel)
+    return (
+        positions and devices.kind() == "CPU" and growth * positions * _COLUMNS <= _channels(kernel)
+    )
 
 
 def _boxed(kernel):
-    return devices.for_cpu() and _channels(kernel) >= _BOXED_CHANNELS
+    return devices.kind() == "CPU" and _channels(kernel) >= _BOXED_CHANNELS
 
 
 def _padded(x):

@@ -4,14 +4,15 @@ import contextlib
 
 import tensorflow as tf
 
+KINDS = ("TPU", "GPU", "CPU")
 _planned = None
 
 
-def for_cpu():
-    """Whether what is traced now will run on CPUs."""
-    if _planned is not None:
-        return _planned == "CPU"
-    return not (tf.config.list_physical_devices("TPU") or tf.config.list_physical_devices("GPU"))
+def kind():
+    """The kind of device that will run what is traced now, one of `KINDS`: the first that this host
+    has, unless another is `planned`.
+    """
+    return _planned or next(kind for kind in KINDS if tf.config.list_physical_devices(kind))
 
 
 @contextlib.contextmanager
@@ -19,8 +20,13 @@ def planned(kind):
     """What is traced within is for devices of a kind that this host need not have.
 
     Args:
-      kind: 'CPU', 'GPU' or 'TPU'; None: what this host has.
+      kind: one of `KINDS`; None: what this host has.
+
+    Raises:
+      ValueError: another kind.
     """
+    if kind not in (None, *KINDS):
+        raise ValueError(f"The kind of device must be one of {', '.join(KINDS)}, got {kind!r}.")
     global _planned
     before, _planned = _planned, kind
     try:

@@ -1,72 +1,75 @@
 """A replica's batch in parts, computed one after the other for less memory."""
 
-import contextlib
-
 import tensorflow as tf
 
-from hamgan import guard
+from hamgan import devices, guard
 
 
-def parts(real, indices, count):
-    """A batch in equal parts.
+def total(function, real, indices, *, count, networks, variables):
+    """What the parts of a batch add up to.
+
+    The parts are rounds of a loop where there can be one, so that the graph doesn't grow with their
+    number. All of them normalise by the same sigma, and u moves on once, as with the whole batch.
 
     Args:
+      function: ({name: tensor [b / count, ...]}, indices [b / count]) -> (gradients, {name: float32
+        scalar}) of a part.
       real: {name: tensor [b, ...]}.
       indices: [b] of its examples in the global batch.
       count: how many parts, a divisor of b.
+      networks: whose kernels keep their spectral norm in all parts.
+      variables: of the gradients.
 
     Returns:
-      List of (real, indices) of each part.
+      (gradients, their sum; {name: mean of the values over the parts}).
     """
     if count == 1:
-        return [(real, indices)]
+        return function(real, indices)
+    layers = [layer for network in networks for layer in guard.spectral_layers(network).values()]
+    vectors = [tf.convert_to_tensor(layer.u) for layer in layers]
     size = indices.shape[0] // count
-    rows = [slice(first, first + size) for first in range(0, size * count, size)]
-    return [({name: v[part] for name, v in real.items()}, indices[part]) for part in rows]
+    names = []
+
+    def part_of(value, number):
+        part = value[number * size : (number + 1) * size]
+        return tf.ensure_shape(part, [size, *value.shape[1:]])
+
+    def add(number, gradients, sums):
+        for layer, u in zip(layers, vectors, strict=True):
+            layer.u.assign(u)
+        part = {name: part_of(value, number) for name, value in real.items()}
+        more, values = function(part, part_of(indices, number))
+        names[:] = values
+        gradients = [a + b for a, b in zip(gradients, more, strict=True)]
+        return number + 1, gradients, sums + tf.stack(list(values.values()))
+
+    # How many values there are is known when a part has been traced.
+    state = 0, [tf.zeros(variable.shape) for variable in variables], tf.zeros([1])
+    if _can_loop():
+        _, gradients, sums = tf.while_loop(
+            lambda number, *_: number < count,
+            add,
+            state,
+            shape_invariants=(
+                tf.TensorShape([]),
+                [tf.TensorShape(variable.shape) for variable in variables],
+                tf.TensorShape([None]),
+            ),
+            parallel_iterations=1,
+        )
+    else:
+        for _ in range(count):
+            # Side by side the parts would take the memory of the whole batch.
+            with tf.control_dependencies(state[1]):
+                state = add(*state)
+        _, gradients, sums = state
+    means = tf.unstack(sums / count, num=len(names))
+    return gradients, dict(zip(names, means, strict=True))
 
 
-class Total:
-    """What the parts of a batch add up to.
-
-    Args:
-      networks: whose kernels keep their spectral norm in all parts.
-
-    Attributes:
-      gradients: their sum, a list.
+def _can_loop():
+    """Whether what replicas do together may stand in a loop: not with a mirrored strategy, whose
+    replicas meet outside of any.
     """
-
-    def __init__(self, networks):
-        self.gradients, self._sums, self._count = None, None, 0
-        self._layers = [
-            layer for network in networks for layer in guard.spectral_layers(network).values()
-        ]
-        self._vectors = [tf.convert_to_tensor(layer.u) for layer in self._layers]
-
-    @contextlib.contextmanager
-    def next_part(self):
-        """Within, a part is computed: side by side they would take the memory of the whole
-        batch.
-        """
-        if self._count == 0:
-            yield
-            return
-        with tf.control_dependencies(self.gradients):
-            # All parts normalise by the same sigma, and u moves on once, as with the whole batch.
-            for layer, u in zip(self._layers, self._vectors, strict=True):
-                layer.u.assign(u)
-            yield
-
-    def add(self, gradients, values):
-        """Args: the gradients of a part, a list, and {name: value} of its values."""
-        self._count += 1
-        if self.gradients is None:
-            self.gradients, self._sums = gradients, values
-        else:
-            self.gradients = [a + b for a, b in zip(self.gradients, gradients, strict=True)]
-            self._sums = {name: self._sums[name] + value for name, value in values.items()}
-
-    def means(self):
-        """{name: mean of the values over the parts}."""
-        if self._count == 1:
-            return dict(self._sums)
-        return {name: value / self._count for name, value in self._sums.items()}
+    replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+    return replicas == 1 or devices.kind() == "TPU"

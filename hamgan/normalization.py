@@ -147,7 +147,7 @@ class BatchNorm(keras.layers.Layer):
             is_known
             and (alone or not self.cross_replica)
             and x.dtype != tf.float64
-            and devices.for_cpu()
+            and devices.kind() == "CPU"
         )
 
     def _call_fused(self, x, gamma, beta):

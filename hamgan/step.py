@@ -76,30 +76,28 @@ class TrainingStep:
         # Keyed by the index in the global batch: the same examples however many replicas share
         # them.
         indices = replica * size + tf.range(size)
-        networks = (self.generator, self.discriminator) if self.microbatches > 1 else ()
         values = {}
         for update, real in enumerate(reals):
             key = update_key(self.seed, step, rollbacks, update)
-            total = microbatches.Total(networks)
-            for part, part_indices in microbatches.parts(real, indices, self.microbatches):
-                with total.next_part():
-                    total.add(*self._discriminator_gradients(part, key, part_indices, step))
             values[update, "images"] = guard.sizes({"images": real["image"]})["images"]
-            of_update = self._apply("discriminator", total)
+            of_update = self._update(
+                "discriminator",
+                lambda *part, key=key: self._discriminator_gradients(*part, key, step),
+                real,
+                indices,
+            )
             values |= {(update, name): value for name, value in of_update.items()}
 
         key = update_key(self.seed, step, rollbacks, len(reals))
-        total = microbatches.Total(networks)
-        for part, part_indices in microbatches.parts(real, indices, self.microbatches):
-            with total.next_part():
-                total.add(*self._generator_gradients(part, key, part_indices))
-        of_update = self._apply("generator", total)
+        of_update = self._update(
+            "generator", lambda *part: self._generator_gradients(*part, key), real, indices
+        )
         values |= {(len(reals), name): value for name, value in of_update.items()}
         if self.ema is not None:
             self._average(step)
         return values
 
-    def _discriminator_gradients(self, real, key, indices, step):
+    def _discriminator_gradients(self, real, indices, key, step):
         """(gradients of the discriminator's loss and penalties, {name: value}) of a microbatch."""
         images, labels, _ = self._fakes(real, key, indices)
         images = tf.stop_gradient(images)
@@ -133,7 +131,7 @@ class TrainingStep:
             gradients = [a + b for a, b in zip(gradients, more, strict=True)]
         return gradients, values
 
-    def _generator_gradients(self, real, key, indices):
+    def _generator_gradients(self, real, indices, key):
         """(gradients of the generator's loss, {name: value}) of a microbatch."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             variables = self.generator.trainable_variables
@@ -143,13 +141,22 @@ class TrainingStep:
             loss = self.generator_loss(logits)
         return self._gradients(tape, loss, variables), {"loss/generator": loss, **residuals}
 
-    def _apply(self, kind, total):
-        """One update of a network by a `Total` of gradients: {name: value}."""
+    def _update(self, kind, function, real, indices):
+        """One update of a network by the gradients that `function` gives of the parts of a batch,
+        see `microbatches.total`: {name: value}.
+        """
         network = getattr(self, kind)
-        gradients, values = total.gradients, total.means()
+        variables = network.trainable_variables
+        gradients, values = microbatches.total(
+            function,
+            real,
+            indices,
+            count=self.microbatches,
+            networks=(self.generator, self.discriminator),
+            variables=variables,
+        )
         if self.replicas > 1:
             gradients = tf.distribute.get_replica_context().all_reduce("sum", gradients)
-        variables = network.trainable_variables
         # From the output back: there a gradient that isn't finite comes from.
         names = [f"gradient/{kind}/{variable.path}" for variable in variables]
         sizes = guard.sizes(dict(zip(names[::-1], gradients[::-1], strict=True)))

@@ -31,9 +31,9 @@ def test_shares_of_made_overheads():
 
     first, second = around.measure_overhead(CASES, run=of_job)
     assert first["shares"] == {"checkpoint": 50 / 10_000, "grid": 10 / 20_000}
-    assert second["shares"] == {"checkpoint": 50 / 400, "grid": 10 / 400}
+    assert second["shares"] == {"checkpoint": 50 / 600, "grid": 10 / 600}
     table = around.overhead_table(CASES, [first, second])
-    assert "0.50%" in table and "12.50%" in table and "3 MB" in table
+    assert "0.50%" in table and "8.33%" in table and "3 MB" in table
 
 
 def test_rates_of_made_samples():

@@ -185,6 +185,37 @@ def test_microbatches_equal_the_large_batch(eagerly):
     assert_same_weights(cut, whole)
 
 
+def graph_of(trainer):
+    """All operations that a host call is made of, as many as there are."""
+    steps = trainer._train_steps.get_concrete_function(
+        trainer.batches(made.MadeDataset()), tf.constant(1, tf.int64)
+    )
+    graph = steps.graph.as_graph_def()
+    return len(graph.node) + sum(len(function.node_def) for function in graph.library.function)
+
+
+@pytest.mark.slow
+def test_graph_does_not_grow_with_microbatches(in_graph):
+    few, many = (made.small_trainer(microbatches=count, **PLAIN) for count in (2, 4))
+    # Rounds that are written out would add half of it.
+    assert graph_of(many) == pytest.approx(graph_of(few), rel=0.01)
+
+
+@pytest.mark.slow
+def test_microbatches_in_a_graph_equal_the_large_batch(in_graph):
+    """Rounds of a loop on one replica; one after the other on two, which meet outside of loops."""
+    whole = made.small_trainer(generator=with_norm(FixedNorm), **PLAIN)
+    looped = made.small_trainer(generator=with_norm(FixedNorm), microbatches=4, **PLAIN)
+    shared = made.small_trainer(
+        helpers.two_replicas(), generator=with_norm(FixedNorm), microbatches=2, **PLAIN
+    )
+    expected = train(whole, 2)
+    for trainer in (looped, shared):
+        for name, value in train(trainer, 2).items():
+            assert value == pytest.approx(expected[name], rel=5e-3, abs=1e-3), name
+        assert_same_weights(trainer, whole)
+
+
 @pytest.mark.slow
 def test_microbatches_have_the_moments_of_replicas_of_their_own(in_graph):
     # Batch norm of each half in both, so that all but the moving averages agree.

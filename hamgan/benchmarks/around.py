@@ -21,7 +21,7 @@ COMMANDS = ("train", "evaluate", "sample", "doctor", "sweep", "export", "explore
 # Steps between checkpoints and between grids, as configs/imagenet128.gin and digits.gin say.
 PERIODS = {
     "full": {"checkpoint": 5_000, "grid": 10_000},
-    "digits": {"checkpoint": 200, "grid": 200},
+    "digits": {"checkpoint": 300, "grid": 300},
 }
 _PROTOCOL = 50_000
 

@@ -127,8 +127,8 @@ def count_job(*, case):
     """Yields {"macs": multiply-adds of a step in the form that is chosen for this machine,
     "parameters": of both networks}.
     """
-    case = Case(**case)
-    made = case.experiment()
+    # Parts of a batch are rounds of a loop, and together as much work as the whole.
+    made = Case(**{**case, "microbatches": 1}).experiment()
     lowered = program.lower(made, replicas=1, device=None)
     built = program.build(made, replicas=1)
     yield {
