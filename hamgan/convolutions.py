@@ -77,7 +77,8 @@ def convolve_pooled(x, kernel):
     """
     few = _few_positions(x, kernel, 1 / 4)
     if not few and not _boxed(kernel):
-        return tf.nn.conv2d(x, 0.25 * _spread(kernel), strides=2, padding="SAME")
+        around = [[0, 0], [1, 1], [1, 1], [0, 0]]  # as "SAME" of even sides
+        return tf.nn.conv2d(x, 0.25 * _spread(kernel), strides=2, padding=around)
     means = tf.nn.avg_pool2d(_padded(x), 2, 1, "VALID")
     if few:
         return _product(_neighbourhoods(means, stride=2), kernel)
@@ -97,7 +98,7 @@ def _few_positions(x, kernel, growth=1):
     """Whether the output's positions, `growth` times those of x, are few enough for columns."""
     positions = x.shape[:3].num_elements()
     return (
-        positions and devices.kind() == "CPU" and growth * positions * _COLUMNS <= _channels(kernel)
+        positions and devices.kind() == "CPU" and growth * positions * _COLUMNS < _channels(kernel)
     )
 
 

@@ -9,10 +9,18 @@ _planned = None
 
 
 def kind():
-    """The kind of device that will run what is traced now, one of `KINDS`: the first that this host
-    has, unless another is `planned`.
+    """The kind of device that will run what is traced now, one of `KINDS`: what is `planned`, else
+    that of the strategy, else the first that this host has.
     """
-    return _planned or next(kind for kind in KINDS if tf.config.list_physical_devices(kind))
+    if _planned is not None:
+        return _planned
+    if tf.distribute.has_strategy():
+        strategy = tf.distribute.get_strategy()
+        if isinstance(strategy, tf.distribute.TPUStrategy):
+            return "TPU"
+        device = tf.DeviceSpec.from_string(strategy.extended.worker_devices[0])
+        return device.device_type
+    return next(kind for kind in KINDS if tf.config.list_physical_devices(kind))
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import tensorflow as tf
 from hamgan import devices, guard
 
 
-def total(function, real, indices, *, count, networks, variables):
+def total(function, real, indices, *, count, networks):
     """What the parts of a batch add up to.
 
     The parts are rounds of a loop where there can be one, so that the graph doesn't grow with their
@@ -18,7 +18,6 @@ def total(function, real, indices, *, count, networks, variables):
       indices: [b] of its examples in the global batch.
       count: how many parts, a divisor of b.
       networks: whose kernels keep their spectral norm in all parts.
-      variables: of the gradients.
 
     Returns:
       (gradients, their sum; {name: mean of the values over the parts}).
@@ -28,43 +27,38 @@ def total(function, real, indices, *, count, networks, variables):
     layers = [layer for network in networks for layer in guard.spectral_layers(network).values()]
     vectors = [tf.convert_to_tensor(layer.u) for layer in layers]
     size = indices.shape[0] // count
-    names = []
 
-    def part_of(value, number):
-        part = value[number * size : (number + 1) * size]
-        return tf.ensure_shape(part, [size, *value.shape[1:]])
-
-    def add(number, gradients, sums):
+    def of_part(number):
         for layer, u in zip(layers, vectors, strict=True):
             layer.u.assign(u)
-        part = {name: part_of(value, number) for name, value in real.items()}
-        more, values = function(part, part_of(indices, number))
-        names[:] = values
+        part = {name: _part(value, number, count, size) for name, value in real.items()}
+        gradients, values = function(part, _part(indices, number, count, size))
+        return list(gradients), values
+
+    def add(number, gradients, sums):
+        more, values = of_part(number)
         gradients = [a + b for a, b in zip(gradients, more, strict=True)]
         return number + 1, gradients, sums + tf.stack(list(values.values()))
 
-    # How many values there are is known when a part has been traced.
-    state = 0, [tf.zeros(variable.shape) for variable in variables], tf.zeros([1])
+    # The first part stands by itself, so that a loop knows what it adds up.
+    gradients, values = of_part(0)
+    state = 1, gradients, tf.stack(list(values.values()))
     if _can_loop():
         _, gradients, sums = tf.while_loop(
-            lambda number, *_: number < count,
-            add,
-            state,
-            shape_invariants=(
-                tf.TensorShape([]),
-                [tf.TensorShape(variable.shape) for variable in variables],
-                tf.TensorShape([None]),
-            ),
-            parallel_iterations=1,
+            lambda number, *_: number < count, add, state, parallel_iterations=1
         )
     else:
-        for _ in range(count):
+        for _ in range(1, count):
             # Side by side the parts would take the memory of the whole batch.
             with tf.control_dependencies(state[1]):
                 state = add(*state)
         _, gradients, sums = state
-    means = tf.unstack(sums / count, num=len(names))
-    return gradients, dict(zip(names, means, strict=True))
+    means = tf.unstack(sums / count)
+    return gradients, dict(zip(values, means, strict=True))
+
+
+def _part(value, number, count, size):
+    return tf.reshape(value, [count, size, *value.shape[1:]])[number]
 
 
 def _can_loop():

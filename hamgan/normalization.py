@@ -11,6 +11,8 @@ from hamgan import arguments, devices
 from hamgan.parts import registered
 from hamgan.shapes import check_map, class_labels
 
+_one_kernel = False
+
 
 def _moments(x):
     # In float32 at least: bfloat16's 8 bits are too few for a variance.
@@ -42,6 +44,21 @@ def global_moments(x):
     global_mean = replicas.all_reduce("sum", mean) / count
     global_variance = replicas.all_reduce("sum", variance + tf.square(mean - global_mean)) / count
     return global_mean, global_variance
+
+
+@contextlib.contextmanager
+def one_kernel():
+    """Batch norm in training is TensorFlow's one kernel in what is traced within, on CPUs and where
+    its moments are of one replica.
+
+    Not for XLA, whose form of that kernel takes E[x^2] - E[x]^2.
+    """
+    global _one_kernel
+    before, _one_kernel = _one_kernel, True
+    try:
+        yield
+    finally:
+        _one_kernel = before
 
 
 @contextlib.contextmanager
@@ -137,14 +154,13 @@ class BatchNorm(keras.layers.Layer):
         return _scaled(x, scale, offset)
 
     def _is_fused(self, x):
-        """Whether moments and normalisation are one kernel: on CPUs, where the moments are of one
-        replica. (XLA's form of that kernel takes E[x^2] - E[x]^2.)
-        """
+        """Whether moments and normalisation are one kernel, see `one_kernel`."""
         replicas = tf.distribute.get_replica_context()
         alone = replicas is None or replicas.num_replicas_in_sync == 1
         is_known = x.shape[:3].num_elements()  # and not 0
         return (
-            is_known
+            _one_kernel
+            and is_known
             and (alone or not self.cross_replica)
             and x.dtype != tf.float64
             and devices.kind() == "CPU"

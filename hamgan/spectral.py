@@ -113,7 +113,8 @@ class SpectralLayer(keras.layers.Layer):
         """`function(x, kernel)` with the normalised kernel, in the compute dtype.
 
         Divided is the kernel or the result, whichever has fewer numbers, in float32 at least: a
-        rounded sigma would be an error of all results at once.
+        rounded sigma would be an error of all results at once. In float16, which ends at 65,504,
+        it is always the kernel.
 
         Args:
           function: (x, kernel) -> result, linear in both.
@@ -122,13 +123,12 @@ class SpectralLayer(keras.layers.Layer):
           training: as in `normalizer`.
         """
         size = tf.TensorShape(output_shape).num_elements()
-        if size is None or size >= self.kernel.shape.num_elements():
+        few = size is not None and size < self.kernel.shape.num_elements()
+        if not few or self.compute_dtype == "float16":
             return function(x, self.normalized_kernel(training))
         y = function(x, tf.cast(tf.convert_to_tensor(self.kernel), self.compute_dtype))
-        inverse = 1 / self.normalizer(training)
-        if y.dtype == tf.float64:
-            return y * tf.cast(inverse, y.dtype)
-        return tf.cast(tf.cast(y, tf.float32) * inverse, y.dtype)
+        exact = tf.float64 if y.dtype == tf.float64 else tf.float32
+        return tf.cast(tf.cast(y, exact) * tf.cast(1 / self.normalizer(training), exact), y.dtype)
 
     def _with_bias(self, x):
         return x if self.bias is None else tf.nn.bias_add(x, tf.cast(self.bias, x.dtype))

@@ -153,7 +153,6 @@ class TrainingStep:
             indices,
             count=self.microbatches,
             networks=(self.generator, self.discriminator),
-            variables=variables,
         )
         if self.replicas > 1:
             gradients = tf.distribute.get_replica_context().all_reduce("sum", gradients)

@@ -131,6 +131,7 @@ def upsample(x):
 
 def average_pool(x):
     """Means of 2x2 blocks, [B, H, W, C] -> [B, H/2, W/2, C]."""
+    x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]  # what is left of odd sides
     return (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
 
 

@@ -480,8 +480,7 @@ def test_command_must_be_named():
     assert result.returncode != 0
     assert (
         "Say what to measure, one of: context, step, start, sample, overhead, fid, input, "
-        "segmentation; got ['contxt']"
-        in result.stdout + result.stderr
+        "segmentation; got ['contxt']" in result.stdout + result.stderr
     )
     assert "Traceback" not in result.stderr
 

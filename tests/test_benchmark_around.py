@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from hamgan.benchmarks import around, context, step
+from hamgan.benchmarks import around, context, measure, step
 from hamgan.cli import benchmark_around
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -46,6 +46,16 @@ def test_rates_of_made_samples():
     assert (first["seconds"], first["images_per_second"]) == (2.0, 2.0)
     assert (first["protocol_seconds"], second["protocol_seconds"]) == (25_000.0, 100_000.0)
     assert "416.7 min" in around.sample_table([first, second])
+
+
+def test_a_sample_that_fails_leaves_the_others():
+    def of_job(job, arguments):
+        yield {"case": 0, "error": "out of memory"}
+        yield {"case": 1, "seconds": 2.0}
+
+    failed, other = around.measure_samples(CASES, run=of_job)
+    assert failed["error"] == "out of memory" and other["images_per_second"] == 5.0
+    assert "out of memory" in around.sample_table([failed, other])
 
 
 def test_starts_are_medians(monkeypatch):
@@ -88,4 +98,6 @@ def test_jobs_run():
 
 
 def test_help_is_timed():
-    assert 0 < around.help_seconds("doctor")
+    assert 0 < around.help_seconds("doctor") < 60
+    with pytest.raises(measure.ChildError, match="(?s)fries --help: .*has no attribute 'fries'"):
+        around.help_seconds("fries")

@@ -30,7 +30,8 @@ def form(request, monkeypatch):
     boxed, columns = FORMS[request.param]
     monkeypatch.setattr(convolutions, "_BOXED_CHANNELS", boxed)
     monkeypatch.setattr(convolutions, "_COLUMNS", columns)
-    return request.param
+    with devices.planned("CPU"):
+        yield request.param
 
 
 def operations(name, *shapes):
@@ -47,7 +48,7 @@ with_names = pytest.mark.parametrize("name", OF_NUMPY)
 
 
 @with_names
-@pytest.mark.parametrize("shape", [(2, 6, 4, 5), (1, 2, 2, 5), (3, 2, 8, 5)])
+@pytest.mark.parametrize("shape", [(2, 6, 4, 5), (1, 2, 2, 5), (3, 2, 8, 5), (2, 5, 7, 5)])
 def test_form_equals_numpy(name, shape, form):
     x, kernel = array(*shape), array(3, 3, 5, 7, seed=1)
     assert_close(
@@ -55,6 +56,13 @@ def test_form_equals_numpy(name, shape, form):
         OF_NUMPY[name](x, np.float64(kernel)),
         1e-5,
     )
+
+
+def test_one_by_one_kernels_are_a_product():
+    x, kernel = array(2, 6, 4, 5), array(1, 1, 5, 7)
+    y = convolutions.convolve(tf.constant(x), tf.constant(kernel))
+    assert_close(y, reference.conv2d(x, np.float64(kernel)), 1e-5)
+    assert convolutions.convolve(tf.constant(x[:0]), tf.constant(kernel)).shape == (0, 6, 4, 7)
 
 
 @with_names
@@ -101,8 +109,8 @@ def test_form_in_bfloat16(name, form):
     assert_close(tf.cast(y, tf.float32), OF_NUMPY[name](x, np.float64(kernel)), 2e-2)
 
 
-@pytest.mark.parametrize("name", ["convolve_upsampled", "convolve_pooled"])
-def test_unknown_sizes(name):
+@with_names
+def test_unknown_sizes(name, form):
     """A graph of unknown sizes takes a form that needs none."""
     function = tf.function(getattr(convolutions, name), autograph=False)
     spec = tf.TensorSpec([None, None, None, 5]), tf.TensorSpec([3, 3, 5, 7])
@@ -118,7 +126,7 @@ def test_forms_on_cpus():
     """Few positions of many channels are multiplied as a matrix, many channels boxed, few fused."""
     with devices.planned("CPU"):
         large, small = [3, 3, 256, 128], [3, 3, 32, 16]
-        few = operations("convolve", [2, 4, 4, 256], large)
+        few = operations("convolve", [1, 4, 4, 256], large)
         assert "Conv2D" not in few and (288 * 8, 128) in few["MatMul"]
         assert operations("convolve_upsampled", [8, 32, 32, 256], large)["Conv2DBackpropInput"][
             1

@@ -1,5 +1,7 @@
 """Batch norm: plain, class-conditional, over replicas."""
 
+import contextlib
+
 import numpy as np
 import numpy_reference as reference
 import pytest
@@ -54,22 +56,21 @@ def test_moments_survive_a_large_mean():
 
 
 @with_classes
-@pytest.mark.parametrize("device", ["CPU", "TPU"])
-def test_layer_survives_a_large_mean(num_classes, device):
-    """In the one kernel of CPUs, and in the form of other devices."""
+@pytest.mark.parametrize("form", [normalization.one_kernel, contextlib.nullcontext])
+def test_layer_survives_a_large_mean(num_classes, form):
     layer, x = made(num_classes), array(*SHAPE) + 3000
     labels = LABELS if num_classes else None
     expected = reference.batch_norm(weights(layer), x, labels, training=True)
-    with devices.planned(device):
+    with form():
         assert_close(layer(tf.constant(x), labels, training=True), expected, 1e-3)
 
 
 @with_classes
 def test_one_kernel_equals_the_composition(num_classes):
     labels, results = (LABELS if num_classes else None), []
-    for device in ("CPU", "TPU"):
+    for form in (normalization.one_kernel, contextlib.nullcontext):
         layer, x = made(num_classes), tf.constant(inputs())
-        with devices.planned(device), tf.GradientTape() as tape:
+        with form(), tf.GradientTape() as tape:
             tape.watch(x)
             y = layer(x, labels, training=True)
             total = tf.reduce_sum(tf.sin(y))
@@ -79,10 +80,26 @@ def test_one_kernel_equals_the_composition(num_classes):
         assert_close(one, other, 1e-5)
 
 
+def test_one_kernel_is_for_its_block():
+    layer, x = made(), tf.constant(inputs())
+
+    def operations():
+        function = tf.function(lambda x: layer(x, training=True), autograph=False)
+        return {op.type for op in function.get_concrete_function(x).graph.get_operations()}
+
+    with normalization.one_kernel():
+        assert "FusedBatchNormV3" in operations()
+    assert "FusedBatchNormV3" not in operations()
+    with normalization.one_kernel(), devices.planned("TPU"):
+        assert "FusedBatchNormV3" not in operations()
+
+
 def test_one_position_has_no_variance():
     layer = build(BatchNorm(momentum=0.5), None, 1, 1, 3)
     layer.moving_variance.assign(tf.ones([3]))
-    assert_close(layer(tf.ones([1, 1, 1, 3]), training=True), [[[layer.beta[0]]]], 1e-6)
+    with normalization.one_kernel():
+        y = layer(tf.ones([1, 1, 1, 3]), training=True)
+    assert_close(y, [[[layer.beta[0]]]], 1e-6)
     assert_close(layer.moving_variance, [0.5, 0.5, 0.5], 1e-6)
 
 

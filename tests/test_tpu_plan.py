@@ -186,6 +186,17 @@ def test_replicas_on_paper_are_summed():
     assert (lowered.batch_size, lowered.image_size, lowered.discriminator_steps) == (16, 32, 1)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_microbatches_have_an_xla_form(replicas):
+    """A loop, with no more products of matrices for four parts than for two."""
+    two, four = (
+        program.lower(small(microbatches=count), replicas=replicas).hlo for count in (2, 4)
+    )
+    assert b"while" in two
+    assert four.count(b"convolution") == two.count(b"convolution")
+
+
 def test_a_batch_that_replicas_cannot_share_is_refused():
     with pytest.raises(ValueError, match="divisible by the number of replicas"):
         program.lower(small(), replicas=3)

@@ -27,13 +27,30 @@ _PROTOCOL = 50_000
 
 
 def help_seconds(command):
-    """Seconds from a command's start to the end of its --help."""
+    """Seconds from a command's start to the end of its --help.
+
+    Raises:
+      measure.ChildError: there is no such command, or it has no help.
+    """
     program = f"from hamgan.cli import commands; commands.{command}()"
-    return measure.seconds(
-        lambda: subprocess.run(
-            [sys.executable, "-c", program, "--help"], stdout=subprocess.DEVNULL, check=False
+    path = os.pathsep.join(filter(None, [measure.PACKAGE_FOLDER, os.environ.get("PYTHONPATH")]))
+    outputs = []
+
+    def call():
+        outputs.append(
+            subprocess.run(
+                [sys.executable, "-c", program, "--help"],
+                capture_output=True,
+                text=True,
+                env={**os.environ, "PYTHONPATH": path},
+                check=False,
+            )
         )
-    )
+
+    seconds = measure.seconds(call)
+    if "flags:" not in outputs[0].stdout:
+        raise measure.ChildError(f"{command} --help: {outputs[0].stderr[-500:]}")
+    return seconds
 
 
 def start_job(*, case, accelerator, launched):
@@ -91,7 +108,9 @@ def start_table(helps, rows):
 
 
 def sample_job(*, cases, repeats, accelerator):
-    """Yields, in rounds in which all cases take turns, {"case": index, "seconds": of a batch}."""
+    """Yields, in rounds in which all cases take turns, {"case": index, "seconds": of a batch}, or
+    {"case": index, "error": text}.
+    """
     strategy = distribution.create_strategy(accelerator)
     calls = {}
     for index, given in enumerate(cases):
@@ -102,22 +121,28 @@ def sample_job(*, cases, repeats, accelerator):
         calls[index] = lambda s=sampler, n=case.images: measure.seconds(lambda: s.sample(n))
     for index, value in measure.interleaved_seconds(calls, repeats=repeats):
         if isinstance(value, Exception):
-            raise value
-        if value is not None:
+            yield {"case": index, "error": measure.first_line(value)}
+        elif value is not None:
             yield {"case": index, "seconds": value}
 
 
 def measure_samples(cases, *, repeats=5, accelerator="auto", run=measure.in_child):
     """Returns a dictionary per case: 'title', 'seconds' of a batch (the median),
-    'images_per_second', 'protocol_seconds' of the 50,000 images of a FID.
+    'images_per_second', 'protocol_seconds' of the 50,000 images of a FID; or 'title' and 'error'.
     """
     plain = [dataclasses.asdict(case) for case in cases]
-    found = collections.defaultdict(list)
+    found, errors = collections.defaultdict(list), {}
     given = {"cases": plain, "repeats": repeats, "accelerator": accelerator}
     for record in run(sample_job, given):
-        found[record["case"]].append(record["seconds"])
+        if "error" in record:
+            errors[record["case"]] = record["error"]
+        else:
+            found[record["case"]].append(record["seconds"])
     rows = []
     for index, case in enumerate(cases):
+        if index in errors:
+            rows.append({"title": str(case), "error": errors[index]})
+            continue
         seconds = statistics.median(found[index])
         rows.append(
             {
@@ -133,7 +158,9 @@ def measure_samples(cases, *, repeats=5, accelerator="auto", run=measure.in_chil
 def sample_table(rows):
     """What `measure_samples` found, as text."""
     lines = [
-        [
+        [row["title"], row["error"], ""]
+        if "error" in row
+        else [
             row["title"],
             f"{row['images_per_second']:.1f}",
             f"{row['protocol_seconds'] / 60:.1f} min",
@@ -146,7 +173,8 @@ def sample_table(rows):
 def overhead_job(*, case, repeats, accelerator):
     """Yields {"step", "checkpoint", "grid": seconds of each, medians; "bytes": of a checkpoint}.
 
-    A checkpoint is what a run writes: networks and optimizers, written aside, read back, named.
+    A checkpoint is what a run writes: networks and optimizers, written aside, read back, named. A
+    moving average of the weights, and standing statistics for a grid, would come on top.
     """
     settings = step.SIZES[case["size"]]
     subject = step.Subject(step.Case(**case), strategy=distribution.create_strategy(accelerator))

@@ -26,7 +26,7 @@ from tensorflow.compiler.xla.service import hlo_pb2
 # below a threshold that it raises.
 MEMORY_ENVIRONMENT = {"TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
 
-_PACKAGE_FOLDER = str(pathlib.Path(__file__).resolve().parent.parent.parent)
+PACKAGE_FOLDER = str(pathlib.Path(__file__).resolve().parent.parent.parent)
 
 
 # Multiply-adds
@@ -242,7 +242,7 @@ def in_child(job, arguments, *, environment=None, memory_limit=None):
             "memory_limit": memory_limit,
         }
     )
-    path = os.pathsep.join(filter(None, [_PACKAGE_FOLDER, os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [PACKAGE_FOLDER, os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", f"from {__name__} import _child; _child()"],

@@ -127,12 +127,14 @@ def count_job(*, case):
     """Yields {"macs": multiply-adds of a step in the form that is chosen for this machine,
     "parameters": of both networks}.
     """
-    # Parts of a batch are rounds of a loop, and together as much work as the whole.
-    made = Case(**{**case, "microbatches": 1}).experiment()
+    # The parts of a batch, rounds of a loop, are counted by one of them: forms depend on its size.
+    parts = case.get("microbatches", 1)
+    part = {"microbatches": 1, "batch_size": Case(**case).images // parts}
+    made = Case(**{**case, **part}).experiment()
     lowered = program.lower(made, replicas=1, device=None)
     built = program.build(made, replicas=1)
     yield {
-        "macs": measure.macs_of_program(lowered.hlo),
+        "macs": parts * measure.macs_of_program(lowered.hlo),
         "parameters": sum(
             int(np.prod(variable.shape))
             for network in (built.generator, built.discriminator)

@@ -319,12 +319,14 @@ def define_flags():
     flags.DEFINE_list(
         "networks",
         ["hamburger"],
-        f"step: by their context module, some of {', '.join(step.MODULES)}.",
+        f"step and around it: by their context module, some of {', '.join(step.MODULES)}.",
     )
     flags.DEFINE_list(
-        "precisions", ["float32"], f"step: some of {', '.join(arguments.PRECISIONS)}."
+        "precisions", ["float32"], f"step and around it: some of {', '.join(arguments.PRECISIONS)}."
     )
-    flags.DEFINE_list("batch_sizes", None, "step, sample: images a step; default: the size's own.")
+    flags.DEFINE_list(
+        "batch_sizes", None, "step and around it: images a step; default: the size's own."
+    )
     flags.DEFINE_list("microbatches", ["1"], "step: parts that a batch is computed in.")
     flags.DEFINE_bool("trace", False, "step: where the first one's time goes.")
     flags.DEFINE_integer("width", 2048, "fid: number of features.", lower_bound=2)
