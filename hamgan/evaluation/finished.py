@@ -8,15 +8,9 @@ from hamgan.run import history, records
 
 
 def describes(record: history.Record, about: dict[str, Any]) -> bool:
-    """Whether a kept record is of all of `about`."""
-    return (
-        record.get("checkpoint_digest") == about["checkpoint_digest"]
-        and record.get("seed") == about["seed"]
-        and record["protocol"]["fingerprint"] == about["protocol"]
-        and record["generator"]["digest"] == about["generator"]
-        and record["reference"]["content"] == about["content"]
-        and record["measures"] == about.get("measures", record["measures"])
-    )
+    """Whether a kept record is of all of `about`, {field of `history.Key`: value}."""
+    key = history.key_of(record)
+    return key is not None and about.items() <= key._asdict().items()
 
 
 def find(

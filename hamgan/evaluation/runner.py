@@ -229,7 +229,7 @@ class Evaluator:
             found, checkpoint=checkpoint, step=step, seed=seed, digest=digest, start=start
         )
         if folder:
-            here = {**about, "measures": self._measures}
+            here = {**about, "measures": tuple(self._measures)}
 
             def is_there(others):
                 return any(finished.describes(other, here) for other in others)

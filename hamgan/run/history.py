@@ -8,7 +8,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -122,7 +122,19 @@ def latest(evaluations: Iterable[Record]) -> list[Record]:
     return list(found.values())
 
 
-def key_of(record: Record) -> tuple | None:
+class Key(NamedTuple):
+    """What an evaluation is known by."""
+
+    kind: str
+    checkpoint_digest: str | None
+    protocol: str
+    generator: str | None
+    content: str | None
+    seed: Any  # of an aggregate all of them, a tuple
+    measures: tuple[str, ...]
+
+
+def key_of(record: Record) -> Key | None:
     """What an evaluation is known by; None for other records, and for those of versions without
     protocols.
     """
@@ -130,14 +142,14 @@ def key_of(record: Record) -> tuple | None:
     if record.get("kind") not in ("evaluation", "aggregate") or not fingerprint:
         return None
     is_one = record["kind"] == "evaluation"
-    return (
-        record["kind"],
-        record.get("checkpoint_digest"),
-        fingerprint,
-        _part(record, "generator", "digest"),
-        _part(record, "reference", "content"),
-        record.get("seed") if is_one else tuple(record.get("seeds", ())),
-        tuple(record.get("measures", ())),
+    return Key(
+        kind=record["kind"],
+        checkpoint_digest=record.get("checkpoint_digest"),
+        protocol=fingerprint,
+        generator=_part(record, "generator", "digest"),
+        content=_part(record, "reference", "content"),
+        seed=record.get("seed") if is_one else tuple(record.get("seeds", ())),
+        measures=tuple(record.get("measures", ())),
     )
 
 
@@ -146,7 +158,7 @@ def _part(record: Record, field: str, name: str) -> Any:
     return value.get(name) if isinstance(value, dict) else None
 
 
-def keys_of(all_records: Iterable[Record]) -> set[tuple]:
+def keys_of(all_records: Iterable[Record]) -> set[Key]:
     """`key_of` of the evaluations that still count."""
     return {key for record in surviving(all_records) if (key := key_of(record)) is not None}
 
