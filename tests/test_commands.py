@@ -125,7 +125,7 @@ def test_an_installation_finds_configurations_by_name(built, tmp_path):
         "print(sources.find('hamgan_strong')); print(e.schedule.num_steps, e.protocol.name)"
     )
     lines = run(code, path=built, cwd=tmp_path).stdout.splitlines()
-    assert lines == [str(built / "hamgan" / "configs" / "hamgan_strong.gin"), "1000 paper"]
+    assert lines == [str(built / "hamgan" / "configs" / "hamgan_strong.gin"), "1500 paper"]
 
 
 def test_the_page_comes_with_an_installation(built):

@@ -90,5 +90,5 @@ def test_words_of_a_protocol_decide_nothing():
 
 def test_a_run_without_records_has_no_history(tmp_path):
     found = History(Folder(tmp_path).metrics)
-    assert found.evaluated_steps() == set() and found.scores("fid") == {}
+    assert found.of_kind("evaluation") == [] and found.scores("fid") == {}
     assert found.steps_to_keep("fid", 1) == set()

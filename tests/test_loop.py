@@ -515,7 +515,7 @@ def test_only_fids_of_one_protocol_are_compared(tmp_path):
     assert log.history().best_steps("fid", 2) == [3, 4]
     log.write({"kind": "event", "step": 4, "event": "rolled back", "to": 2})
     assert log.history().best_steps("fid", 2) == [2]
-    assert log.history().evaluated_steps() == {1, 2}
+    assert {record["step"] for record in log.history().of_kind("evaluation")} == {1, 2}
 
 
 def test_fid_far_above_the_best_is_flagged(tmp_path):

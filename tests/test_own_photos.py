@@ -101,7 +101,7 @@ def test_other_configurations_take_facts_and_keep_their_length(data_dir):
     experiment, _ = load(data_dir, files=("digits",))
     dataset = experiment.dataset(data_dir=data_dir)
     assert (dataset.name, dataset.num_classes) == ("photos_32", 3)
-    assert experiment.schedule.num_steps == 1000
+    assert experiment.schedule.num_steps == 1500
     assert configuration.value_of("networks.Generator.width") == 4
     assert "_OF_DATA" not in gin.config_str()
 

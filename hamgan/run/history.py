@@ -249,10 +249,6 @@ class History:
         """The records of a kind, in the order of writing."""
         return of_kind(self._records, kind)
 
-    def evaluated_steps(self) -> set[int]:
-        """The steps that have an evaluation."""
-        return {record["step"] for record in self.of_kind("evaluation")}
-
     def _by_protocol(self, score: str) -> list[dict[int, float]]:
         """[{step: number}], one for each protocol, that of the newest record last."""
         protocols: dict[Any, list[Record]] = {}

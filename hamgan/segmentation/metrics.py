@@ -1,7 +1,7 @@
 """Scores of segmentations from one table of counts: NumPy, no TensorFlow.
 
 The table has a row for each true class and a column for each predicted one. HamNet's scores and
-MMSegmentation's are the same functions of it; the latter rounds percentages to two decimals.
+MMSegmentation's are the same functions of it.
 """
 
 import dataclasses
@@ -65,15 +65,6 @@ class Scores:
     mean_accuracy: float
     weighted_iou: float
     mean_iou: float
-
-    def percentages(self) -> dict[str, float]:
-        """As MMSegmentation reports: {'aAcc', 'mIoU', 'mAcc'} in percent, two decimals."""
-        values = {
-            "aAcc": self.pixel_accuracy,
-            "mIoU": self.mean_iou,
-            "mAcc": self.mean_accuracy,
-        }
-        return {name: float(np.round(100 * value, 2)) for name, value in values.items()}
 
 
 def scores(table: np.ndarray) -> Scores:
