@@ -3,7 +3,7 @@ and the report.
 
     python scripts/evaluate.py --model_dir=runs/digits --data_dir=data
     python scripts/evaluate.py --model_dir=runs/digits --data_dir=data \\
-        --checkpoint=ckpt-400 --checkpoint=ckpt-800
+        --checkpoint=ckpt-300 --checkpoint=ckpt-600
     python scripts/evaluate.py --model_dir=runs/digits --data_dir=data --repeats=3
     python scripts/evaluate.py --model_dir=runs/digits --data_dir=data --watch
 

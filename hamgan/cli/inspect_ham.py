@@ -2,7 +2,7 @@
 before and after.
 
     python scripts/inspect_ham.py --model_dir=runs/digits
-    python scripts/inspect_ham.py --model_dir=runs/digits --checkpoint=ckpt-400 \\
+    python scripts/inspect_ham.py --model_dir=runs/digits --checkpoint=ckpt-300 \\
         --network=discriminator
     python scripts/inspect_ham.py --model_dir=runs/digits --data_dir=data \\
         --network=discriminator --images=real
