@@ -8,7 +8,7 @@ import re
 import pytest
 
 from hamgan.benchmarks import around, measure, step
-from hamgan.cli import benchmark_around
+from hamgan.cli import benchmark_steps
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 CASES = [step.Case("full"), step.Case("digits", batch_size=10)]
@@ -74,8 +74,8 @@ def test_starts_are_medians(monkeypatch):
 def test_numbers_are_refused():
     given = {"sizes": ["digits"], "networks": ["none"], "precisions": ["float32"]}
     with pytest.raises(ValueError, match="--batch_sizes must be whole numbers .* got '0'"):
-        benchmark_around.cases_of(**given, batch_sizes=["0"])
-    (case,) = benchmark_around.cases_of(**given, batch_sizes=["4"], microbatches=["2"])
+        benchmark_steps.cases_of(**given, batch_sizes=["0"])
+    (case,) = benchmark_steps.cases_of(**given, batch_sizes=["4"], microbatches=["2"])
     assert (case.images, case.microbatches, case.module) == (4, 2, "none")
 
 

@@ -33,7 +33,6 @@ def help_seconds(command):
       measure.ChildError: there is no such command, or it has no help.
     """
     program = f"from hamgan.cli import commands; commands.{command}()"
-    path = os.pathsep.join(filter(None, [measure.PACKAGE_FOLDER, os.environ.get("PYTHONPATH")]))
     outputs = []
 
     def call():
@@ -42,7 +41,7 @@ def help_seconds(command):
                 [sys.executable, "-c", program, "--help"],
                 capture_output=True,
                 text=True,
-                env={**os.environ, "PYTHONPATH": path},
+                env=measure.child_environment(),
                 check=False,
             )
         )
@@ -67,24 +66,22 @@ def start_job(*, case, accelerator, launched):
 
 
 def measure_start(cases, *, repeats=3, accelerator="auto", run=measure.in_child):
-    """Returns:
-    ({command: seconds of --help}, a dictionary per case: its 'title' and what `start_job` yields),
-    each the median of `repeats`.
+    """Measures how long commands and networks take to start, each `repeats` times.
+
+    Returns:
+      ({command: seconds of --help}, a dictionary per case: its 'title' and what `start_job`
+      yields), medians.
     """
     helps = {
         command: statistics.median(help_seconds(command) for _ in range(repeats))
-        for command in COMMANDS
+        for command in measure.progress_bar(COMMANDS, desc="--help", unit="command")
     }
     rows = []
     for case in cases:
         found = collections.defaultdict(list)
-        for _ in range(repeats):
-            given = {
-                "case": dataclasses.asdict(case),
-                "accelerator": accelerator,
-                "launched": time.time(),
-            }
-            (record,) = run(start_job, given)
+        for _ in measure.progress_bar(range(repeats), desc=f"start of {case}", unit="start"):
+            on = {"accelerator": accelerator, "launched": time.time()}
+            (record,) = run(start_job, {"case": dataclasses.asdict(case), **on})
             for name, seconds in record.items():
                 found[name].append(seconds)
         medians = {name: statistics.median(seconds) for name, seconds in found.items()}
@@ -127,13 +124,17 @@ def sample_job(*, cases, repeats, accelerator):
 
 
 def measure_samples(cases, *, repeats=5, accelerator="auto", run=measure.in_child):
-    """Returns a dictionary per case: 'title', 'seconds' of a batch (the median),
-    'images_per_second', 'protocol_seconds' of the 50,000 images of a FID; or 'title' and 'error'.
+    """Measures how fast generators draw.
+
+    Returns:
+      A dictionary per case: 'title', 'seconds' of a batch (the median), 'images_per_second',
+      'protocol_seconds' of the 50,000 images of a FID; or 'title' and 'error'.
     """
     plain = [dataclasses.asdict(case) for case in cases]
     found, errors = collections.defaultdict(list), {}
     given = {"cases": plain, "repeats": repeats, "accelerator": accelerator}
-    for record in run(sample_job, given):
+    records = run(sample_job, given)
+    for record in measure.progress_bar(records, total=len(cases) * repeats, desc="sample"):
         if "error" in record:
             errors[record["case"]] = record["error"]
         else:
@@ -210,11 +211,14 @@ def overhead_job(*, case, repeats, accelerator):
 
 
 def measure_overhead(cases, *, repeats=3, accelerator="auto", run=measure.in_child):
-    """Returns a dictionary per case: 'title', what `overhead_job` yields, and 'shares'
-    {'checkpoint', 'grid': of the time, at `PERIODS`}.
+    """Measures what a run does beside its steps.
+
+    Returns:
+      A dictionary per case: 'title', what `overhead_job` yields, and 'shares' {'checkpoint',
+      'grid': of the time, at `PERIODS`}.
     """
     rows = []
-    for case in cases:
+    for case in measure.progress_bar(cases, desc="overhead", unit="case"):
         given = {"case": dataclasses.asdict(case), "repeats": repeats, "accelerator": accelerator}
         (found,) = run(overhead_job, given)
         shares = {

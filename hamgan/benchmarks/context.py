@@ -10,11 +10,9 @@ import functools
 import os
 import platform
 import statistics
-import sys
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from hamgan import distribution
 from hamgan.benchmarks import measure
@@ -297,13 +295,11 @@ def measure_cases(
     plain = [case.as_json() for case in cases]
     rows = [_empty_row(case) for case in cases]
     on = {"accelerator": accelerator, "jit": jit}
-    bar = tqdm(
+    bar = measure.progress_bar(
         total=len(cases) * (1 + len(memory_modes) + len(time_modes) * (1 + repeats)),
         desc=title,
         unit="",
         disable=not progress,
-        mininterval=0.5 if sys.stderr.isatty() else 15,
-        dynamic_ncols=True,
         bar_format=(
             "{desc}: {percentage:3.0f}% {bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
         ),

@@ -9,7 +9,6 @@ import dataclasses
 import itertools
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -300,12 +299,8 @@ def measure_arrangements(
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         made = make_photographs(folder, count=count, progress=progress)
-        bar = tqdm(
-            names or list(ARRANGEMENTS),
-            desc="feeding",
-            unit="",
-            disable=not progress,
-            mininterval=0.5 if sys.stderr.isatty() else 15,
+        bar = measure.progress_bar(
+            names or list(ARRANGEMENTS), desc="feeding", unit="", disable=not progress
         )
         for name in bar:
             arrangement = ARRANGEMENTS[name]

@@ -20,13 +20,14 @@ import time
 
 import tensorflow as tf
 from tensorflow.compiler.xla.service import hlo_pb2
+from tqdm import tqdm
 
 # On CPUs the high-water mark of resident memory tells what a computation takes only if memory that
 # was given back is back: TensorFlow's oneDNN allocator keeps it in a pool, and glibc keeps blocks
 # below a threshold that it raises.
 MEMORY_ENVIRONMENT = {"TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
 
-PACKAGE_FOLDER = str(pathlib.Path(__file__).resolve().parent.parent.parent)
+_PACKAGE_FOLDER = str(pathlib.Path(__file__).resolve().parent.parent.parent)
 
 
 # Multiply-adds
@@ -209,11 +210,26 @@ def interleaved_seconds(calls, *, repeats, shortest=0.05):
             yield name, sum(calls[name]() for _ in range(count)) / count
 
 
+# Progress
+
+
+def progress_bar(iterable=None, **settings):
+    """A `tqdm` bar on standard error, which writes less often where that is a file."""
+    interval = 0.5 if sys.stderr.isatty() else 15
+    return tqdm(iterable, mininterval=interval, dynamic_ncols=True, **settings)
+
+
 # Processes
 
 
 class ChildError(RuntimeError):
     """A child process ended before its work was done."""
+
+
+def child_environment(more=None):
+    """The environment of a Python process that finds this package, and `more` {name: value}."""
+    path = os.pathsep.join(filter(None, [_PACKAGE_FOLDER, os.environ.get("PYTHONPATH")]))
+    return {**os.environ, **(more or {}), "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def in_child(job, arguments, *, environment=None, memory_limit=None):
@@ -242,16 +258,10 @@ def in_child(job, arguments, *, environment=None, memory_limit=None):
             "memory_limit": memory_limit,
         }
     )
-    path = os.pathsep.join(filter(None, [PACKAGE_FOLDER, os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", f"from {__name__} import _child; _child()"],
-            env={
-                **os.environ,
-                **(environment or {}),
-                "PYTHONPATH": path,
-                "TF_CPP_MIN_LOG_LEVEL": "3",
-            },
+            env=child_environment(environment),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

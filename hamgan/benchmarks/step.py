@@ -11,12 +11,10 @@ import functools
 import glob
 import os
 import statistics
-import sys
 import tempfile
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from hamgan import arguments, context, distribution, experiment, networks, trainer
 from hamgan.benchmarks import measure
@@ -281,12 +279,10 @@ def measure_steps(cases, *, repeats=5, accelerator="auto", run=measure.in_child,
         {**one, "title": str(case), "images": case.images, "all_seconds": [], "errors": {}}
         for one, case in zip(plain, cases, strict=True)
     ]
-    bar = tqdm(
+    bar = measure.progress_bar(
         total=len(cases) * (3 + repeats),
         desc="step",
         disable=not progress,
-        mininterval=0.5 if sys.stderr.isatty() else 15,
-        dynamic_ncols=True,
     )
     with bar:
         for row, one in zip(rows, plain, strict=True):

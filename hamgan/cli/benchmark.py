@@ -52,7 +52,6 @@ Tables go to the terminal, everything to a JSON file of the command's name, with
 context, step and input, in --output.
 """
 
-import dataclasses
 import json
 import os
 import re
@@ -69,10 +68,9 @@ from hamgan.benchmarks import (
     input_report,
     measure,
     step,
-    step_report,
 )
 from hamgan.benchmarks import input as feeding
-from hamgan.cli import benchmark_around, benchmark_segmentation, common, paths
+from hamgan.cli import benchmark_segmentation, benchmark_steps, common, paths
 from hamgan.run import records
 
 FLAGS = flags.FLAGS
@@ -200,11 +198,8 @@ def fid_command(*, width, repeats, output):
 
 def benchmark_input(*, images, batch_size, repeats, output, seconds=3.0, run=measure.in_child):
     """Measures, prints, and writes input.json and input.png into the folder `output`."""
-    (device,) = run(context.device_job, {"accelerator": "cpu", "jit": False})
-    device = {name: device[name] for name in ("device", "cores", "load", "tensorflow")}
-    print(
-        "{device}, {cores} cores, load {load}, TensorFlow {tensorflow}".format(**device), flush=True
-    )
+    device = benchmark_steps.show_device("cpu", run)
+    del device["jit"]
     measured = feeding.measure_arrangements(
         count=images, batch_size=batch_size, repeats=repeats, seconds=seconds, run=run
     )
@@ -224,64 +219,13 @@ def benchmark_input(*, images, batch_size, repeats, output, seconds=3.0, run=mea
     print(f"Written: {path}.json, {path}.png")
 
 
-def benchmark_step(
-    *,
-    sizes,
-    networks,
-    precisions,
-    batch_sizes,
-    microbatches,
-    repeats,
-    accelerator,
-    trace,
-    output,
-    run=measure.in_child,
-):
-    """Measures, prints, and writes step.json and step.png into the folder `output`."""
-    cases = benchmark_around.cases_of(
-        sizes=sizes,
-        networks=networks,
-        precisions=precisions,
-        batch_sizes=batch_sizes,
-        microbatches=microbatches,
-    )
-    device = benchmark_around.show_device(accelerator, run)
-    rates, rows = step.measure_steps(cases, repeats=repeats, accelerator=accelerator, run=run)
-    result = {"kind": "step", **device, "repeats": repeats, "rates": rates, "rows": rows}
-    best = ", ".join(f"{name} {rate / 1e9:.0f} GMACs/s" for name, rate in rates.items())
-    print(f"\nThe machine's rate, the best of product and convolution: {best}")
-    print(f"\n{step_report.step_table(rows)}\n")
-    if trace:
-        traced = {"case": dataclasses.asdict(cases[0]), "accelerator": accelerator}
-        (result["trace"],) = run(step.trace_job, traced)
-        print(f"{cases[0]}\n{step_report.trace_table(result['trace'])}\n")
-    path = os.path.join(output, "step")
-    records.write_whole(path + ".json", json.dumps(result, indent=1).encode())
-    step_report.draw(rows, path + ".png")
-    print(f"Written: {path}.json, {path}.png")
-
-
 # What can be measured: a function and the flags that it takes.
 COMMANDS = {
     "context": (
         context_command,
         ("shape", "modules", "sweeps", "repeats", "accelerator", "jit", "output"),
     ),
-    "step": (
-        benchmark_step,
-        (
-            "sizes",
-            "networks",
-            "precisions",
-            "batch_sizes",
-            "microbatches",
-            "repeats",
-            "accelerator",
-            "trace",
-            "output",
-        ),
-    ),
-    **benchmark_around.COMMANDS,
+    **benchmark_steps.COMMANDS,
     "fid": (fid_command, ("width", "repeats", "output")),
     "input": (benchmark_input, ("images", "batch_size", "repeats", "output")),
     "segmentation": (

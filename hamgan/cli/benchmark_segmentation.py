@@ -7,9 +7,9 @@ import json
 import os
 
 from hamgan import distribution
-from hamgan.benchmarks import context, measure
+from hamgan.benchmarks import measure
 from hamgan.benchmarks import segmentation as costs
-from hamgan.cli import segment_common
+from hamgan.cli import benchmark_steps, segment_common
 from hamgan.run import records
 
 
@@ -48,9 +48,8 @@ def command(
         raise ValueError(
             f"--models must be some of {', '.join(costs.NETWORKS)}; got {', '.join(unknown)}."
         )
-    (device,) = run(context.device_job, {"accelerator": accelerator, "jit": False})
-    device = {key: device[key] for key in ("device", "cores", "load", "tensorflow")}
-    print("{device}, {cores} cores, load {load}, TensorFlow {tensorflow}".format(**device))
+    device = benchmark_steps.show_device(accelerator, run)
+    del device["jit"]
     settings = dict(size=size, step_images=step_images, repeats=repeats)
     result = {"kind": "segmentation", **settings, **device, "rows": []}
     path = os.path.join(output, "segmentation.json")

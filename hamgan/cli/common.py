@@ -205,11 +205,3 @@ def _as_called(text):
         r"hamgan-\1",
         text,
     )
-
-
-def whole_numbers(name, texts):
-    """The numbers of a flag's list, each at least 1."""
-    for text in texts or ():
-        if not re.fullmatch(r"[1-9]\d*", text):
-            raise ValueError(f"--{name} must be whole numbers from 1 on, got {text!r}.")
-    return [int(text) for text in texts or ()]

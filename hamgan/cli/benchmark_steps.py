@@ -1,15 +1,24 @@
-"""`benchmark.py start`, `sample` and `overhead`."""
+"""`benchmark.py step`, and of what is around it `start`, `sample` and `overhead`."""
 
+import dataclasses
 import functools
 import itertools
 import json
 import os
+import re
 
-from hamgan.benchmarks import around, context, measure, step
-from hamgan.cli import common
+from hamgan.benchmarks import around, context, measure, step, step_report
 from hamgan.run import records
 
 FLAGS = ("sizes", "networks", "precisions", "batch_sizes", "repeats", "accelerator", "output")
+
+
+def whole_numbers(name, texts):
+    """The numbers of a flag's list, each at least 1."""
+    for text in texts or ():
+        if not re.fullmatch(r"[1-9]\d*", text):
+            raise ValueError(f"--{name} must be whole numbers from 1 on, got {text!r}.")
+    return [int(text) for text in texts or ()]
 
 
 def cases_of(*, sizes, networks, precisions, batch_sizes, microbatches=("1",)):
@@ -26,8 +35,8 @@ def cases_of(*, sizes, networks, precisions, batch_sizes, microbatches=("1",)):
             sizes,
             networks,
             precisions,
-            common.whole_numbers("batch_sizes", batch_sizes) or [None],
-            common.whole_numbers("microbatches", microbatches),
+            whole_numbers("batch_sizes", batch_sizes) or [None],
+            whole_numbers("microbatches", microbatches),
         )
     ]
 
@@ -39,6 +48,25 @@ def show_device(accelerator, run=measure.in_child):
         "{device}, {cores} cores, load {load}, TensorFlow {tensorflow}".format(**device), flush=True
     )
     return device
+
+
+def benchmark_step(*, repeats, accelerator, trace, output, run=measure.in_child, **chosen):
+    """Measures, prints, and writes step.json and step.png into the folder `output`."""
+    cases = cases_of(**chosen)
+    device = show_device(accelerator, run)
+    rates, rows = step.measure_steps(cases, repeats=repeats, accelerator=accelerator, run=run)
+    result = {"kind": "step", **device, "repeats": repeats, "rates": rates, "rows": rows}
+    best = ", ".join(f"{name} {rate / 1e9:.0f} GMACs/s" for name, rate in rates.items())
+    print(f"\nThe machine's rate, the best of product and convolution: {best}")
+    print(f"\n{step_report.step_table(rows)}\n")
+    if trace:
+        traced = {"case": dataclasses.asdict(cases[0]), "accelerator": accelerator}
+        (result["trace"],) = run(step.trace_job, traced)
+        print(f"{cases[0]}\n{step_report.trace_table(result['trace'])}\n")
+    path = os.path.join(output, "step")
+    records.write_whole(path + ".json", json.dumps(result, indent=1).encode())
+    step_report.draw(rows, path + ".png")
+    print(f"Written: {path}.json, {path}.png")
 
 
 def _command(kind, *, repeats, accelerator, output, run=measure.in_child, **chosen):
@@ -61,5 +89,8 @@ def _command(kind, *, repeats, accelerator, output, run=measure.in_child, **chos
 
 
 COMMANDS = {
-    kind: (functools.partial(_command, kind), FLAGS) for kind in ("start", "sample", "overhead")
+    "step": (benchmark_step, (*FLAGS, "microbatches", "trace")),
+    **{
+        kind: (functools.partial(_command, kind), FLAGS) for kind in ("start", "sample", "overhead")
+    },
 }
