@@ -247,6 +247,48 @@ def _multi_host_strategy(accelerator: str) -> tf.distribute.Strategy:
         ) from error
 
 
+# What TensorFlow's errors say when another host is gone, whatever their class is: the coordination
+# service misses its heartbeats, or the connection to it breaks.
+_GONE = re.compile(r"Collective ops is aborted|CoordinationService|remote target /job:")
+
+
+class HostLost(RuntimeError):
+    """Another host of the cluster has ended, or can't be reached any more."""
+
+
+@contextlib.contextmanager
+def naming_lost_hosts(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Says in one line which of the other hosts is gone; TensorFlow notices it by itself.
+
+    Raises:
+      HostLost: instead of TensorFlow's error.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if num_hosts(strategy) == 1 or not _GONE.search(error.message):
+            raise
+        raise HostLost(_lost_in_words(error.message)) from error
+
+
+def _lost_in_words(message: str) -> str:
+    hosts, this = _tf_config()
+    # The message may have come by way of other hosts, which it names before the one that is gone.
+    # One that lists those without heartbeats means all of its list.
+    _, listed, rest = message.rpartition("unhealthy")
+    named = re.findall(r"/job:(\w+)(?:/replica:\d+)?/task:(\d+)", rest)
+    named = [(job, int(index)) for job, index in (named if listed else named[-1:])]
+    # The first host listens for heartbeats; where it is gone, only that service may be named.
+    lost = [host for host in hosts if host in named] or [next(iter(hosts))]
+    words = [f"{job} {index} at {hosts[job, index]}" for job, index in lost if (job, index) != this]
+    return (
+        f"Lost: {', '.join(words) or 'another host'}. It has ended (its own output says why) or "
+        "can't be reached, and this host can't go on alone. Nothing that was saved is lost: end "
+        "what still runs and start the same command on every host again; it goes on from the "
+        "newest checkpoint."
+    )
+
+
 def per_replica_batch_size(batch_size: int, num_replicas: int) -> int:
     """The share of one replica in a global batch.
 

@@ -84,6 +84,7 @@ def train(
       lock.Lost: another process took it over.
       Collapse: training has collapsed, with `schedule.on_collapse = stop`.
       checkpoints.NotSaved: the first or the last checkpoint couldn't be written.
+      distribution.HostLost: another host of the cluster is gone.
     """
     model_dir = checkpoints.whole_path(model_dir)
     writes = distribution.is_chief(trainer.strategy)
@@ -106,11 +107,8 @@ def train(
             status=status,
             sinks=sinks,
         )
-        with run.bar:
-            try:
-                run.train()
-            finally:
-                run.profile.end()
+        with run.bar, run.profile, distribution.naming_lost_hosts(trainer.strategy):
+            run.train()
     return Ended(run.path, run.stopped)
 
 

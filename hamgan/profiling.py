@@ -4,7 +4,7 @@ import tensorflow as tf
 
 
 class Profile:
-    """Starts and ends the profile where its steps begin and end.
+    """Starts and ends the profile where its steps begin and end, or where its context is left.
 
     Args:
       steps: (start, stop), steps between which it is written; None: nowhere.
@@ -20,6 +20,12 @@ class Profile:
         self._announce = announce
         self._step = 0
         self._runs = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.end()
 
     def follow(self, step):
         """Training is at this step now."""

@@ -50,8 +50,18 @@ class Discriminator(keras.Model):
         return self.dense(tf.reshape(images, [-1, IMAGE_SIZE**2 * 3]), training=training)
 
 
-def train(model_dir, num_steps, *, devices=1, tf_config=None, save_every=1, epsilon=1e-8):
-    """Trains until `num_steps` on `devices` logical CPUs, or on the hosts of `tf_config`."""
+def train(model_dir, num_steps, *, lost=None, **settings):
+    """Trains until `num_steps`; writes into the file `lost` which of the other hosts was lost."""
+    try:
+        _train(model_dir, num_steps, **settings)
+    except distribution.HostLost as error:
+        if lost:
+            pathlib.Path(lost).write_text(str(error))
+        raise
+
+
+def _train(model_dir, num_steps, *, devices=1, tf_config=None, save_every=1, epsilon=1e-8):
+    """Trains on `devices` logical CPUs, or on the hosts of `tf_config`."""
     os.environ.pop("TF_CONFIG", None)
     if tf_config:
         os.environ["TF_CONFIG"] = json.dumps(tf_config)

@@ -1,3 +1,5 @@
+import re
+
 import helpers
 import numpy as np
 import pytest
@@ -160,3 +162,62 @@ def test_tpu_that_is_not_there_is_one_sentence(monkeypatch, error):
     monkeypatch.setenv("TPU_NAME", "mine")
     with pytest.raises(ValueError, match="environment variable TPU_NAME.*--accelerator=cpu"):
         distribution.create_strategy("auto", "mine")
+
+
+FOUR = (
+    '{"cluster": {"chief": ["a:1"], "worker": ["b:2", "c:3", "d:4"]}, '
+    '"task": {"type": "worker", "index": 0}}'
+)
+# As TensorFlow 2.20 has written them when one of four processes was killed or stopped.
+RESET = (
+    "Collective ops is aborted by: recvmsg:Connection reset by peer\nAdditional GRPC error "
+    "information from remote target /job:worker/replica:0/task:1 while calling "
+    "/tensorflow.WorkerService/RecvBuf:\n:UNKNOWN:Error received from peer"
+)
+UNHEALTHY = (
+    "Collective ops is aborted by: Error reported from /job:worker/task:2: The following tasks are "
+    "unhealthy (stopped sending heartbeats):\n/job:worker/replica:0/task:2\nThe tasks have crashed."
+)
+RELAYED = (
+    "Collective ops is aborted by: Additional GRPC error information from remote target "
+    "/job:chief/replica:0/task:0 while calling /tensorflow.WorkerService/RecvBuf: "
+)
+
+
+@pytest.mark.parametrize(
+    "message, lost",
+    [
+        (RESET, "worker 1 at c:3"),
+        (RELAYED + RESET, "worker 1 at c:3"),
+        (UNHEALTHY, "worker 2 at d:4"),
+        (RELAYED + UNHEALTHY, "worker 2 at d:4"),
+        (
+            UNHEALTHY + "\n/job:worker/replica:0/task:1\n",
+            "worker 1 at c:3, worker 2 at d:4",
+        ),
+        (
+            "Collective ops is aborted by: Deadline Exceeded\n\nRPC: "
+            "/tensorflow.CoordinationService/Heartbeat",
+            "chief 0 at a:1",
+        ),
+    ],
+)
+def test_a_lost_host_is_named(monkeypatch, message, lost):
+    monkeypatch.setenv("TF_CONFIG", FOUR)
+    monkeypatch.setattr(distribution, "num_hosts", lambda strategy: 4)
+    with (
+        pytest.raises(distribution.HostLost, match=f"^Lost: {lost}. It has ended.*same command"),
+        distribution.naming_lost_hosts(tf.distribute.get_strategy()),
+    ):
+        raise tf.errors.UnavailableError(None, None, message)
+
+
+@pytest.mark.parametrize("hosts, message", [(4, "The bucket can't be reached."), (1, RESET)])
+def test_other_errors_name_no_host(monkeypatch, hosts, message):
+    monkeypatch.setenv("TF_CONFIG", FOUR)
+    monkeypatch.setattr(distribution, "num_hosts", lambda strategy: hosts)
+    with (
+        pytest.raises(tf.errors.UnavailableError, match=re.escape(message)),
+        distribution.naming_lost_hosts(tf.distribute.get_strategy()),
+    ):
+        raise tf.errors.UnavailableError(None, None, message)

@@ -87,17 +87,20 @@ def test_number_of_replicas_may_change_at_the_same_batch_size(start, tmp_path):
 
 @pytest.mark.slow
 def test_two_hosts_are_one_run_and_survive_the_death_of_one(start, tmp_path):
+    lost = tmp_path / "lost.txt"
+
     def start_both(num_steps):
         return [
-            start(tmp_path / "two", num_steps, tf_config=config, epsilon=1.0)
+            start(tmp_path / "two", num_steps, tf_config=config, epsilon=1.0, lost=lost)
             for config in children.cluster()
         ]
 
     chief, other = start_both(FOREVER)
     wait_for_step(tmp_path / "two", 3, chief, other)
     other.kill()
-    chief.join(300)
-    assert chief.exitcode != 0  # it can't go on alone, and doesn't hang
+    chief.join(60)
+    assert chief.exitcode == 1  # it can't go on alone, and doesn't hang
+    assert lost.read_text().startswith("Lost: worker 1 at localhost:")
     reached = last_step(tmp_path / "two")
     for process in start_both(reached + 3):
         finish(process)

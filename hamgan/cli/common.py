@@ -121,7 +121,13 @@ def run(main):
             logging.set_verbosity(logging.WARNING)
         try:
             main()
-        except (ValueError, FloatingPointError, FileNotFoundError, checkpoints.NotSaved) as error:
+        except (
+            ValueError,
+            FloatingPointError,
+            FileNotFoundError,
+            checkpoints.NotSaved,
+            distribution.HostLost,
+        ) as error:
             logging.debug("Where it happened:", exc_info=True)
             sys.exit(f"\nERROR: {error}")
         except (PermissionError, tf.errors.PermissionDeniedError) as error:
