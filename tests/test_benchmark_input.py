@@ -174,4 +174,5 @@ def test_script_measures_feeding_in_processes_of_their_own(tmp_path):
     assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / "input.json").read_text())["rows"]
     assert [row["name"] for row in rows] == list(feeding.ARRANGEMENTS)
+    assert [row for row in rows if "error" in row] == []
     assert all(row["rate"] > 0 and row["memory"] > 0 for row in rows)

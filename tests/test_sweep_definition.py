@@ -1,5 +1,6 @@
 """What a sweep is, its shipped files, and what they are for machines elsewhere."""
 
+import dataclasses
 import math
 import pathlib
 import statistics
@@ -8,6 +9,7 @@ import subprocess
 import gin
 import pytest
 
+from hamgan.benchmarks import measure
 from hamgan.cli import configuration, launch_tpu, sweep
 from hamgan.sweeps import Axis, Sweep, costs, definition, emit, results, study
 
@@ -307,13 +309,34 @@ def test_every_point_of_a_shipped_sweep_can_be_built(name):
     # ImageNet's others have the digits' settings at sizes that take minutes each. Its networks are
     # made narrow, which leaves the hams' own sizes as they are.
     params = () if name.startswith("digits") else ("WIDTH = 8", "NUM_CLASSES = 10")
-    for values, found in zip(
-        [point.name for point in shipped(name).grid()],
-        facts(name, params=params),
-        strict=True,
-    ):
-        assert "error" not in found, f"{values}: {found['error']}"
-        assert found["parameters"] > 0
+    points = [
+        dataclasses.replace(point, gin_params=(*point.gin_params, *params))
+        for point in shipped(name).grid()
+    ]
+    found = sweep.build(points, replicas=1, data_dir=None, progress=False)
+    assert list(found) == [point.name for point in points]
+    assert all(facts["parameters"] > 0 for facts in found.values())
+
+
+def test_many_points_are_built_by_several_processes(monkeypatch):
+    asked = []
+
+    def in_child(job, arguments, *, environment):
+        assert (job, arguments["replicas"], arguments["data_dir"]) == (sweep.build_job, 2, "there")
+        asked.append(len(arguments["points"]))
+        yield from ({"parameters": params} for _, params in arguments["points"])
+
+    monkeypatch.setattr(measure, "in_child", in_child)
+    points = list(shipped("digits_rank.gin").grid())
+    points = [
+        dataclasses.replace(points[0], gin_params=(f"seed = {number}",), values={"seed": number})
+        for number in range(45)
+    ]
+    found = sweep.build(points, replicas=2, data_dir="there", progress=False)
+    assert [facts["parameters"] for facts in found.values()] == [
+        list(point.gin_params) for point in points
+    ]
+    assert len(asked) == 3 and max(asked) <= 20
 
 
 # Elsewhere
