@@ -100,6 +100,7 @@ def test_jobs_run():
 
 
 def test_help_is_timed():
-    assert 0 < around.help_seconds("doctor") < 60
+    for command in around.COMMANDS:
+        assert 0 < around.help_seconds(command) < 60
     with pytest.raises(measure.ChildError, match="(?s)fries --help: .*has no attribute 'fries'"):
         around.help_seconds("fries")

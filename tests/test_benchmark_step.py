@@ -1,9 +1,13 @@
 """The benchmark of training steps: what is counted, how times are told apart, what is printed."""
 
+import dataclasses
+import json
+
 import pytest
 from PIL import Image
 
 from hamgan.benchmarks import context, measure, step, step_report
+from hamgan.cli import benchmark_steps
 
 
 @pytest.mark.parametrize(
@@ -11,6 +15,10 @@ from hamgan.benchmarks import context, measure, step, step_report
     [
         ({"size": "huge"}, "size must be one of full, digits, got 'huge'"),
         ({"size": "full", "module": "fries"}, "module must be one of none, .*got 'fries'"),
+        (
+            {"size": "full", "devices": 2, "microbatches": 4},
+            "4 microbatches on 2 logical CPUs: 4 images can't be cut into 8 equal parts",
+        ),
     ],
 )
 def test_cases_are_refused_by_name(settings, message):
@@ -72,6 +80,61 @@ def test_rows_of_made_results(tmp_path):
     assert "digits, none, float32, batch 8, time: out of memory" in table
     step_report.draw([first, second], str(tmp_path / "step.png"))
     assert Image.open(tmp_path / "step.png").width > 500
+
+
+def test_other_numbers_of_devices_have_processes_of_their_own():
+    cases = [step.Case("digits", devices=devices) for devices in (1, 2, 1, 4)]
+    asked = []
+
+    def of_job(job, arguments, *, environment=None):
+        if job is not step.time_job:
+            yield {}
+            return
+        (devices,) = {case["devices"] for case in arguments["cases"]}
+        asked.append(devices)
+        for index in range(len(arguments["cases"])):
+            yield {"case": index}
+            yield {"case": index, "seconds": 10.0 * devices + index}
+
+    _, rows = step.measure_steps(cases, run=of_job, progress=False)
+    assert asked == [1, 2, 4]
+    assert [row["seconds"] for row in rows] == [10, 20, 11, 40]
+
+
+def test_scaling_varies_one_number_at_a_time():
+    chosen = dict(sizes=["digits"], networks=["none"], precisions=["float32"])
+    cases = benchmark_steps.scaling_cases(
+        **chosen, batch_sizes=None, microbatches=None, devices=["1", "2", "4"]
+    )
+    assert [(case.images, case.microbatches, case.devices) for case in cases] == [
+        (64, 1, 1),
+        (32, 1, 1),
+        (128, 1, 1),
+        (64, 2, 1),
+        (64, 4, 1),
+        (64, 1, 2),
+        (64, 1, 4),
+    ]
+    with pytest.raises(ValueError, match="--devices must be whole numbers from 1 on, got '0'"):
+        benchmark_steps.scaling_cases(
+            **chosen, batch_sizes=["8"], microbatches=["1"], devices=["0"]
+        )
+
+
+@pytest.mark.slow
+def test_a_step_on_logical_cpus_is_measured(monkeypatch, tmp_path):
+    case = step.Case("digits", module="none", batch_size=8, devices=2)
+    monkeypatch.setattr(benchmark_steps, "scaling_cases", lambda: [case])
+    benchmark_steps.benchmark_scaling(repeats=1, output=str(tmp_path))
+    (row,) = json.loads((tmp_path / "scaling.json").read_text())["rows"]
+    assert (row["devices"], row["images"], row["errors"]) == (2, 8, {})
+    assert row["seconds"] > 0 and row["memory"] > 10**7
+    # Each computes its own images.
+    (one,) = context.in_process(
+        step.count_job, {"case": {**dataclasses.asdict(case), "devices": 1}}
+    )
+    assert row["macs"] == pytest.approx(one["macs"], rel=0.2)
+    assert Image.open(tmp_path / "scaling.png").width > 500
 
 
 @pytest.mark.slow

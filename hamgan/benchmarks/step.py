@@ -51,6 +51,7 @@ class Case:
       precision: a Keras dtype policy.
       batch_size: images a step; None: that of the size.
       microbatches: parts that a batch is computed in.
+      devices: logical CPUs that share a batch; None: what the accelerator has.
     """
 
     size: str
@@ -58,6 +59,7 @@ class Case:
     precision: str = "float32"
     batch_size: int | None = None
     microbatches: int = 1
+    devices: int | None = None
 
     def __post_init__(self):
         for name, known in (
@@ -69,6 +71,9 @@ class Case:
                 raise ValueError(
                     f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}."
                 )
+        parts = (self.devices or 1) * self.microbatches
+        if self.images % parts:
+            raise ValueError(f"{self}: {self.images} images can't be cut into {parts} equal parts.")
 
     @property
     def images(self):
@@ -90,6 +95,7 @@ class Case:
 
     def __str__(self):
         more = f", {self.microbatches} microbatches" if self.microbatches > 1 else ""
+        more += f" on {self.devices} logical CPUs" if (self.devices or 1) > 1 else ""
         return f"{self.size}, {self.module}, {self.precision}, batch {self.images}{more}"
 
 
@@ -121,13 +127,25 @@ class Subject:
         return self.trainer.train_steps(self._batches, num_steps)
 
 
+def create_strategy(accelerator, devices=None):
+    """The strategy of an accelerator, or of so many logical CPUs."""
+    if not devices:
+        return distribution.create_strategy(accelerator)
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * devices,
+    )
+    return distribution.create_strategy("cpu")
+
+
 def count_job(*, case):
     """Yields {"macs": multiply-adds of a step in the form that is chosen for this machine,
     "parameters": of both networks}.
     """
-    # The parts of a batch, rounds of a loop, are counted by one of them: forms depend on its size.
-    parts = case.get("microbatches", 1)
-    part = {"microbatches": 1, "batch_size": Case(**case).images // parts}
+    # The parts of a batch, on devices or rounds of a loop, are counted by one of them: forms depend
+    # on its size.
+    parts = case.get("microbatches", 1) * (case.get("devices") or 1)
+    part = {"microbatches": 1, "devices": None, "batch_size": Case(**case).images // parts}
     made = Case(**{**case, **part}).experiment()
     lowered = program.lower(made, replicas=1, device=None)
     built = program.build(made, replicas=1)
@@ -145,7 +163,7 @@ def memory_job(*, case, accelerator, steps=3):
     """Yields {"bytes": what the process holds at its peak, networks and optimizers included, beyond
     TensorFlow itself; None where it can't be told}.
     """
-    strategy = distribution.create_strategy(accelerator)
+    strategy = create_strategy(accelerator, case.get("devices"))
     device = strategy.extended.worker_devices[0]
 
     def run():
@@ -159,13 +177,13 @@ def memory_job(*, case, accelerator, steps=3):
 
 def time_job(*, cases, repeats, accelerator):
     """Times steps in rounds (see `measure.interleaved_seconds`), and the machine's own rate in the
-    same rounds.
+    same rounds. All of them are on as many devices as the first.
 
     Yields:
       {"case": index, "seconds": number}, {"case": index, "error": text}, {"case": index} before its
       first call; of the machine's rate {"rate": precision, "macs": multiply-adds a second}.
     """
-    strategy = distribution.create_strategy(accelerator)
+    strategy = create_strategy(accelerator, cases[0].get("devices"))
     calls = {}
     for index, case in enumerate(cases):
         subject = functools.cache(functools.partial(Subject, Case(**case), strategy=strategy))
@@ -210,7 +228,8 @@ def trace_job(*, case, accelerator, steps=3):
     """Yields [{"operation", "seconds": self time a step over all threads, "calls": a step}], the
     longest first.
     """
-    subject = Subject(Case(**case), strategy=distribution.create_strategy(accelerator))
+    strategy = create_strategy(accelerator, case.get("devices"))
+    subject = Subject(Case(**case), strategy=strategy)
     subject.run()
     subject.run()
     with tempfile.TemporaryDirectory() as folder:
@@ -259,7 +278,8 @@ def _own_times(events):
 
 
 def measure_steps(cases, *, repeats=5, accelerator="auto", run=measure.in_child, progress=True):
-    """Measures steps side by side. What fails for one of them leaves the others be.
+    """Measures steps side by side, those on other numbers of logical CPUs after each other. What
+    fails for one of them leaves the others be.
 
     Args:
       cases: list of `Case`.
@@ -292,15 +312,24 @@ def measure_steps(cases, *, repeats=5, accelerator="auto", run=measure.in_child,
             _one(row, "memory", memory_job, on, measure.MEMORY_ENVIRONMENT, run)
             bar.update()
         rates = collections.defaultdict(list)
-        job = {"cases": plain, "repeats": repeats, "accelerator": accelerator}
-        for record in run(time_job, job):
-            if "rate" in record:
-                rates[record["rate"]].append(record["macs"])
-            elif "error" in record:
-                rows[record["case"]]["errors"]["time"] = record["error"]
-            else:
+        # A process has its number of devices for life, so those of another number come after.
+        for devices in dict.fromkeys(case.devices for case in cases):
+            of_devices = [row for row in rows if row["devices"] == devices]
+            job = {
+                "cases": [one for one in plain if one["devices"] == devices],
+                "repeats": repeats,
+                "accelerator": accelerator,
+            }
+            for record in run(time_job, job):
+                if "rate" in record:
+                    rates[record["rate"]].append(record["macs"])
+                    continue
+                row = of_devices[record["case"]]
+                if "error" in record:
+                    row["errors"]["time"] = record["error"]
+                    continue
                 if "seconds" in record:
-                    rows[record["case"]]["all_seconds"].append(record["seconds"])
+                    row["all_seconds"].append(record["seconds"])
                 bar.update()
     best = {precision: max(found) for precision, found in rates.items()}
     for row in rows:

@@ -7,6 +7,7 @@
     python scripts/benchmark.py step --sizes=full,digits --precisions=float32,mixed_bfloat16
     python scripts/benchmark.py step --sizes=digits --networks=none,hamburger,self_attention --trace
     python scripts/benchmark.py step --sizes=digits --batch_sizes=16,64 --microbatches=1,4
+    python scripts/benchmark.py scaling --sizes=digits --devices=1,2,4
     python scripts/benchmark.py start --sizes=digits,full
     python scripts/benchmark.py sample --sizes=full --batch_sizes=16,64
     python scripts/benchmark.py overhead --sizes=digits
@@ -24,6 +25,9 @@ multiply-adds that the chosen forms need, counted in the program that XLA compil
 against the best of a product of matrices and a plain convolution in the same rounds; peak memory of
 a process that builds, compiles and trains. --trace: the operations of the first one that take
 longest, by self time.
+
+scaling: the same, one number varied at a time: logical CPUs that share the batch (each number in a
+process of its own, one after the other), images a step, microbatches.
 
 start: from the command to the first and the second step, in a process of its own each time; and
 how long --help of the commands takes.
@@ -49,7 +53,7 @@ image and of a training step of --step_images, each network in a process of its 
     python scripts/benchmark.py segmentation --models=light_ham_tiny,light_ham_base --repeats=3
 
 Tables go to the terminal, everything to a JSON file of the command's name, with a picture of
-context, step and input, in --output.
+context, step, scaling and input, in --output.
 """
 
 import json
@@ -271,7 +275,10 @@ def define_flags():
     flags.DEFINE_list(
         "batch_sizes", None, "step and around it: images a step; default: the size's own."
     )
-    flags.DEFINE_list("microbatches", ["1"], "step: parts that a batch is computed in.")
+    flags.DEFINE_list(
+        "microbatches", None, "step, scaling: parts that a batch is computed in; default: 1; 2,4."
+    )
+    flags.DEFINE_list("devices", ["1", "2", "4"], "scaling: logical CPUs that share a batch.")
     flags.DEFINE_bool("trace", False, "step: where the first one's time goes.")
     flags.DEFINE_integer("width", 2048, "fid: number of features.", lower_bound=2)
     flags.DEFINE_enum("accelerator", "auto", distribution.ACCELERATORS, "What to compute on.")

@@ -1,4 +1,4 @@
-"""`benchmark.py step`, and of what is around it `start`, `sample` and `overhead`."""
+"""`benchmark.py step` and `scaling`, and of what is around a step `start`, `sample`, `overhead`."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ def whole_numbers(name, texts):
     return [int(text) for text in texts or ()]
 
 
-def cases_of(*, sizes, networks, precisions, batch_sizes, microbatches=("1",)):
+def cases_of(*, sizes, networks, precisions, batch_sizes, microbatches=None):
     """The `step.Case`s of flags, every combination."""
     return [
         step.Case(
@@ -36,9 +36,34 @@ def cases_of(*, sizes, networks, precisions, batch_sizes, microbatches=("1",)):
             networks,
             precisions,
             whole_numbers("batch_sizes", batch_sizes) or [None],
-            whole_numbers("microbatches", microbatches),
+            whole_numbers("microbatches", microbatches) or [1],
         )
     ]
+
+
+def scaling_cases(*, sizes, networks, precisions, batch_sizes, microbatches, devices):
+    """The `step.Case`s of flags, one number varied at a time; defaults: half and double the size's
+    batch, 2 and 4 microbatches and logical CPUs.
+    """
+    found = {}
+    for first in cases_of(sizes=sizes, networks=networks, precisions=precisions, batch_sizes=None):
+        first = dataclasses.replace(first, devices=1)
+        images = first.images
+        varied = {
+            "batch_size": whole_numbers("batch_sizes", batch_sizes) or [images // 2, 2 * images],
+            "microbatches": whole_numbers("microbatches", microbatches) or [2, 4],
+            "devices": whole_numbers("devices", devices),
+        }
+        for case in (
+            first,
+            *(
+                dataclasses.replace(first, **{name: number})
+                for name, numbers in varied.items()
+                for number in numbers
+            ),
+        ):
+            found[str(case)] = case  # each once
+    return list(found.values())
 
 
 def show_device(accelerator, run=measure.in_child):
@@ -53,9 +78,20 @@ def show_device(accelerator, run=measure.in_child):
 def benchmark_step(*, repeats, accelerator, trace, output, run=measure.in_child, **chosen):
     """Measures, prints, and writes step.json and step.png into the folder `output`."""
     cases = cases_of(**chosen)
+    how = {"repeats": repeats, "accelerator": accelerator, "output": output, "run": run}
+    _steps("step", cases, trace=trace, **how)
+
+
+def benchmark_scaling(*, repeats, output, run=measure.in_child, **chosen):
+    """As `benchmark_step`, of `scaling_cases`; scaling.json and scaling.png."""
+    cases = scaling_cases(**chosen)
+    _steps("scaling", cases, repeats=repeats, accelerator="cpu", output=output, run=run)
+
+
+def _steps(kind, cases, *, repeats, accelerator, output, run, trace=False):
     device = show_device(accelerator, run)
     rates, rows = step.measure_steps(cases, repeats=repeats, accelerator=accelerator, run=run)
-    result = {"kind": "step", **device, "repeats": repeats, "rates": rates, "rows": rows}
+    result = {"kind": kind, **device, "repeats": repeats, "rates": rates, "rows": rows}
     best = ", ".join(f"{name} {rate / 1e9:.0f} GMACs/s" for name, rate in rates.items())
     print(f"\nThe machine's rate, the best of product and convolution: {best}")
     print(f"\n{step_report.step_table(rows)}\n")
@@ -63,7 +99,7 @@ def benchmark_step(*, repeats, accelerator, trace, output, run=measure.in_child,
         traced = {"case": dataclasses.asdict(cases[0]), "accelerator": accelerator}
         (result["trace"],) = run(step.trace_job, traced)
         print(f"{cases[0]}\n{step_report.trace_table(result['trace'])}\n")
-    path = os.path.join(output, "step")
+    path = os.path.join(output, kind)
     records.write_whole(path + ".json", json.dumps(result, indent=1).encode())
     step_report.draw(rows, path + ".png")
     print(f"Written: {path}.json, {path}.png")
@@ -90,6 +126,10 @@ def _command(kind, *, repeats, accelerator, output, run=measure.in_child, **chos
 
 COMMANDS = {
     "step": (benchmark_step, (*FLAGS, "microbatches", "trace")),
+    "scaling": (
+        benchmark_scaling,
+        (*(name for name in FLAGS if name != "accelerator"), "microbatches", "devices"),
+    ),
     **{
         kind: (functools.partial(_command, kind), FLAGS) for kind in ("start", "sample", "overhead")
     },
