@@ -77,8 +77,11 @@ def convolve_pooled(x, kernel):
     """
     few = _few_positions(x, kernel, 1 / 4)
     if not few and not _boxed(kernel):
-        around = [[0, 0], [1, 1], [1, 1], [0, 0]]  # as "SAME" of even sides
-        return tf.nn.conv2d(x, 0.25 * _spread(kernel), strides=2, padding=around)
+        # Not by explicit padding, whose gradients oneDNN doesn't have: in bfloat16 TensorFlow's own
+        # of one such layer took more than half of the full-size step.
+        even = not any(side is None or side % 2 for side in x.shape[1:3])
+        x, padding = (x, "SAME") if even else (_padded(x), "VALID")
+        return tf.nn.conv2d(x, 0.25 * _spread(kernel), strides=2, padding=padding)
     means = tf.nn.avg_pool2d(_padded(x), 2, 1, "VALID")
     if few:
         return _product(_neighbourhoods(means, stride=2), kernel)

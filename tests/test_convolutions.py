@@ -145,3 +145,17 @@ def test_tpus_have_the_fused_form():
             *(4, 4, 128, 256),
         )
         assert "MatMul" not in operations("convolve", *shapes)
+
+
+@pytest.mark.parametrize("shape", [[2, 8, 6, 3], [2, 7, 6, 3], [2, None, None, 3]])
+def test_no_form_has_explicit_padding(shape, form):
+    # TensorFlow has no fast kernels for its gradients.
+    for name in OF_NUMPY:
+        function = tf.function(getattr(convolutions, name), autograph=False)
+        specs = tf.TensorSpec(shape), tf.TensorSpec([3, 3, 3, 5])
+        paddings = {
+            operation.get_attr("padding")
+            for operation in function.get_concrete_function(*specs).graph.get_operations()
+            if "padding" in {attribute for attribute in operation.node_def.attr}
+        }
+        assert b"EXPLICIT" not in paddings
