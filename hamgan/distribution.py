@@ -248,8 +248,11 @@ def _multi_host_strategy(accelerator: str) -> tf.distribute.Strategy:
 
 
 # What TensorFlow's errors say when another host is gone, whatever their class is: the coordination
-# service misses its heartbeats, or the connection to it breaks.
-_GONE = re.compile(r"Collective ops is aborted|CoordinationService|remote target /job:")
+# service misses its heartbeats, or a connection breaks. What hosts that live tell each other (two
+# shapes of one sum, say) aborts collective operations too.
+_GONE = re.compile(
+    r"unhealthy|Heartbeat|Socket closed|Connection (?:reset|refused)|failed to connect|Broken pipe"
+)
 
 
 class HostLost(RuntimeError):
@@ -273,19 +276,25 @@ def naming_lost_hosts(strategy: tf.distribute.Strategy) -> Iterator[None]:
 
 def _lost_in_words(message: str) -> str:
     hosts, this = _tf_config()
-    # The message may have come by way of other hosts, which it names before the one that is gone.
-    # One that lists those without heartbeats means all of its list.
+    # The message may have come by way of other hosts, which are named before the one that is gone,
+    # or after a list of all those without heartbeats.
     _, listed, rest = message.rpartition("unhealthy")
-    named = re.findall(r"/job:(\w+)(?:/replica:\d+)?/task:(\d+)", rest)
-    named = [(job, int(index)) for job, index in (named if listed else named[-1:])]
-    # The first host listens for heartbeats; where it is gone, only that service may be named.
-    lost = [host for host in hosts if host in named] or [next(iter(hosts))]
-    words = [f"{job} {index} at {hosts[job, index]}" for job, index in lost if (job, index) != this]
+    rest = rest.partition("Additional GRPC")[0] if listed else message
+    named = [
+        (job, int(index))
+        for job, index in re.findall(r"/job:(\w+)(?:/replica:\d+)?/task:(\d+)", rest)
+        if (job, int(index)) != this
+    ]
+    # The first host listens for heartbeats; of one that is gone only the service may be named.
+    if not named and "CoordinationService" in message:
+        named = [host for host in list(hosts)[:1] if host != this]
+    lost = [host for host in hosts if host in (named if listed else named[-1:])]
+    words = ", ".join(f"{job} {index} at {hosts[job, index]}" for job, index in lost)
     return (
-        f"Lost: {', '.join(words) or 'another host'}. It has ended (its own output says why) or "
-        "can't be reached, and this host can't go on alone. Nothing that was saved is lost: end "
-        "what still runs and start the same command on every host again; it goes on from the "
-        "newest checkpoint."
+        f"Lost: {words or 'another host'}. It has ended (its own output says why) or can't be "
+        "reached, and this host can't go on alone. Nothing that was saved is lost: end what still "
+        "runs and start the same command on every host again; it goes on from the newest "
+        "checkpoint."
     )
 
 

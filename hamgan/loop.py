@@ -89,7 +89,8 @@ def train(
     model_dir = checkpoints.whole_path(model_dir)
     writes = distribution.is_chief(trainer.strategy)
     alone = lock.writing(model_dir) if writes else contextlib.nullcontext()
-    with alone as held, Interruption() as interruption:
+    hosts = distribution.naming_lost_hosts(trainer.strategy)
+    with alone as held, Interruption() as interruption, hosts:
         run = _Run(
             trainer=trainer,
             dataset=dataset,
@@ -107,7 +108,7 @@ def train(
             status=status,
             sinks=sinks,
         )
-        with run.bar, run.profile, distribution.naming_lost_hosts(trainer.strategy):
+        with run.bar, run.profile:
             run.train()
     return Ended(run.path, run.stopped)
 

@@ -92,13 +92,17 @@ def test_other_numbers_of_devices_have_processes_of_their_own():
             return
         (devices,) = {case["devices"] for case in arguments["cases"]}
         asked.append(devices)
+        if devices == 4:
+            raise measure.ChildError("killed")
         for index in range(len(arguments["cases"])):
             yield {"case": index}
             yield {"case": index, "seconds": 10.0 * devices + index}
 
     _, rows = step.measure_steps(cases, run=of_job, progress=False)
     assert asked == [1, 2, 4]
-    assert [row["seconds"] for row in rows] == [10, 20, 11, 40]
+    assert [row.get("seconds") for row in rows] == [10, 20, 11, None]
+    # One that fails leaves the others be.
+    assert [row["errors"] for row in rows] == [{}, {}, {}, {"time": "killed"}]
 
 
 def test_scaling_varies_one_number_at_a_time():

@@ -156,6 +156,6 @@ def test_no_form_has_explicit_padding(shape, form):
         paddings = {
             operation.get_attr("padding")
             for operation in function.get_concrete_function(*specs).graph.get_operations()
-            if "padding" in {attribute for attribute in operation.node_def.attr}
+            if "padding" in operation.node_def.attr
         }
         assert b"EXPLICIT" not in paddings

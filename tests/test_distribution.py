@@ -189,7 +189,10 @@ RELAYED = (
     [
         (RESET, "worker 1 at c:3"),
         (RELAYED + RESET, "worker 1 at c:3"),
+        (RESET + " Op at device /job:worker/replica:0/task:0/device:CPU:0", "worker 1 at c:3"),
         (UNHEALTHY, "worker 2 at d:4"),
+        (UNHEALTHY + "\n" + RELAYED, "worker 2 at d:4"),
+        ("Collective ops is aborted by: Socket closed", "another host"),
         (RELAYED + UNHEALTHY, "worker 2 at d:4"),
         (
             UNHEALTHY + "\n/job:worker/replica:0/task:1\n",
@@ -212,7 +215,19 @@ def test_a_lost_host_is_named(monkeypatch, message, lost):
         raise tf.errors.UnavailableError(None, None, message)
 
 
-@pytest.mark.parametrize("hosts, message", [(4, "The bucket can't be reached."), (1, RESET)])
+@pytest.mark.parametrize(
+    "hosts, message",
+    [
+        (4, "The bucket can't be reached."),
+        (
+            4,
+            "Collective ops is aborted by: Shape mismatch in the collective instance 100. Op at "
+            "device /job:worker/replica:0/task:1/device:CPU:0 expected shape [2] but another "
+            "member in the group expected shape [3].",
+        ),
+        (1, RESET),
+    ],
+)
 def test_other_errors_name_no_host(monkeypatch, hosts, message):
     monkeypatch.setenv("TF_CONFIG", FOUR)
     monkeypatch.setattr(distribution, "num_hosts", lambda strategy: hosts)

@@ -245,12 +245,12 @@ def test_the_sweep_in_the_documentation_is_one(tmp_path):
         configuration.load_point(gin_files=point.gin_files, gin_params=point.gin_params)
 
 
-def facts(name, *, values=None, params=(), replicas=1):
-    """What the command finds of points before it trains them."""
-    made = shipped(name)
-    points = list(made.grid()) if values is None else [made.point(values)]
-    jobs = [(point.gin_files, [*point.gin_params, *params]) for point in points]
-    return list(sweep.build_job(points=jobs, replicas=replicas, data_dir=None))
+def facts(name, *, values, params=(), replicas=1):
+    """What the command finds of a point before it trains it."""
+    point = shipped(name).point(values)
+    jobs = [(point.gin_files, [*point.gin_params, *params])]
+    (found,) = sweep.build_job(points=jobs, replicas=replicas, data_dir=None)
+    return found
 
 
 def test_a_point_is_counted():
@@ -276,7 +276,7 @@ def test_a_point_is_counted():
 
 @pytest.mark.slow
 def test_the_job_tells_all_that_trials_need():
-    (found,) = facts("digits_dim_rank.gin", values={"dim": 8, "rank": 2})
+    found = facts("digits_dim_rank.gin", values={"dim": 8, "rank": 2})
     assert (found["steps"], found["batch_size"]) == (400, 64)
     assert found["settings"]["G/context.Hamburger.dim"] == "8"
     assert {*results.COST_COLUMNS} <= found.keys() and found["module_memory_bytes"] > 0
@@ -298,7 +298,7 @@ def test_the_job_tells_all_that_trials_need():
     ],
 )
 def test_what_cannot_be_built_is_found(options, message):
-    (found,) = facts("digits_dim_rank.gin", **options)
+    found = facts("digits_dim_rank.gin", **options)
     with pytest.raises(ValueError, match=message):
         raise ValueError(found["error"])
 

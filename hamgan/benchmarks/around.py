@@ -47,7 +47,7 @@ def help_seconds(command):
         )
 
     seconds = measure.seconds(call)
-    if "--help" not in outputs[0].stdout:  # absl's exit status says nothing
+    if "--help" not in outputs[0].stdout:  # one with subcommands lists no flags
         raise measure.ChildError(f"{command} --help: {outputs[0].stderr[-500:]}")
     return seconds
 

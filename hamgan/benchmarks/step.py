@@ -73,7 +73,10 @@ class Case:
                 )
         parts = (self.devices or 1) * self.microbatches
         if self.images % parts:
-            raise ValueError(f"{self}: {self.images} images can't be cut into {parts} equal parts.")
+            raise ValueError(
+                f"{self}: {self.images} images can't be cut into {parts} equal parts. Choose "
+                "another batch size, or fewer microbatches or devices."
+            )
 
     @property
     def images(self):
@@ -320,21 +323,28 @@ def measure_steps(cases, *, repeats=5, accelerator="auto", run=measure.in_child,
                 "repeats": repeats,
                 "accelerator": accelerator,
             }
-            for record in run(time_job, job):
-                if "rate" in record:
-                    rates[record["rate"]].append(record["macs"])
-                    continue
-                row = of_devices[record["case"]]
-                if "error" in record:
-                    row["errors"]["time"] = record["error"]
-                    continue
-                if "seconds" in record:
-                    row["all_seconds"].append(record["seconds"])
-                bar.update()
+            try:
+                for record in run(time_job, job):
+                    _timed(record, of_devices, rates, bar)
+            except measure.ChildError as error:
+                for row in of_devices:
+                    row["errors"].setdefault("time", measure.first_line(error))
     best = {precision: max(found) for precision, found in rates.items()}
     for row in rows:
         _conclude(row, best)
     return best, rows
+
+
+def _timed(record, rows, rates, bar):
+    """Takes what `time_job` yields."""
+    if "rate" in record:
+        rates[record["rate"]].append(record["macs"])
+    elif "error" in record:
+        rows[record["case"]]["errors"]["time"] = record["error"]
+    else:
+        if "seconds" in record:
+            rows[record["case"]]["all_seconds"].append(record["seconds"])
+        bar.update()
 
 
 def _one(row, what, job, given, environment, run):

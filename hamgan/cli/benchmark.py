@@ -27,7 +27,7 @@ a process that builds, compiles and trains. --trace: the operations of the first
 longest, by self time.
 
 scaling: the same, one number varied at a time: logical CPUs that share the batch (each number in a
-process of its own, one after the other), images a step, microbatches.
+process of its own, one after the other, so that they take no turns), images a step, microbatches.
 
 start: from the command to the first and the second step, in a process of its own each time; and
 how long --help of the commands takes.
@@ -273,15 +273,22 @@ def define_flags():
         "precisions", ["float32"], f"step and around it: some of {', '.join(arguments.PRECISIONS)}."
     )
     flags.DEFINE_list(
-        "batch_sizes", None, "step and around it: images a step; default: the size's own."
+        "batch_sizes",
+        None,
+        "step and around it: images a step; default: the size's own, for scaling its half and "
+        "double.",
     )
     flags.DEFINE_list(
-        "microbatches", None, "step, scaling: parts that a batch is computed in; default: 1; 2,4."
+        "microbatches",
+        None,
+        "Parts that a batch is computed in; default: 1 for step, 2,4 for scaling.",
     )
     flags.DEFINE_list("devices", ["1", "2", "4"], "scaling: logical CPUs that share a batch.")
     flags.DEFINE_bool("trace", False, "step: where the first one's time goes.")
     flags.DEFINE_integer("width", 2048, "fid: number of features.", lower_bound=2)
-    flags.DEFINE_enum("accelerator", "auto", distribution.ACCELERATORS, "What to compute on.")
+    flags.DEFINE_enum(
+        "accelerator", "auto", distribution.ACCELERATORS, "What to compute on; scaling: the CPU."
+    )
     flags.DEFINE_bool("jit", None, "context: compile with XLA; default: on TPUs.")
     flags.DEFINE_integer("images", 2_000, "input: how many photographs to make.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 128, "input: images a batch.", lower_bound=1)

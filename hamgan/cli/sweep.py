@@ -34,7 +34,7 @@ FLAGS = flags.FLAGS
 EMITTED = ("sweep", "gin_param", "output_dir", "data_dir", "storage", "accelerator", "workers")
 
 
-# Points are built in a process of its own, which leaves accelerators to the trainings.
+# Points are built in processes of their own, which leaves accelerators to the trainings.
 
 
 def build_job(*, points, replicas, data_dir):
@@ -55,8 +55,8 @@ def build_job(*, points, replicas, data_dir):
             yield {"error": str(error)}
 
 
-# Points that one process builds. XLA keeps what it was given to compile until the process ends: of
-# networks as small as the digits' 65 MB a point.
+# Points that one process builds. XLA keeps what it was given to compile until the process ends: 65
+# MB a point even of the digits' networks.
 _POINTS_OF_A_PROCESS = 20
 
 
