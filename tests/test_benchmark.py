@@ -479,7 +479,7 @@ def test_command_must_be_named():
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode != 0
     assert (
-        "Say what to measure, one of: context, step, start, sample, overhead, fid, input, "
+        "Say what to measure, one of: context, step, scaling, start, sample, overhead, fid, input, "
         "segmentation; got ['contxt']" in result.stdout + result.stderr
     )
     assert "Traceback" not in result.stderr
