@@ -71,16 +71,20 @@ class Case:
                 raise ValueError(
                     f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}."
                 )
-        parts = (self.devices or 1) * self.microbatches
-        if self.images % parts:
+        if self.images % self.parts:
             raise ValueError(
-                f"{self}: {self.images} images can't be cut into {parts} equal parts. Choose "
+                f"{self}: {self.images} images can't be cut into {self.parts} equal parts. Choose "
                 "another batch size, or fewer microbatches or devices."
             )
 
     @property
     def images(self):
         return self.batch_size or SIZES[self.size]["batch_size"]
+
+    @property
+    def parts(self):
+        """Parts that a batch is cut into: for devices, and for the rounds of a loop on each."""
+        return (self.devices or 1) * self.microbatches
 
     def experiment(self):
         """The `Experiment` of this case, of which only networks and trainer are used."""
@@ -145,15 +149,14 @@ def count_job(*, case):
     """Yields {"macs": multiply-adds of a step in the form that is chosen for this machine,
     "parameters": of both networks}.
     """
-    # The parts of a batch, on devices or rounds of a loop, are counted by one of them: forms depend
-    # on its size.
-    parts = case.get("microbatches", 1) * (case.get("devices") or 1)
-    part = {"microbatches": 1, "devices": None, "batch_size": Case(**case).images // parts}
-    made = Case(**{**case, **part}).experiment()
+    whole = Case(**case)
+    # The parts of a batch are counted by one of them: forms depend on its size.
+    part = {"microbatches": 1, "devices": None, "batch_size": whole.images // whole.parts}
+    made = dataclasses.replace(whole, **part).experiment()
     lowered = program.lower(made, replicas=1, device=None)
     built = program.build(made, replicas=1)
     yield {
-        "macs": parts * measure.macs_of_program(lowered.hlo),
+        "macs": whole.parts * measure.macs_of_program(lowered.hlo),
         "parameters": sum(
             int(np.prod(variable.shape))
             for network in (built.generator, built.discriminator)

@@ -43,27 +43,21 @@ def cases_of(*, sizes, networks, precisions, batch_sizes, microbatches=None):
 
 def scaling_cases(*, sizes, networks, precisions, batch_sizes, microbatches, devices):
     """The `step.Case`s of flags, one number varied at a time; defaults: half and double the size's
-    batch, 2 and 4 microbatches and logical CPUs.
+    batch, 2 and 4 microbatches.
     """
-    found = {}
-    for first in cases_of(sizes=sizes, networks=networks, precisions=precisions, batch_sizes=None):
-        first = dataclasses.replace(first, devices=1)
-        images = first.images
+    found = []
+    for case in cases_of(sizes=sizes, networks=networks, precisions=precisions, batch_sizes=None):
+        images = case.images
+        first = dataclasses.replace(case, batch_size=images, devices=1)
         varied = {
             "batch_size": whole_numbers("batch_sizes", batch_sizes) or [images // 2, 2 * images],
             "microbatches": whole_numbers("microbatches", microbatches) or [2, 4],
             "devices": whole_numbers("devices", devices),
         }
-        for case in (
-            first,
-            *(
-                dataclasses.replace(first, **{name: number})
-                for name, numbers in varied.items()
-                for number in numbers
-            ),
-        ):
-            found[str(case)] = case  # each once
-    return list(found.values())
+        found.append(first)
+        for name, numbers in varied.items():
+            found += [dataclasses.replace(first, **{name: number}) for number in numbers]
+    return list(dict.fromkeys(found))  # each once
 
 
 def show_device(accelerator, run=measure.in_child):
