@@ -42,10 +42,10 @@ segment-demo: $(VENV)/installed
 	$(BIN)/python scripts/segment.py evaluate --model_dir=runs/segment_digits --data_dir=$(DATA_DIR)
 
 # 42 trainings, each about two minutes on two quiet cores. HEADS=none,v2_nmf for some of them.
-segment-heads: $(VENV)/installed
+segment-heads: $(VENV)/installed-sweep
 	$(BIN)/python data_prep/segment_digits.py --data_dir=$(DATA_DIR)
-	$(BIN)/python scripts/segment.py heads --data_dir=$(DATA_DIR) $(if $(HEADS),--heads=$(HEADS)) \
-		--gin_param="loop.Schedule.sample_every = 1000" --gin_param="loop.Schedule.evaluate_every = 500"
+	$(BIN)/python scripts/sweep.py --sweep=configs/sweeps/digits_heads.gin --data_dir=$(DATA_DIR) \
+		--output_dir=runs/segment_heads --workers=2
 
 test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest -n 2 -m "not slow"

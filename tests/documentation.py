@@ -80,7 +80,7 @@ def parse(words):
             raise ValueError(f"{words[0]} has parsed its flags {len(parsed)} times, not once.")
         if "sweep" in flags.FLAGS and "output_dir" in flags.FLAGS:
             configuration.load_sweep(flags.FLAGS.sweep, gin_params=flags.FLAGS.gin_param)
-        elif {"gin_file", "gin_param"} <= set(flags.FLAGS) and "heads" not in flags.FLAGS:
+        elif {"gin_file", "gin_param"} <= set(flags.FLAGS):
             if not flags.FLAGS.gin_file:
                 flags.FLAGS.gin_file = [DEFAULT_SEGMENTATION if segments else DEFAULT_GIN_FILE]
             gin.clear_config()

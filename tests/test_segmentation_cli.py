@@ -7,13 +7,12 @@ import subprocess
 import sys
 import tarfile
 
-import gin
 import numpy as np
 import pytest
 from PIL import Image
 
 from data_prep import segment_digits
-from hamgan.cli import segment_heads, segment_predict
+from hamgan.cli import segment_predict
 from hamgan.evaluation import report
 from hamgan.run import records
 from hamgan.run.folder import Folder
@@ -149,34 +148,6 @@ def test_predictions_replace_no_image(tmp_path):
         segment_predict.check_output(deeper, str(tmp_path))
     segment_predict.check_output(images, str(tmp_path / "predicted"))
     segment_predict.check_output({"b": images["b"]}, str(tmp_path))
-
-
-def test_comparison_of_heads_refuses_before_it_trains(tmp_path):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segment_digits, "NUM_SCENES", {"train": 2, "validation": 1})
-        segment_digits.prepare(str(tmp_path))
-    none, attention = (f"configs/segmentation/heads/{name}.gin" for name in ("none", "attention"))
-    for heads, classes, data_dir, message in (
-        ([none], ["1", "sky"], tmp_path, "--classes must be of ground, .*, got sky"),
-        ([none, "gone.gin"], ["1"], tmp_path, "gone.gin"),
-        ([none, attention, none], ["1"], tmp_path, "--heads must be of different names"),
-        ([], ["1"], tmp_path, "at least one"),
-        ([none], ["1"], tmp_path / "elsewhere", "segment_digits"),
-    ):
-        gin.clear_config()
-        with pytest.raises(ValueError, match=message):
-            segment_heads.check(heads, classes, data_dir=str(data_dir), params=[])
-    gin.clear_config()
-    segment_heads.check([none, attention], ["1"], data_dir=str(tmp_path), params=["NUM_STEPS = 3"])
-    gin.clear_config()
-
-
-def test_mean_of_some_classes():
-    record = {"class_iou": {"1": 0.25, "1 with a 0": 0.75, "2": None}}
-    assert segment_heads.iou_of(["1", "1 with a 0"], record) == 0.5
-    assert segment_heads.iou_of(["1", "2"], record) == 0.25
-    with pytest.raises(ValueError, match="must be of 1, 1 with a 0, 2, got 3"):
-        segment_heads.iou_of(["3"], record)
 
 
 def test_report_of_a_segmentation(tmp_path):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from data_prep import digits, digits_features
+from data_prep import digits, digits_features, segment_digits
 from hamgan.run import records
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -84,6 +84,57 @@ def test_a_sweep_of_the_digits(data_dir, tmp_path):
     assert "4 trials: 0 waiting, 0 running, 4 complete" in status and "16 of 16 steps" in status
     changed = command(*flags, "--gin_param=sweeps.Sweep.pruner = 'median'", fails=True)
     assert "pruner = 'median', but None there" in changed and "Traceback" not in changed
+
+
+HEADS = """
+from __gin__ import dynamic_registration
+from hamgan import sweeps
+
+sweeps.Sweep.gin_params = [
+    "NUM_STEPS = 4",
+    "loop.Schedule.steps_per_loop = 2",
+    "loop.Schedule.evaluate_every = 4",
+    "convnet.ConvNet.widths = (4, 4, 4, 4)",
+    "heads.HamNetHead.channels = 8",
+    "training.SegmentationTrainer.batch_size = 2",
+]
+sweeps.Sweep.seeds = [3]
+sweeps.Sweep.objectives = ["mean_iou", "macs"]
+sweeps.Sweep.details = {"ground": ["class_iou/ground"]}
+sweeps.Sweep.axes = [@head/sweeps.Axis()]
+head/sweeps.Axis.name = "head"
+head/sweeps.Axis.choices = {
+    "none": ["configs/segmentation/heads/none.gin"],
+    "attention": ["configs/segmentation/heads/attention.gin"],
+}
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_of_segmentation(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segment_digits, "NUM_SCENES", {"train": 8, "validation": 3})
+        segment_digits.prepare(str(tmp_path / "data"))
+    (tmp_path / "heads.gin").write_text(HEADS)
+    folder = tmp_path / "out"
+    flags = [f"--sweep={tmp_path}/heads.gin", f"--output_dir={folder}"]
+    gone = command(*flags, f"--data_dir={tmp_path}/gone", fails=True)
+    assert "can't be built" in gone and "segment_digits" in gone and "Traceback" not in gone
+    output = command(*flags, f"--data_dir={tmp_path}/data")
+    assert "mIoU mean" in output and "ground" in output
+    lines = {line["head"]: line for line in csv.DictReader((folder / "sweep.csv").open())}
+    assert sorted(lines) == ["attention", "none"]
+    for name, line in lines.items():
+        run = folder / f"head={name},seed=3"
+        newest = records.read(run / "metrics.jsonl", "evaluation")[-1]
+        assert (newest["step"], newest["mean_iou"]) == (4, float(line["mean_iou_mean"]))
+        assert newest["class_iou"]["ground"] == float(line["ground"])
+        assert "SegmentationTrainer.seed = 3" in (run / "config.gin").read_text()
+        assert line["memory_bytes"] == "" and float(line["macs"]) > 0
+    assert float(lines["none"]["module_macs"]) == 0 < float(lines["attention"]["module_macs"])
+    assert "inference on one image of 512x512" in (folder / "sweep.html").read_text()
+    refused = command(*flags, "--emit=tpu", fails=True)
+    assert "--emit=slurm" in refused and "Traceback" not in refused
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ import gin
 import pytest
 
 from hamgan.benchmarks import measure
-from hamgan.cli import configuration, launch_tpu, sweep
+from hamgan.cli import configuration, launch_tpu, sweep, sweep_kinds
+from hamgan.run import records
 from hamgan.sweeps import Axis, Sweep, costs, definition, emit, results, study
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -107,6 +108,9 @@ def test_wrong_axes_are_refused(options, message):
         (dict(objectives=["fid", "prize"]), "objectives must be a list"),
         (dict(objectives=["fid", "macs"], pruner="median"), "pruner must be None"),
         (dict(sampler="best"), "sampler must be one of"),
+        (dict(details={"IoU": "class_iou/1"}), "details must be lists of fields by title"),
+        (dict(objectives=["mean_iou"], protocol="paper"), "protocol must be None, got 'paper'"),
+        (dict(objectives=["mean_iou", "memory_bytes"]), "without 'memory_bytes'"),
         (
             dict(
                 axes=[
@@ -166,6 +170,7 @@ def row(name, scores):
             step_seconds=1.0,
             memory_gib=None,
             protocol="",
+            details={},
             state="complete",
         )
         for seed, score in scores.items()
@@ -194,6 +199,64 @@ def test_noise_is_pooled():
     expected = (2 * statistics.variance([1, 3, 5]) + statistics.variance([1, 2])) / 3
     assert results.noise(rows) == pytest.approx(math.sqrt(expected))
     assert results.noise(rows[2:]) is None
+
+
+def test_details_are_means_of_fields_of_the_last_evaluation(tmp_path):
+    iou = {"cat": 0.25, "dog": 0.75, "cow": None}
+    train = {"kind": "train", "step": 4, "images_per_second": 8.0}
+    for seed, pets in enumerate((iou, {"cat": 0.5, "dog": 0.5, "cow": 0.5})):
+        path = tmp_path / f"seed{seed}" / "metrics.jsonl"
+        path.parent.mkdir()
+        records.append(path, train)
+        for step, classes in ((2, {"cat": 0.0, "dog": 0.0}), (4, pets)):
+            evaluation = {"kind": "evaluation", "step": step, "mean_iou": 0.5, "class_iou": classes}
+            records.append(path, {**evaluation, "loss/network": 3.0})
+    details = {
+        "pets": ["class_iou/cat", "class_iou/dog"],
+        "cows": ["class_iou/cow"],
+        "loss": ["loss/network"],
+        "horses": ["class_iou/horse"],
+    }
+    made = Sweep(axes=[Axis(**RANK, values=[1])], objectives=["mean_iou"], details=details)
+    assert made.of_segmentation and made.better == "higher"
+    runs = [
+        results.read_run(str(tmp_path / f"seed{seed}"), made, {"steps": 4}, seed=seed)
+        for seed in range(2)
+    ]
+    assert runs[0].details == {"pets": 0.5, "loss": 3.0} and runs[1].details["cows"] == 0.5
+    found = results.Row(name="a", values={"rank": 1}, runs=runs, facts={})
+    header, (line,) = results.table(made, [found])
+    told = dict(zip(header, line, strict=True))
+    assert [told[title] for title in details] == [0.5, 0.5, 3.0, None]
+    assert told["mean_iou_mean"] == 0.5
+    # What is shown doesn't make another sweep.
+    assert (
+        definition.differences(made.as_json(), dataclasses.replace(made, details={}).as_json())
+        == []
+    )
+
+
+@pytest.mark.slow
+def test_a_segmentation_point_is_counted():
+    """V2 and V2+ against a head of nothing: their bread and their products."""
+    counted = {}
+    for name in ("none", "v2_nmf", "v2_plus_nmf", "attention"):
+        point = shipped("digits_heads.gin").point({"head": name})
+        jobs = [(point.gin_files, point.gin_params)]
+        (counted[name],) = sweep.build_job(
+            kind="segmentation", points=jobs, replicas=1, data_dir=None
+        )
+    none, ham = counted["none"], counted["v2_nmf"]
+    assert (none["module_parameters"], none["module_macs"], none["steps"]) == (0, 0, 2500)
+    for name, found in counted.items():
+        assert found["parameters"] - none["parameters"] == found["module_parameters"], name
+        whole = found["macs"] - none["macs"]
+        assert whole == pytest.approx(found["module_macs"], rel=0.02), name
+    pixels = (512 // 4) ** 2
+    # Two breads of 64x64 on each pixel, and six updates with a product of 64x8 at least.
+    assert ham["module_macs"] > pixels * (64 * 64 + 6 * 64 * 8)
+    # Scores of all pairs.
+    assert counted["attention"]["module_macs"] > pixels**2 * 8
 
 
 def test_pareto_front_has_what_nothing_beats_in_both():
@@ -226,10 +289,9 @@ def test_each_shipped_sweep_is_there_for_the_digits_too():
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_point_of_a_shipped_sweep_can_be_read(name):
     seen = set()
+    kind = sweep_kinds.KINDS[sweep_kinds.name_of(shipped(name))]
     for point in shipped(name).grid():
-        _, settings = configuration.load_point(
-            gin_files=point.gin_files, gin_params=point.gin_params
-        )
+        _, settings = kind.load(point.gin_files, point.gin_params)
         # Points differ by more than their names.
         seen.add(tuple(sorted(settings.items())))
     assert len(seen) == shipped(name).num_points() >= 3
@@ -249,7 +311,7 @@ def facts(name, *, values, params=(), replicas=1):
     """What the command finds of a point before it trains it."""
     point = shipped(name).point(values)
     jobs = [(point.gin_files, [*point.gin_params, *params])]
-    (found,) = sweep.build_job(points=jobs, replicas=replicas, data_dir=None)
+    (found,) = sweep.build_job(kind="gan", points=jobs, replicas=replicas, data_dir=None)
     return found
 
 
@@ -313,7 +375,8 @@ def test_every_point_of_a_shipped_sweep_can_be_built(name):
         dataclasses.replace(point, gin_params=(*point.gin_params, *params))
         for point in shipped(name).grid()
     ]
-    found = sweep.build(points, replicas=1, data_dir=None, progress=False)
+    kind = sweep_kinds.name_of(shipped(name))
+    found = sweep.build(points, kind=kind, replicas=1, data_dir=None, progress=False)
     assert list(found) == [point.name for point in points]
     assert all(facts["parameters"] > 0 for facts in found.values())
 
@@ -332,7 +395,7 @@ def test_many_points_are_built_by_several_processes(monkeypatch):
         dataclasses.replace(points[0], gin_params=(f"seed = {number}",), values={"seed": number})
         for number in range(45)
     ]
-    found = sweep.build(points, replicas=2, data_dir="there", progress=False)
+    found = sweep.build(points, kind="gan", replicas=2, data_dir="there", progress=False)
     assert [facts["parameters"] for facts in found.values()] == [
         list(point.gin_params) for point in points
     ]

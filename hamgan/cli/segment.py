@@ -7,7 +7,6 @@ Commands:
     train       trains from a gin file, and scores by mIoU
     evaluate    scores a checkpoint: single-scale, or multi-scale and flip
     predict     segments photographs: index images with a palette, and overlays
-    heads       trains several heads with several seeds, and compares them
     import      published weights (HamNet, Light-Ham, ImageNet backbones) as a run's folder
 
 `python scripts/segment.py COMMAND --help` shows a command's flags.
@@ -19,9 +18,7 @@ import sys
 from hamgan.cli import common
 
 # Each is a module `segment_NAME` with `define_flags` and `main`, imported when it is called.
-COMMANDS = ("train", "evaluate", "predict", "heads", "import")
-# Those that haven't the flags of a run.
-_OF_NO_RUN = ("heads",)
+COMMANDS = ("train", "evaluate", "predict", "import")
 
 
 def run():
@@ -34,12 +31,11 @@ def run():
         sys.exit(f"\nERROR: The command must be one of {', '.join(COMMANDS)}, got {name!r}.")
     command = importlib.import_module(f"hamgan.cli.segment_{name}")
     del sys.argv[1]
-    if name not in _OF_NO_RUN:
-        common.define_flags()
+    common.define_flags()
     command.define_flags()
     common.show_in_help(command, common)
     common.run(command.main)
 
 
-if __name__ == "__main__":  # as the comparison of heads starts it
+if __name__ == "__main__":  # as sweeps start it
     run()

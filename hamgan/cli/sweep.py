@@ -3,8 +3,9 @@
     python scripts/sweep.py --sweep=configs/sweeps/digits_dim_rank.gin \\
         --output_dir=runs/digits_dim_rank --data_dir=data --workers=2
 
-Each training is a run of scripts/train.py in a folder of its own inside output_dir, named by its
-point: rank=16,dim=128,seed=1. Ends with sweep.html, sweep.csv and sweep.png in output_dir. The same
+Each training is a run of scripts/train.py, or of scripts/segment.py where the score is
+segmentation's, in a folder of its own inside output_dir, named by its point:
+rank=16,dim=128,seed=1. Ends with sweep.html, sweep.csv and sweep.png in output_dir. The same
 command goes on where it was interrupted, and elsewhere, with the same --storage and --output_dir,
 joins in. docs/sweeps.md says more.
 """
@@ -25,9 +26,9 @@ from hamgan.run.folder import Folder
 with lazily.imports():
     from hamgan import signals
     from hamgan.benchmarks import measure
-    from hamgan.cli import configuration
+    from hamgan.cli import configuration, sweep_kinds
     from hamgan.run import history
-    from hamgan.sweeps import costs, emit, page, results, storage, study, trial, worker
+    from hamgan.sweeps import emit, page, results, storage, study, trial, worker
 
 FLAGS = flags.FLAGS
 # The flags that --emit writes into its commands.
@@ -37,18 +38,22 @@ EMITTED = ("sweep", "gin_param", "output_dir", "data_dir", "storage", "accelerat
 # Points are built in processes of their own, which leaves accelerators to the trainings.
 
 
-def build_job(*, points, replicas, data_dir):
-    """Yields for each of [(gin_files, gin_params), ...] its facts, or {'error': why not}."""
+def build_job(*, kind, points, replicas, data_dir):
+    """Yields for each of [(gin_files, gin_params), ...] its facts, or {'error': why not}; kind is a
+    name in `sweep_kinds.KINDS`.
+    """
     import tensorflow as tf
+
+    kind = sweep_kinds.KINDS[kind]
 
     for files, params in points:
         try:
-            experiment, settings = configuration.load_point(gin_files=files, gin_params=params)
-            trainer = costs.build(experiment, replicas=replicas, data_dir=data_dir)
+            experiment, settings = kind.load(files, params)
+            trainer = kind.build(experiment, replicas=replicas, data_dir=data_dir)
             yield {
                 "steps": experiment.schedule.num_steps,
                 "batch_size": trainer.batch_size,
-                **costs.count(trainer),
+                **kind.count(trainer),
                 "settings": settings,
             }
         except (ValueError, tf.errors.OpError, TypeError) as error:
@@ -69,11 +74,12 @@ def _answers(points, **arguments):
         yield from measure.in_child(build_job, job, environment=environment)
 
 
-def build(points, *, replicas, data_dir, progress=True):
+def build(points, *, kind, replicas, data_dir, progress=True):
     """{name of a point: its facts} of points that can all be built.
 
     Args:
       points: the `Point`s.
+      kind: a name in `sweep_kinds.KINDS`.
       replicas: which batches are to be cut for.
       data_dir: of the data sets, which are looked into too; None: they aren't.
       progress: whether a bar is shown.
@@ -82,7 +88,7 @@ def build(points, *, replicas, data_dir, progress=True):
       ValueError: some can't; all of them are listed.
     """
     found = {}
-    answers = _answers(points, replicas=replicas, data_dir=data_dir)
+    answers = _answers(points, kind=kind, replicas=replicas, data_dir=data_dir)
     bar = tqdm(
         zip(points, answers, strict=True),
         total=len(points),
@@ -123,6 +129,7 @@ def main():
     points = list(sweep.grid())
     build_here = functools.partial(
         build,
+        kind=sweep_kinds.name_of(sweep),
         replicas=FLAGS.replicas or _replicas(FLAGS.workers),
         data_dir=None if FLAGS.dry_run or FLAGS.emit else FLAGS.data_dir,
     )
@@ -174,8 +181,9 @@ def _announce(sweep):
 
 
 def _print_costs(facts):
+    names = ("steps", *results.COST_COLUMNS)
     for name, of in facts.items():
-        counted = ", ".join(f"{key} {of[key]:,}" for key in ("steps", *results.COST_COLUMNS))
+        counted = ", ".join(f"{key} {of[key]:,}" for key in names if key in of)
         print(f"{name}: {counted}")
     print("Every point can be built. Nothing was trained.")
 
@@ -185,12 +193,11 @@ def settle(sweep, found, points, *, build, **places):
     built: `study.settle`, whose arguments `places` are.
     """
     known = study.point_facts(found)
+    kind = sweep_kinds.KINDS[sweep_kinds.name_of(sweep)]
     study.check_settings(
         found,
         {
-            point.name: configuration.load_point(
-                gin_files=point.gin_files, gin_params=point.gin_params
-            )[1]
+            point.name: kind.load(point.gin_files, point.gin_params)[1]
             for point in points
             if point.name in known
         },
@@ -241,11 +248,12 @@ def _work(sweep, found, *, build, trainer, heartbeat, has_heartbeat, wait, **tra
             found.set_user_attr(study.POINT + point.name, known[point.name])
         return known[point.name]
 
-    here = os.path.dirname(os.path.abspath(__file__))
+    kind = sweep_kinds.KINDS[sweep_kinds.name_of(sweep)]
     with signals.Interruption() as interruption:
         objective = trial.Trainings(
             sweep=sweep,
-            command=[sys.executable, trainer or os.path.join(here, "train.py")],
+            command=kind.command(trainer),
+            seed=kind.seed,
             facts=facts,
             interruption=interruption,
             beat=heartbeat,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hamgan import arguments
-from hamgan.evaluation.scores import SCORES
+from hamgan.evaluation.scores import ALL_SCORES, SEGMENTATION_SCORES
 
 SAMPLERS = ("grid", "tpe", "gp", "random", "qmc")
 PRUNERS = (None, "median", "halving", "hyperband", "wilcoxon")
@@ -168,7 +168,7 @@ class Point:
     axes=arguments.each(arguments.made("@sweeps.Axis()", of=Axis)),
     seeds=arguments.each(arguments.seed()),
     objectives=arguments.each(
-        arguments.one_of(*(score.name for score in SCORES), *COSTS),
+        arguments.one_of(*(score.name for score in ALL_SCORES), *COSTS),
     ),
     protocol=arguments.optional(arguments.text()),
     sampler=arguments.one_of(*SAMPLERS),
@@ -185,9 +185,12 @@ class Sweep:
         'loop.Schedule.num_steps = 400'.
       axes: what varies.
       seeds: of the trainings of each point.
-      objectives: the score that decides, and costs beside it: ('fid', 'macs').
+      objectives: the score that decides, and costs beside it: ('fid', 'macs'). 'mean_iou' and the
+        other scores of segmentation say that segmentation networks are trained.
       protocol: a name in configs/protocols, or a gin file, that scores all trainings; None: the
         experiment's own.
+      details: {title: fields of an evaluation's record} of more columns: the mean of these fields
+        at the last step, {'IoU of the animals': ('class_iou/cat', 'class_iou/dog')}.
       sampler: 'grid' (every point), or one of SAMPLERS, which draws `points` of them.
       pruner: ends trainings that fall behind, by their score so far; None: none.
       points: how many a sampler draws.
@@ -196,7 +199,8 @@ class Sweep:
 
     Raises:
       ValueError: no axes or two of one name, seeds that repeat, a setting that two axes have, a
-        grid over a range, a sampler without `points`, or a pruner with several objectives.
+        grid over a range, a sampler without `points`, a pruner with several objectives, details
+        that aren't lists, or a protocol or an estimate of memory for segmentation, which has none.
     """
 
     gin_files: Sequence[str] = ()
@@ -205,6 +209,7 @@ class Sweep:
     seeds: Sequence[int] = (0, 1, 2)
     objectives: Sequence[str] = ("fid",)
     protocol: str | None = None
+    details: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     sampler: str = "grid"
     pruner: str | None = None
     points: int | None = None
@@ -231,6 +236,17 @@ class Sweep:
                 f"Sweep: pruner must be None with several objectives, got {self.pruner!r}."
             )
         self._check_sampler()
+        for title, fields in self.details.items():
+            if isinstance(fields, str) or not fields:
+                raise ValueError(
+                    f"Sweep: details must be lists of fields by title, got {title!r}: {fields!r}."
+                )
+        if self.of_segmentation and (self.protocol or "memory_bytes" in self.objectives):
+            raise ValueError(
+                "Sweep: segmentation is tested as its gin files say, and its memory isn't "
+                f"estimated: protocol must be None, got {self.protocol!r}, and objectives without "
+                f"'memory_bytes', got {list(self.objectives)}."
+            )
 
     def _check_sampler(self):
         ranges = [axis.name for axis in self.axes if axis.is_range]
@@ -253,7 +269,12 @@ class Sweep:
     @property
     def better(self) -> str:
         """'lower' or 'higher'."""
-        return next(score.better for score in SCORES if score.name == self.score)
+        return next(score.better for score in ALL_SCORES if score.name == self.score)
+
+    @property
+    def of_segmentation(self) -> bool:
+        """Whether segmentation networks are trained, and not GANs."""
+        return self.score in {score.name for score in SEGMENTATION_SCORES}
 
     @property
     def seeds_in_one_trial(self) -> bool:
@@ -299,12 +320,12 @@ class Sweep:
         return self.num_points() * (1 if self.seeds_in_one_trial else len(self.seeds))
 
     def as_json(self) -> dict[str, Any]:
-        """All of it in a form that JSON has."""
+        """What decides its trials, in a form that JSON has."""
         return {
             **{
                 field.name: _plain(getattr(self, field.name))
                 for field in dataclasses.fields(self)
-                if field.name not in ("axes", "name")
+                if field.name not in ("axes", "name", "details")
             },
             "axes": {axis.name: _plain(dataclasses.asdict(axis)) for axis in self.axes},
         }

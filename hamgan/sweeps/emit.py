@@ -65,6 +65,11 @@ def slurm(sweep, flags):
 
 def tpu(sweep, flags):
     """Commands that train each point with each seed on a Cloud TPU of its own."""
+    if sweep.of_segmentation:
+        raise ValueError(
+            "--emit=tpu writes commands of scripts/launch_tpu.py, which trains GANs, and "
+            f"{sweep.name} trains segmentation networks: --emit=slurm, or run it here."
+        )
     if sweep.sampler != "grid":
         raise ValueError(
             f"--emit=tpu knows the points of a grid only, and the sampler is {sweep.sampler!r}."

@@ -7,14 +7,14 @@ import numpy as np
 from matplotlib import colors, ticker
 
 from hamgan.evaluation import charts
-from hamgan.evaluation.scores import SCORES
+from hamgan.evaluation.scores import ALL_SCORES
 from hamgan.sweeps import results
 
 _COLOURS = matplotlib.colormaps["viridis"]
 
 
 def _score_name(sweep):
-    return next((score.title for score in SCORES if score.name == sweep.score), sweep.score)
+    return next((score.title for score in ALL_SCORES if score.name == sweep.score), sweep.score)
 
 
 def _scored(rows):

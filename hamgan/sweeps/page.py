@@ -15,9 +15,21 @@ from hamgan.evaluation import page as pages
 from hamgan.run import records
 from hamgan.run.folder import Folder
 from hamgan.sweeps import figures, results
+from hamgan.sweeps.segmentation_costs import SIDE
 
 _MILLION, _GIB = 1e6, 2**30
 _NOT_KNOWN = "–"
+# What costs are, in words.
+_COUNTED_OF_GANS = (
+    "Parameters are the trained ones of both networks, multiply-adds those of one image's forward "
+    "pass through both, as XLA's program has them; memory is the estimate for a training step, the "
+    "module's the measured peak of a training pass of 16 images"
+)
+_COUNTED_OF_SEGMENTATION = (
+    "Parameters are the trained ones of the network and of the Hamburger in its head, "
+    f"multiply-adds those of inference on one image of {SIDE}x{SIDE} pixels, as XLA's program has "
+    "them"
+)
 
 
 def importances(study, sweep):
@@ -143,6 +155,7 @@ def _columns(sweep, rows):
         "seeds",
         "to the best [95 %]",
         "beyond noise",
+        *sweep.details,
         "parameters (M)",
         "multiply-adds (M)",
         "memory (GiB)",
@@ -162,6 +175,7 @@ def _columns(sweep, rows):
                 _number(row.std, digits=3),
                 str(len(row.scores())),
                 *_against(row, rows[0]),
+                *(_number(row.detail(title)) for title in sweep.details),
                 _number(cost["parameters"], _MILLION),
                 _number(cost["macs"], _MILLION),
                 _number(cost["memory_bytes"], _GIB, 3),
@@ -178,7 +192,7 @@ def _columns(sweep, rows):
 def as_text(sweep, rows):
     """The table in Markdown, without the costs of memory."""
     header, lines = _columns(sweep, rows)
-    count = len(sweep.axes) + 5
+    count = len(sweep.axes) + 5 + len(sweep.details)
     keep = [*range(count), header.index("multiply-adds (M)"), header.index("s a step")]
     lines = [[line[i] for i in keep] for line in [header, ["---"] * len(header), *lines]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -264,10 +278,8 @@ def _notes(sweep, rows):
     words = {run.protocol for row in rows for run in row.runs if run.protocol}
     sentences += [f"Protocol: {text}" for text in sorted(words)]
     sentences.append(
-        "Parameters are the trained ones of both networks, multiply-adds those of one image's "
-        "forward pass through both, as XLA's program has them; memory is the estimate for a "
-        "training step, the module's the measured peak of a training pass of 16 images, the "
-        "process's its measured peak; seconds a step are the median of the training's calls."
+        f"{_COUNTED_OF_SEGMENTATION if sweep.of_segmentation else _COUNTED_OF_GANS}; the process's "
+        "memory is its measured peak; seconds a step are the median of the training's calls."
     )
     return "".join(f'<p class="note">{markup.escape(text)}</p>' for text in sentences)
 

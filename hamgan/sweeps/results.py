@@ -39,6 +39,7 @@ class Run:
       step_seconds: measured, the median of its host calls; None: not known.
       memory_gib: peak of its process; None: not known.
       protocol: what its score was measured under, in words.
+      details: {title: number} of `Sweep.details`, at that step.
       state: 'complete', or how far it came.
     """
 
@@ -50,6 +51,7 @@ class Run:
     step_seconds: float | None
     memory_gib: float | None
     protocol: str
+    details: Mapping[str, float]
     state: str
 
 
@@ -87,8 +89,27 @@ def read_run(folder, sweep, facts, *, seed):
         ),
         memory_gib=max(memory, default=None),
         protocol=words[-1] if words else "",
+        details=_details(sweep, evaluations, step),
         state="complete" if is_complete else f"step {max(history.last_step(), 0)}",
     )
+
+
+def _details(sweep, evaluations, step):
+    newest = [record for record in evaluations if record["step"] == step][-1:]
+    found = {}
+    for title, fields in sweep.details.items():
+        values = [_field(record, name) for record in newest for name in fields]
+        # A class that no image of the split has, has no IoU.
+        if numbers := [value for value in values if is_number(value)]:
+            found[title] = statistics.fmean(numbers)
+    return found
+
+
+def _field(record, name):
+    """'class_iou/cat': the part 'cat' of the field 'class_iou'; or the field of that name."""
+    first, _, rest = name.partition("/")
+    part = record.get(first)
+    return part.get(rest) if isinstance(part, Mapping) else record.get(name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,6 +147,12 @@ class Row:
         """Of the scores, with n - 1; None of fewer than two."""
         scores = list(self.scores().values())
         return statistics.stdev(scores) if len(scores) > 1 else None
+
+    def detail(self, title):
+        """The mean of one of `Sweep.details` over the complete runs; None: not known."""
+        known = [run.details.get(title) for run in self.runs if run.state == "complete"]
+        numbers = [value for value in known if value is not None]
+        return statistics.fmean(numbers) if numbers else None
 
     @property
     def step_seconds(self):
@@ -225,6 +252,7 @@ def table(sweep, rows):
         "difference_to_best",
         "difference_low",
         "difference_high",
+        *sweep.details,
         *COST_COLUMNS,
         "step_seconds",
         "host_gib",
@@ -239,6 +267,7 @@ def table(sweep, rows):
                 row.std,
                 len(row.scores()),
                 *((against.mean, against.low, against.high) if against else (None,) * 3),
+                *map(row.detail, sweep.details),
                 *row.costs().values(),
             ]
         )

@@ -50,6 +50,7 @@ class Trainings:
       sweep: the `Sweep`.
       output_dir: folder of the trainings' folders.
       command: what trains, with its first words; it takes the flags of scripts/train.py.
+      seed: the setting that is a training's seed.
       flags: further flags of all trainings.
       environment: {name: value} of more environment variables for them.
       facts: function (`Point`) -> what is known of a point before it is trained: 'steps',
@@ -68,6 +69,7 @@ class Trainings:
         command,
         facts,
         interruption,
+        seed="trainer.Trainer.seed",
         flags=(),
         environment=None,
         poll=2.0,
@@ -76,6 +78,7 @@ class Trainings:
         self.sweep = sweep
         self.output_dir = output_dir
         self.command = list(command)
+        self.seed = seed
         self.flags = list(flags)
         self.environment = environment or {}
         self.facts = facts
@@ -117,7 +120,7 @@ class Trainings:
             f"--model_dir={folder}",
             *(f"--gin_file={file}" for file in point.gin_files),
             *(f"--gin_param={param}" for param in point.gin_params),
-            f"--gin_param=trainer.Trainer.seed = {seed}",
+            f"--gin_param={self.seed} = {seed}",
             *self.flags,
         ]
         report = _Reports(

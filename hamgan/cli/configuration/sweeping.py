@@ -31,14 +31,18 @@ def load_sweep(file, *, gin_params=()):
     return dataclasses.replace(sweep, name=name)
 
 
-def load_point(*, gin_files, gin_params):
+def load_point(*, gin_files, gin_params, **kind):
     """(experiment, {binding: value as text}) of one point of a sweep, instead of all that was read
     before.
+
+    Args:
+      gin_files, gin_params: the point's.
+      **kind: root and header as of `load_experiment`, of what isn't a GAN.
 
     Raises:
       ValueError: as of `load_experiment`.
     """
     gin.clear_config()
-    made = loading.load_experiment(gin_files=gin_files, gin_params=gin_params)
+    made = loading.load_experiment(gin_files=gin_files, gin_params=gin_params, **kind)
     found = syntax.bindings(gin.config_str(max_line_length=10_000))
     return made, {name: repr(value) for name, value in found.items()}
