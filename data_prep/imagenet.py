@@ -31,6 +31,7 @@ import tensorflow_datasets as tfds
 import tqdm
 from absl import flags
 from tensorflow_datasets.core.utils import shard_utils
+from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder as published
 
 from data_prep import packing, sources
 from hamgan.cli import paths
@@ -108,14 +109,18 @@ def prepare(
 
 
 def _encode(builder: tfds.core.DatasetBuilder, image: sources.Stored) -> bytes:
-    file = builder._fix_image(image.name, io.BytesIO(image.read()))
-    if file.read(2) != b"\xff\xd8":
+    data = image.read()
+    # As TFDS's own builder writes them: the original archives have some that aren't RGB JPEGs.
+    if image.name in published.CMYK_IMAGES:
+        data = tfds.core.utils.jpeg_cmyk_to_rgb(data)
+    elif image.name in published.PNG_IMAGES:
+        data = tfds.core.utils.png_to_jpeg(data)
+    if not data.startswith(b"\xff\xd8"):
         raise ValueError("not a JPEG, or an empty file")
-    file.seek(0)
-    if not file.getvalue().endswith(b"\xff\xd9"):  # cut off, or something lies behind its end
-        tf.io.decode_jpeg(file.getvalue())
+    if not data.endswith(b"\xff\xd9"):  # cut off, or something lies behind its end
+        tf.io.decode_jpeg(data)
     return builder.info.features.serialize_example(
-        {"file_name": image.name, "image": file, "label": image.label}
+        {"file_name": image.name, "image": io.BytesIO(data), "label": image.label}
     )
 
 

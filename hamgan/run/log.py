@@ -8,12 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import numpy as np
 import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 from tqdm import tqdm
 
-from hamgan.run import records
+from hamgan.run import curves, records
 from hamgan.run.folder import Folder
 from hamgan.run.history import History, Record, key_of, keys_of, left_from
 from hamgan.run.sinks import Sink
@@ -105,7 +104,7 @@ class Log:
         self._folder = Folder(model_dir)
         self._path = self._folder.metrics
         self._shown: tf.summary.SummaryWriter | None = None
-        self._writer = tf.summary.create_file_writer(model_dir) if writes else None
+        self._curves = curves.Curves(model_dir) if writes else None
         self._waiting: list[Record] = []
         self._sinks = [_Guarded(make, model_dir) for make in sinks if writes]
 
@@ -115,7 +114,7 @@ class Log:
         An evaluation is written once: not if one of the same `history.key_of` stands there and
         still counts, written by another process perhaps.
         """
-        if self._writer is None:
+        if self._curves is None:
             return
         self._waiting.append({"time": time.time(), **record})
         self._write_waiting()
@@ -132,32 +131,16 @@ class Log:
                     self._write_scalars(record)
                     for sink in self._sinks:
                         sink.write(record)
-            self._writer.flush()
-
-    def _leave(self, last):
-        """Tells TensorBoard to forget the steps after `last`."""
-        event = tf.compat.v1.Event(
-            wall_time=time.time(),
-            step=last + 1,
-            session_log=tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START),
-        )
-        # Twice: the first of a folder is taken for its beginning. There is no public function for
-        # an event that isn't a summary.
-        for _ in range(2):
-            tf.raw_ops.ImportEvent(writer=self._writer._resource, event=event.SerializeToString())
+            self._curves.flush()
 
     def _write_scalars(self, record):
         if (last := left_from(record)) is not None:
-            self._leave(last)
-        # As tensors of arrays: TensorFlow keeps every Python number that it has made a tensor of.
-        step = tf.convert_to_tensor(np.asarray(record["step"], np.int64))
-        with self._writer.as_default(step=step):
-            for tag, value in records.scalars(record).items():
-                tf.summary.scalar(tag, np.asarray(value, np.float32))
+            self._curves.leave(last)
+        self._curves.add(record["step"], records.scalars(record))
 
     def show_picture(self, step: int, path: str) -> None:
         """Has TensorBoard show a PNG file as `samples`."""
-        if self._writer is None:  # of another host, whose file it is
+        if self._curves is None:  # of another host, whose file it is
             return
         with self._showing(step):
             image = tf.io.decode_png(tf.io.read_file(path), channels=3)
@@ -165,7 +148,7 @@ class Log:
 
     def show_configuration(self, step: int) -> None:
         """Has TensorBoard show the run's configuration, where there is one."""
-        if self._writer is not None and tf.io.gfile.exists(self._folder.config):
+        if self._curves is not None and tf.io.gfile.exists(self._folder.config):
             with tf.io.gfile.GFile(self._folder.config) as file, self._showing(step):
                 # As a block of code, not as Markdown.
                 lines = "\n".join(f"    {line}" for line in file.read().splitlines())
@@ -183,7 +166,7 @@ class Log:
 
     def show_settings(self, step: int, settings: Mapping[str, str]) -> None:
         """Has sinks and TensorBoard's HParams show the settings, {binding: value as text}."""
-        if self._writer is None or not settings:
+        if self._curves is None or not settings:
             return
         for sink in self._sinks:
             sink.begin(settings)

@@ -1,0 +1,67 @@
+"""TensorBoard's file of a run's scalars, written event by event.
+
+`tf.summary` has no public way to say that a run has gone back, and steps that were given up would
+stay in the curves. The format is TFRecord files of `Event`s.
+"""
+
+import itertools
+import os
+import socket
+import time
+from collections.abc import Mapping
+
+import tensorflow as tf
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+
+_Event = tf.compat.v1.Event
+# Tells the files of one process apart that were begun in one second.
+_NUMBERS = itertools.count()
+
+
+class Curves:
+    """A file of scalars in a folder; it begins with the first of them.
+
+    Args:
+      folder: that TensorBoard reads, made if it isn't there.
+    """
+
+    def __init__(self, folder: str):
+        self._folder = folder
+        self._file: tf.io.TFRecordWriter | None = None
+
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Adds numbers of one step, {tag: value}.
+
+        Raises:
+          tf.errors.OpError: the file can't be begun or written.
+        """
+        for tag, value in scalars.items():
+            # Of TensorBoard's own protocol buffers, which are the same and of another class.
+            summary = tf.compat.v1.Summary.FromString(scalar_pb(tag, value).SerializeToString())
+            self._write(_Event(wall_time=time.time(), step=step, summary=summary))
+
+    def leave(self, last: int) -> None:
+        """Has TensorBoard forget the steps after `last`; raises as `add` does."""
+        start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+        # Twice: the first of a folder is taken for its beginning.
+        for _ in range(2):
+            self._write(_Event(wall_time=time.time(), step=last + 1, session_log=start))
+
+    def flush(self) -> None:
+        """Has all that was added written to the file; raises as `add` does."""
+        if self._file is not None:
+            self._file.flush()
+
+    def _write(self, event):
+        if self._file is None:
+            self._file = self._begun()
+        self._file.write(event.SerializeToString())
+
+    def _begun(self):
+        now = time.time()
+        # TensorBoard reads a folder's files by name: later ones go on where earlier ones end.
+        name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}"
+        tf.io.gfile.makedirs(self._folder)
+        file = tf.io.TFRecordWriter(os.path.join(self._folder, f"{name}.{next(_NUMBERS):06d}.v2"))
+        file.write(_Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+        return file
