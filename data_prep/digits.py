@@ -9,7 +9,7 @@ writes data/digits/1.0.0, and does nothing when that is already there.
 """
 
 # isort: off
-import data_prep.quiet  # noqa: F401 - first of all
+import data_prep.first  # noqa: F401 - first of all
 # isort: on
 
 from collections.abc import Iterator

@@ -9,17 +9,17 @@ already there. `data_prep/features.py` makes such networks of other data sets.
 """
 
 # isort: off
-import data_prep.quiet  # noqa: F401 - first of all
+import data_prep.first  # noqa: F401 - first of all
 # isort: on
 
 import os
 
 import keras
 import tensorflow as tf
-from absl import app, flags, logging
+from absl import flags
 
+from data_prep import packing
 from hamgan import data
-from hamgan.cli import paths
 from hamgan.evaluation import own_features
 
 _SIZE = 32
@@ -75,9 +75,7 @@ def folder_of(data_dir: str) -> str:
     return own_features.folder_of(data_dir, "digits")
 
 
-def main(argv):
-    del argv
-    logging.set_verbosity(logging.WARNING)
+def main():
     data_dir = os.path.expanduser(flags.FLAGS.data_dir)
     folder = folder_of(data_dir)
     if tf.io.gfile.exists(os.path.join(folder, "saved_model.pb")):
@@ -88,7 +86,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    paths.define_path(
-        "data_dir", "data", "Folder of the prepared digits; the network is put there too."
-    )
-    app.run(main)
+    packing.run(main)

@@ -6,7 +6,7 @@ python data_prep/digits_recognition.py --model_dir=runs/digits --data_dir=data
 """
 
 # isort: off
-import data_prep.quiet  # noqa: F401 - first of all
+import data_prep.first  # noqa: F401 - first of all
 # isort: on
 
 import io
@@ -14,11 +14,11 @@ import os
 
 import numpy as np
 import tensorflow as tf
-from absl import app, flags, logging
+from absl import flags
 from sklearn import svm
 
+from data_prep import packing
 from hamgan import data, pictures
-from hamgan.cli import paths
 from hamgan.evaluation import report
 from hamgan.run import checkpoints, records
 from hamgan.run.folder import Folder
@@ -44,9 +44,7 @@ def fit(digits: data.ImageDataset) -> tuple[svm.SVC, float]:
     return classifier, classifier.score(*load("test"))
 
 
-def main(argv):
-    del argv
-    logging.set_verbosity(logging.WARNING)
+def main():
     flag = flags.FLAGS
     path = Folder(flag.model_dir).sample_array
     if not tf.io.gfile.exists(path):
@@ -88,6 +86,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    paths.define_path("model_dir", None, "The run's folder, with samples.npz in it.", required=True)
-    paths.define_path("data_dir", "data", "Folder of the prepared digits.")
-    app.run(main)
+    packing.run(main)

@@ -13,7 +13,7 @@ described.
 """
 
 # isort: off
-import data_prep.quiet  # noqa: F401 - first of all
+import data_prep.first  # noqa: F401 - first of all
 # isort: on
 
 import os
@@ -21,7 +21,6 @@ import os
 from absl import flags
 
 from data_prep import packing
-from hamgan.cli import paths
 from hamgan.evaluation import own_features
 
 
@@ -35,11 +34,4 @@ def main():
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("data", None, "Name of the prepared data set.", required=True)
-    paths.define_path(
-        "data_dir", "data", "Folder of the prepared data sets; the network is put there too."
-    )
-    flags.DEFINE_integer(
-        "steps", None, "Batches of 32. Default: 40 times the images, 600 to 6,000.", lower_bound=1
-    )
     packing.run(main)

@@ -19,7 +19,7 @@ changing the images, choose another --name.
 """
 
 # isort: off
-import data_prep.quiet  # noqa: F401 - first of all
+import data_prep.first  # noqa: F401 - first of all
 # isort: on
 
 import os
@@ -29,7 +29,6 @@ import sys
 from absl import flags
 
 from data_prep import packing, sources
-from hamgan.cli import paths
 
 
 def main():
@@ -62,8 +61,4 @@ def next_commands(folder: str) -> str:
 
 
 if __name__ == "__main__":
-    paths.define_path("image_dir", None, "Folder of the images, local or gs://.", required=True)
-    paths.define_path("data_dir", "data", "Folder of TFDS data sets to write into, local or gs://.")
-    packing.define_flags()
-    flags.adopt_module_key_flags(packing)
     packing.run(main)

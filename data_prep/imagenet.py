@@ -15,7 +15,7 @@ A killed job goes on where it was when it is run again, and does nothing when al
 """
 
 # isort: off
-import data_prep.quiet  # noqa: F401 - first of all
+import data_prep.first  # noqa: F401 - first of all
 # isort: on
 
 import contextlib
@@ -34,7 +34,6 @@ from tensorflow_datasets.core.utils import shard_utils
 from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder as published
 
 from data_prep import packing, sources
-from hamgan.cli import paths
 
 NUM_IMAGES = {"train": 1_281_167, "validation": 50_000}
 
@@ -294,14 +293,4 @@ def main():
 
 
 if __name__ == "__main__":
-    paths.define_path(
-        "manual_dir", None, "Folder of the two original archives, as they were downloaded."
-    )
-    paths.define_path(
-        "image_dir", None, "Instead of it: folder that holds the extracted folders train and val."
-    )
-    paths.define_path("data_dir", "data", "Folder of TFDS data sets to write into, local or gs://.")
-    flags.DEFINE_integer(
-        "num_workers", None, "Processes that work at a time. Default: one per core.", lower_bound=1
-    )
     packing.run(main)

@@ -14,7 +14,7 @@ records will name the network by. Then it lies in data/tfgan_inception, where `-
 """
 
 # isort: off
-import data_prep.quiet  # noqa: F401 - first of all
+import data_prep.first  # noqa: F401 - first of all
 # isort: on
 
 import os
@@ -25,7 +25,6 @@ from absl import flags
 
 from data_prep import packing
 from hamgan import fitting, tfgan
-from hamgan.cli import paths
 from hamgan.evaluation import features
 from hamgan.run import records
 
@@ -101,6 +100,4 @@ def main():
 
 
 if __name__ == "__main__":
-    paths.define_path("data_dir", "data", "Folder of the data sets; the network is put there.")
-    paths.define_path("path", None, "Folder of a SavedModel that was fetched elsewhere.")
     packing.run(main)

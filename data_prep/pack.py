@@ -19,13 +19,12 @@ A killed job goes on where it was when it is run again, and does nothing when al
 """
 
 # isort: off
-import data_prep.quiet  # noqa: F401 - first of all
+import data_prep.first  # noqa: F401 - first of all
 # isort: on
 
 from absl import flags
 
 from data_prep import packing, sources
-from hamgan.cli import paths
 
 
 def main():
@@ -44,21 +43,4 @@ def main():
 
 
 if __name__ == "__main__":
-    paths.define_path(
-        "dataset",
-        None,
-        "TFDS name of the data set to pack, e.g. imagenet2012; or a data set's folder.",
-    )
-    paths.define_path(
-        "image_dir", None, "Instead of --dataset: folder tree of images, local or gs://."
-    )
-    paths.define_path("data_dir", "data", "Folder of TFDS data sets, local or gs://.")
-    paths.define_path(
-        "output_dir", None, "Folder of TFDS data sets to write into. Default: --data_dir."
-    )
-    flags.DEFINE_list(
-        "splits", [], "With --dataset: splits to pack, with commas between. Default: all."
-    )
-    packing.define_flags()
-    flags.adopt_module_key_flags(packing)
     packing.run(main)

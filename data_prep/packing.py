@@ -40,12 +40,13 @@ import tqdm
 from absl import app, flags, logging
 from tensorflow_datasets.core import file_adapters
 
-from data_prep import manifest, sources
+from data_prep import manifest, options, sources
+from hamgan import choices
 from hamgan.data import photos
 from hamgan.run import records
 
 VERSION = "1.0.0"  # of packed data sets
-SHARD_BYTES = 200_000_000
+SHARD_BYTES = choices.SHARD_MB * 10**6
 
 _INFO = "dataset_info.json"
 _UNFINISHED = "unfinished"
@@ -314,7 +315,7 @@ def pack(
 
 
 def pack_by_flags(source: sources.Tree | sources.Prepared, **kwargs) -> str:
-    """`pack` with the flags of `define_flags`, and a line on what came of it; returns the data
+    """`pack` with the flags of a job that packs, and a line on what came of it; returns the data
     set's folder.
     """
     flag = flags.FLAGS
@@ -335,47 +336,6 @@ def pack_by_flags(source: sources.Tree | sources.Prepared, **kwargs) -> str:
     return folder
 
 
-def define_flags():
-    """Defines the flags of a job that packs."""
-    flags.DEFINE_string(
-        "name", None, "Name of the new data set. Default: <name of the source>_<size>."
-    )
-    flags.DEFINE_integer(
-        "size", 128, "S: images are written as squares of S x S pixels.", lower_bound=1
-    )
-    flags.DEFINE_integer(
-        "shard_mb",
-        SHARD_BYTES // 10**6,
-        "The most that a file holds, in MB; files hold at least half.",
-        lower_bound=1,
-    )
-    flags.DEFINE_integer(
-        "num_workers", None, "Processes that work at a time. Default: one per core.", lower_bound=1
-    )
-    flags.DEFINE_integer(
-        "max_pixels",
-        photos.MAX_PIXELS,
-        "Images with more pixels (width times height) count as bad; decoding takes some 10 bytes "
-        "for each.",
-        lower_bound=1,
-    )
-    flags.DEFINE_integer(
-        "min_side",
-        1,
-        "Leave out images whose shorter side has fewer pixels. Smaller ones than --size are "
-        "enlarged, and counted.",
-        lower_bound=1,
-    )
-    flags.DEFINE_boolean(
-        "skip_bad",
-        False,
-        "Leave out images that can't be decoded. Without it the job stops after going through all "
-        "images, names the "
-        "bad ones, and keeps what is finished: running it again with --skip_bad looks at these "
-        "only.",
-    )
-
-
 def run(main: Callable[[], None]):
     """Runs a job's main function; wrong use ends with one readable message instead of a stack of
     calls.
@@ -392,6 +352,7 @@ def run(main: Callable[[], None]):
         except KeyboardInterrupt:
             sys.exit("\nInterrupted. The same command goes on where this one was.")
 
+    options.define()
     app.run(guarded)
 
 

@@ -12,7 +12,7 @@ side of every scene. From them to the zero it is at least 30 pixels.
 """
 
 # isort: off
-import data_prep.quiet  # noqa: F401 - first of all
+import data_prep.first  # noqa: F401 - first of all
 # isort: on
 
 from collections.abc import Iterator

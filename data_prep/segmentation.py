@@ -29,7 +29,7 @@ A killed job goes on where it was when it is run again, and does nothing when al
 """
 
 # isort: off
-import data_prep.quiet  # noqa: F401 - first of all
+import data_prep.first  # noqa: F401 - first of all
 # isort: on
 
 import dataclasses
@@ -50,10 +50,11 @@ from PIL import Image
 from tensorflow_datasets.core import file_adapters
 
 from data_prep import packing, sources
-from hamgan.cli import paths
+from hamgan import choices
 from hamgan.segmentation import classes, metrics, palette
 
-SHARD_BYTES = 64_000_000  # of a part, which is also what a killed job loses of its work
+# Of a part, which is also what a killed job loses of its work.
+SHARD_BYTES = choices.SEGMENTATION_SHARD_MB * 10**6
 
 NUM_IMAGES = {
     "voc2012": {"train": 1464, "extra": 9118, "validation": 1449, "test": 1456},
@@ -483,29 +484,4 @@ def main():
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum(
-        "dataset", None, [*NUM_IMAGES, "folder"], "Which layout source_dir has.", required=True
-    )
-    paths.define_path("source_dir", None, "Folder of the data set.", required=True)
-    paths.define_path("sbd_dir", None, "voc2012: SBD's folder `dataset`, with cls and the lists.")
-    paths.define_path(
-        "list_dir", None, "voc2012: folder of the lists. Default: ImageSets/Segmentation."
-    )
-    paths.define_path("test_dir", None, "voc2012: folder of test images. Default: JPEGImages.")
-    flags.DEFINE_boolean("background", False, "pascal_context: background is a class, the first.")
-    flags.DEFINE_integer("num_classes", None, "folder: where there is no classes.txt.")
-    paths.define_path("data_dir", "data", "Folder of TFDS data sets to write into.")
-    flags.DEFINE_string("name", None, "Name of the new data set. Default: after its source.")
-    flags.DEFINE_integer(
-        "shard_mb", SHARD_BYTES // 10**6, "About the most that a file holds, in MB.", lower_bound=1
-    )
-    flags.DEFINE_integer(
-        "num_workers", None, "Processes that work at a time. Default: one per core.", lower_bound=1
-    )
-    flags.DEFINE_boolean(
-        "skip_bad",
-        False,
-        "Leave out images that can't be used. Without it the job stops after going through all of "
-        "them, names the bad ones, and keeps what is finished.",
-    )
     packing.run(main)

@@ -1,11 +1,9 @@
 """What data sets that need no download have in common: they are written once, by one command."""
 
 import tensorflow_datasets as tfds
-from absl import app, flags
+from absl import flags
 
-from hamgan.cli import paths
-
-flags.disclaim_key_flags()  # they are those of the module that calls
+from data_prep import packing
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> bool:
@@ -30,15 +28,10 @@ def run(prepare):
     itself.
     """
 
-    def main(argv):
-        if len(argv) > 1:
-            raise app.UsageError(f"Unexpected arguments {argv[1:]}: use --data_dir=<folder>.")
+    def main():
         builder, written = prepare(flags.FLAGS.data_dir)
         info = builder.info
         splits = ", ".join(f"{name} {split.num_examples}" for name, split in info.splits.items())
         print(f"{'Wrote' if written else 'Found'} {info.full_name} ({splits}): {builder.data_dir}")
 
-    paths.define_path(
-        "data_dir", None, "Folder of TFDS data sets, local or gs://. Default: TFDS's own."
-    )
-    app.run(main)
+    packing.run(main)

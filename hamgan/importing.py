@@ -10,14 +10,13 @@ import os
 import tensorflow as tf
 
 from hamgan import arrays as named_arrays
-from hamgan import context, networks, published
+from hamgan import choices, context, networks, published
 from hamgan.run import checkpoints, class_names, contents, records
 from hamgan.run.folder import Folder
 
 KINDS = ("generator", "discriminator")
 HAMBURGERS = {"hamburger_v1": context.Hamburger, "hamburger_v2": context.HamburgerV2}
 ATTENTIONS = {"sagan": context.SelfAttention, "ylg": context.SparseAttention}
-HAMS = ("nmf", "cd")
 REPLAYS = {"generator": published.replay_generator, "discriminator": published.replay_discriminator}
 OUTPUTS = {"generator": "images", "discriminator": "logits"}
 
@@ -68,7 +67,7 @@ def hamburger(kind, network, told):
     Without a record to compare with, a rank above d counts as a mistake: the default is that of
     published widths.
     """
-    ham = _of_pair("ham", told.ham, kind, _one_of(HAMS))
+    ham = _of_pair("ham", told.ham, kind, _one_of(choices.PUBLISHED_HAMS))
     rank = _of_pair("rank", told.rank, kind, _at_least(1))
     sections = _of_pair("sections", told.sections, kind, _at_least(1))
     steps = _of_pair("steps", told.steps, kind, _at_least(0))

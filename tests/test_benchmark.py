@@ -13,7 +13,7 @@ from helpers import array, assert_close, build, weights
 from PIL import Image
 
 from hamgan.benchmarks import context, context_modules, context_report, measure
-from hamgan.cli import benchmark
+from hamgan.cli import benchmark_parts
 from hamgan.spectral import SpectralConv2D
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -320,7 +320,7 @@ def measured(tmp_path_factory):
     patch.setattr(context, "SCALING_MODULES", ("self_attention", "v1_nmf"))
     lines = []
     patch.setattr("builtins.print", lambda text, **kwargs: lines.append(text))
-    benchmark.benchmark_context(
+    benchmark_parts.benchmark_context(
         shapes=[shape],
         modules=["self_attention", "ylg", "v1_nmf"],
         sweeps=["scaling", "steps"],
@@ -442,14 +442,14 @@ def test_exponent_of_a_power_law():
 
 
 def test_shapes_by_name_and_by_size():
-    assert benchmark.parse_shapes(["all"]) == list(context_modules.SHAPES.values())
-    custom, discriminator = benchmark.parse_shapes(["4x64x32x128", "discriminator"])
+    assert benchmark_parts.parse_shapes(["all"]) == list(context_modules.SHAPES.values())
+    custom, discriminator = benchmark_parts.parse_shapes(["4x64x32x128", "discriminator"])
     assert custom.input == (4, 64, 32, 128) and custom.rank == 16 and discriminator.rank == 16
     assert (
-        benchmark.parse_shapes(["8x8x4"])[0].input == (1, 8, 8, 4)
-        and benchmark.parse_shapes(["8x8x4"])[0].rank == 1
+        benchmark_parts.parse_shapes(["8x8x4"])[0].input == (1, 8, 8, 4)
+        and benchmark_parts.parse_shapes(["8x8x4"])[0].rank == 1
     )
-    assert benchmark.parse_shapes(["none"]) == []
+    assert benchmark_parts.parse_shapes(["none"]) == []
     generator = context_modules.SHAPES["generator"]
     assert (
         generator.input[1:] == (32, 32, 256)
@@ -461,8 +461,11 @@ def test_shapes_by_name_and_by_size():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: benchmark.parse_shapes(["papr"]), "--shape must be .*paper.*; got 'papr'"),
-        (lambda: benchmark.parse_shapes(["0x4x4x8"]), "Shape: batch must be at least 1, got 0"),
+        (lambda: benchmark_parts.parse_shapes(["papr"]), "--shape must be .*paper.*; got 'papr'"),
+        (
+            lambda: benchmark_parts.parse_shapes(["0x4x4x8"]),
+            "Shape: batch must be at least 1, got 0",
+        ),
         (
             lambda: context_modules.check_modules(["v1_nfm"]),
             "modules must be some of .*v1_nmf.*; got 'v1_nfm'",

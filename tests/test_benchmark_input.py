@@ -10,7 +10,7 @@ from PIL import Image
 
 from hamgan.benchmarks import context, input_report, measure
 from hamgan.benchmarks import input as feeding
-from hamgan.cli import benchmark
+from hamgan.cli import benchmark_parts
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -85,7 +85,7 @@ def measured(tmp_path_factory):
         "ARRANGEMENTS",
         {name: feeding.ARRANGEMENTS[name] for name in ("plain", "jpeg", "packed", "packed_flip")},
     )
-    benchmark.benchmark_input(
+    benchmark_parts.benchmark_input(
         images=10, batch_size=2, repeats=2, seconds=0.01, output=str(folder), run=context.in_process
     )
     patch.undo()

@@ -10,6 +10,10 @@ import sys
 
 import pytest
 
+from data_prep import commands, segmentation
+from hamgan import choices, importing
+from hamgan.benchmarks import context_modules, names, step
+from hamgan.cli import benchmark
 from hamgan.cli.configuration import sources
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -55,6 +59,11 @@ def run(code, *, path=ROOT, cwd=None):
         ("tpu_plan", ["--help"], "--topology"),
         ("check_resume", ["--help"], "--tolerance"),
         ("segment", ["import", "--help"], "--verify"),
+        ("benchmark", ["--help"], "self_attention"),
+        ("benchmark", ["--reapets=2"], "Did you mean: repeats"),
+        ("benchmark", ["stepp"], "one of: context, step, "),
+        ("import_checkpoint", ["--help"], "nmf or cd"),
+        ("import_checkpoint", ["--model_dir=x"], "checkpoint must have a value"),
         ("segment", ["train", "--help"], "--weights"),
         ("segment", ["predict", "--help"], "--model_dir"),
     ],
@@ -161,6 +170,33 @@ def test_a_configuration_is_found_by_name_from_anywhere(tmp_path, monkeypatch):
     assert sources.find("mine.gin") == "mine.gin"
     with pytest.raises(ValueError, match="There is no --gin_file=mine. Shipped: "):
         sources.find("mine")
+
+
+@pytest.mark.parametrize(
+    "job, arguments, words",
+    [
+        *((job, ["--help"], "--data_dir") for job in commands.JOBS),
+        ("digits_recognition", ["--help"], "samples.npz"),
+        ("folder", ["--imagedir=x"], "Did you mean: image_dir"),
+        ("pack", ["--size=0"], "flag --size=0: 0 is not"),
+        ("segmentation", ["--dataset=coco"], "<voc2012|pascal_context|ade20k|folder>"),
+        ("features", [], "data must have a value"),
+        ("imagenet", ["photos"], "Arguments without a flag name: ['photos']"),
+    ],
+)
+def test_jobs_answer_help_and_wrong_flags_without_tensorflow(job, arguments, words):
+    path = str(ROOT / "data_prep" / f"{job}.py")
+    result = run(_HELP.format(script=path, arguments=[path, *arguments]))
+    assert words in result.stdout + result.stderr
+    assert "\nwithout TensorFlow" in result.stdout
+
+
+def test_names_of_choices_are_those_of_the_code():
+    assert tuple(context_modules.MODULES) == names.MODULES
+    assert tuple(step.MODULES) == names.STEP_NETWORKS and tuple(step.SIZES) == names.STEP_SIZES
+    assert sorted(benchmark.commands()) == sorted(benchmark.COMMANDS)
+    assert tuple(importing.ATTENTIONS) == choices.PUBLISHED_ATTENTIONS
+    assert (*segmentation.NUM_IMAGES, "folder") == choices.SEGMENTATION_SOURCES
 
 
 def test_prepare_knows_its_jobs():

@@ -70,3 +70,11 @@ def command(
         records.write_whole(path, json.dumps(result, indent=1).encode())
     title = f"Inference on one image of {size}x{size}; a training step of {step_images}"
     print(f"\n{title}\n{costs.table(result['rows'])}\n\nWritten: {path}")
+
+
+COMMANDS = {
+    "segmentation": (
+        command,
+        ("models", "size", "step_images", "repeats", "accelerator", "measured", "output"),
+    ),
+}

@@ -197,10 +197,10 @@ def show_in_help(*modules):
     for module in modules:
         for flag in FLAGS.get_key_flags_for_module(module.__name__):
             FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    sys.modules["__main__"].__doc__ = _as_called(modules[0].__doc__)
+    sys.modules["__main__"].__doc__ = as_called(modules[0].__doc__)
 
 
-def _as_called(text):
+def as_called(text):
     """Words on a command, with the commands that are installed where it was called as one."""
     if not os.path.basename(sys.argv[0]).startswith("hamgan-"):
         return text

@@ -22,9 +22,13 @@ import tempfile
 
 from absl import flags
 
-from hamgan import distribution, importing
-from hamgan.cli import common, configuration, paths
-from hamgan.run import lock
+from hamgan import choices
+from hamgan.cli import common, lazily, paths
+
+with lazily.imports():
+    from hamgan import distribution, importing
+    from hamgan.cli import configuration
+    from hamgan.run import lock
 
 FLAGS = flags.FLAGS
 _TOLD = ("ham", "rank", "sections", "steps", "attention", "verify")
@@ -70,7 +74,8 @@ def define_flags():
     flags.DEFINE_list(
         "ham",
         ["nmf"],
-        f"Decomposition of a Hamburger: {' or '.join(importing.HAMS)}. One value or a pair.",
+        f"Decomposition of a Hamburger: {' or '.join(choices.PUBLISHED_HAMS)}. One value or a "
+        "pair.",
     )
     flags.DEFINE_list("rank", ["32", "16"], "r of a Hamburger. One value or a pair.")
     flags.DEFINE_list("sections", ["1"], "Sections of a Hamburger. One value or a pair.")
@@ -78,8 +83,8 @@ def define_flags():
     flags.DEFINE_list(
         "attention",
         None,
-        f"Kind of attention, where the channels allow both: {' or '.join(importing.ATTENTIONS)}. "
-        "One value or a pair. Default: what reproduces the record of --verify; without it sagan.",
+        "Kind of attention, where the channels allow both: "
+        f"{' or '.join(choices.PUBLISHED_ATTENTIONS)}. One value or a pair. Default: what reproduces the record of --verify; without it sagan.",
     )
     paths.define_path(
         "verify", None, "An .npz file with recorded inputs, initial bases, outputs and gradients."

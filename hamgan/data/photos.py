@@ -13,10 +13,11 @@ import threading
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from hamgan import choices
+
 # What is opened, whatever a file is called: a PostScript file would start Ghostscript.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF")
-# Width times height; decoding takes some 10 bytes for each.
-MAX_PIXELS = 150_000_000
+MAX_PIXELS = choices.MAX_PIXELS
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x112
