@@ -14,6 +14,7 @@ def build(experiment, *, strategy, data_dir, evaluates=False):
     Raises:
       ValueError: before any network is made: a file of the data set is missing, its classes are
         splits, or (`evaluates`) there are too few images for the protocol.
+      distribution.HostLost: another host of the cluster is gone.
     """
     dataset = experiment.dataset(data_dir=data_dir)
     if wrong := data.wrong_folder_level(dataset.class_names):
@@ -22,9 +23,13 @@ def build(experiment, *, strategy, data_dir, evaluates=False):
         reference.check_counts(dataset, experiment.protocol)
     if hasattr(dataset, "check_files"):  # a data set of one's own may have no files
         dataset.check_files()
-    trainer = experiment.trainer(
-        strategy=strategy, generator=experiment.generator, discriminator=experiment.discriminator
-    )
+    # Hosts exchange initial values.
+    with distribution.naming_lost_hosts(strategy):
+        trainer = experiment.trainer(
+            strategy=strategy,
+            generator=experiment.generator,
+            discriminator=experiment.discriminator,
+        )
     return trainer, dataset
 
 

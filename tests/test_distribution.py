@@ -1,11 +1,13 @@
 import re
+import types
 
 import helpers
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from hamgan import distribution
+from hamgan import distribution, training
+from hamgan.segmentation import experiment
 
 
 def test_cpu_strategy_spans_all_logical_cpus():
@@ -236,3 +238,30 @@ def test_other_errors_name_no_host(monkeypatch, hosts, message):
         distribution.naming_lost_hosts(tf.distribute.get_strategy()),
     ):
         raise tf.errors.UnavailableError(None, None, message)
+
+
+def gan_parts(trainer):
+    dataset = types.SimpleNamespace(class_names=["cat"])
+    return training.build, types.SimpleNamespace(
+        dataset=lambda data_dir: dataset, trainer=trainer, generator=None, discriminator=None
+    )
+
+
+def segmentation_parts(trainer):
+    dataset = types.SimpleNamespace(check_files=lambda: None)
+    return experiment.build, types.SimpleNamespace(
+        dataset=lambda data_dir: dataset, trainer=trainer, network=None
+    )
+
+
+@pytest.mark.parametrize("parts", [gan_parts, segmentation_parts])
+def test_a_host_that_is_lost_while_networks_are_made_is_named(monkeypatch, parts):
+    monkeypatch.setenv("TF_CONFIG", FOUR)
+    monkeypatch.setattr(distribution, "num_hosts", lambda strategy: 4)
+
+    def trainer(**arguments):
+        raise tf.errors.UnavailableError(None, None, RESET)
+
+    build, made = parts(trainer)
+    with pytest.raises(distribution.HostLost, match="^Lost: worker 1 at c:3"):
+        build(made, strategy=tf.distribute.get_strategy(), data_dir="")

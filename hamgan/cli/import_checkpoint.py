@@ -84,7 +84,8 @@ def define_flags():
         "attention",
         None,
         "Kind of attention, where the channels allow both: "
-        f"{' or '.join(choices.PUBLISHED_ATTENTIONS)}. One value or a pair. Default: what reproduces the record of --verify; without it sagan.",
+        f"{' or '.join(choices.PUBLISHED_ATTENTIONS)}. One value or a pair. "
+        "Default: what reproduces the record of --verify; without it sagan.",
     )
     paths.define_path(
         "verify", None, "An .npz file with recorded inputs, initial bases, outputs and gradients."

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from hamgan import arguments, loop
+from hamgan import arguments, distribution, loop
 from hamgan.collapse import SignsOfDeath
 from hamgan.evaluation.scores import MEAN_IOU
 from hamgan.segmentation import evaluation, overlays
@@ -55,10 +55,13 @@ def build(experiment, *, strategy, data_dir):
 
     Raises:
       ValueError: the network has other classes than the data set.
+      distribution.HostLost: another host of the cluster is gone.
     """
     dataset = experiment.dataset(data_dir=data_dir)
     dataset.check_files()
-    trainer = experiment.trainer(strategy=strategy, network=experiment.network)
+    # Hosts exchange initial values.
+    with distribution.naming_lost_hosts(strategy):
+        trainer = experiment.trainer(strategy=strategy, network=experiment.network)
     check_classes(trainer.network, dataset)
     return trainer, dataset
 
