@@ -1,4 +1,4 @@
-"""Jobs that the tests run in processes of their own."""
+"""Jobs that the tests run in processes of their own, and `in_process` for others."""
 
 import os
 import signal
@@ -6,6 +6,14 @@ import signal
 import tensorflow as tf
 
 from hamgan.benchmarks import measure
+
+
+def in_process(job, arguments, *, environment=None):
+    """Runs a job here instead of in a process of its own; memory is then what this process makes of
+    it.
+    """
+    del environment
+    yield from job(**arguments)
 
 
 def fail(*, values):

@@ -328,7 +328,7 @@ def measured(tmp_path_factory):
         accelerator="cpu",
         jit=False,
         output=str(folder),
-        run=context.in_process,
+        run=benchmark_jobs.in_process,
     )
     patch.undo()
     return (

@@ -4,12 +4,13 @@ import pathlib
 import subprocess
 import sys
 
+import benchmark_jobs
 import numpy as np
 import pytest
 from PIL import Image
 
-from hamgan.benchmarks import context, input_report, measure
 from hamgan.benchmarks import input as feeding
+from hamgan.benchmarks import input_report, measure
 from hamgan.cli import benchmark_parts
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -86,7 +87,12 @@ def measured(tmp_path_factory):
         {name: feeding.ARRANGEMENTS[name] for name in ("plain", "jpeg", "packed", "packed_flip")},
     )
     benchmark_parts.benchmark_input(
-        images=10, batch_size=2, repeats=2, seconds=0.01, output=str(folder), run=context.in_process
+        images=10,
+        batch_size=2,
+        repeats=2,
+        seconds=0.01,
+        output=str(folder),
+        run=benchmark_jobs.in_process,
     )
     patch.undo()
     return "\n".join(lines), json.loads((folder / "input.json").read_text()), folder / "input.png"

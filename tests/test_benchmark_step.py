@@ -3,10 +3,11 @@
 import dataclasses
 import json
 
+import benchmark_jobs
 import pytest
 from PIL import Image
 
-from hamgan.benchmarks import context, measure, step, step_report
+from hamgan.benchmarks import measure, step, step_report
 from hamgan.cli import benchmark_steps
 
 
@@ -134,7 +135,7 @@ def test_a_step_on_logical_cpus_is_measured(monkeypatch, tmp_path):
     assert (row["devices"], row["images"], row["errors"]) == (2, 8, {})
     assert row["seconds"] > 0 and row["memory"] > 10**7
     # Each computes its own images.
-    (one,) = context.in_process(
+    (one,) = benchmark_jobs.in_process(
         step.count_job, {"case": {**dataclasses.asdict(case), "devices": 1}}
     )
     assert row["macs"] == pytest.approx(one["macs"], rel=0.2)
@@ -144,16 +145,16 @@ def test_a_step_on_logical_cpus_is_measured(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_a_step_of_the_digits_is_measured():
     case = {"size": "digits", "batch_size": 4}
-    (counted,) = context.in_process(step.count_job, {"case": case})
+    (counted,) = benchmark_jobs.in_process(step.count_job, {"case": case})
     # Twice the images take twice the products of what depends on images.
-    (more,) = context.in_process(step.count_job, {"case": {**case, "batch_size": 8}})
+    (more,) = benchmark_jobs.in_process(step.count_job, {"case": {**case, "batch_size": 8}})
     assert 1.5 < more["macs"] / counted["macs"] <= 2
     assert counted["parameters"] > 10**5
     job = {"cases": [{**case, "precision": "float32"}], "repeats": 2, "accelerator": "cpu"}
-    records = list(context.in_process(step.time_job, job))
+    records = list(benchmark_jobs.in_process(step.time_job, job))
     assert sum("seconds" in record for record in records) == 2, records
     assert sum("rate" in record for record in records) == 4
-    (operations,) = context.in_process(
+    (operations,) = benchmark_jobs.in_process(
         step.trace_job, {"case": case, "accelerator": "cpu", "steps": 1}
     )
     # Kernels are called differently by the library that computes them.

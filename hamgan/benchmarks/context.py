@@ -228,14 +228,6 @@ def _device(accelerator, jit):
 # The whole benchmark
 
 
-def in_process(job, arguments, *, environment=None):
-    """Runs a job here instead of in a process of its own; memory is then what this process makes of
-    it.
-    """
-    del environment
-    yield from job(**arguments)
-
-
 def _empty_row(case):
     return {
         "module": case.module,
@@ -282,7 +274,7 @@ def measure_cases(
       repeats: rounds of timing.
       accelerator: as in `hamgan.distribution`.
       jit: compile with XLA; None: on TPUs.
-      run: how jobs are run, `measure.in_child` or `in_process`.
+      run: how jobs are run, `measure.in_child`.
       title: of the progress bar.
       progress: draw it.
 

@@ -291,7 +291,7 @@ def measure_steps(cases, *, repeats=5, accelerator="auto", run=measure.in_child,
       cases: list of `Case`.
       repeats: rounds of timing, in which all take turns.
       accelerator: as in `hamgan.distribution`.
-      run: how jobs are run, `measure.in_child` or `context.in_process`.
+      run: how jobs are run, `measure.in_child`.
       progress: draw a progress bar.
 
     Returns:
