@@ -335,6 +335,37 @@ def test_sampler_draws_points_and_takes_all_seeds(start, tmp_path):
         assert trial.values == [pytest.approx(mean), 7]
 
 
+@pytest.mark.parametrize("sampler", ["gp", "random", "qmc"])
+def test_samplers_draw_from_a_range(tmp_path, sampler):
+    if sampler == "gp":
+        pytest.importorskip("torch", reason="Optuna's Gaussian process needs torch")
+    axis = Axis(name="rank", bindings=["G/context.Hamburger.rank"], low=1, high=40)
+    made = sweep_jobs.sweep(None, axes=[axis], sampler=sampler, points=5, seeds=(0, 1))
+    url = f"sqlite:///{tmp_path}/study.db"
+    sweep_jobs.work(made, tmp_path, url, {})
+    found = sweep_jobs.open_study(made, tmp_path, url).get_trials()
+    assert [trial.state.name for trial in found] == ["COMPLETE"] * 5
+    ranks = [trial.params["rank"] for trial in found]
+    assert all(1 <= rank <= 40 for rank in ranks) and len(set(ranks)) > 1
+    for trial, rank in zip(found, ranks, strict=True):
+        # 100 / 51 + rank + 0.25 * seed, the mean of two seeds.
+        assert trial.value == pytest.approx(100 / 51 + rank + 0.125)
+
+
+@pytest.mark.parametrize("pruner", ["median", "halving", "hyperband"])
+def test_pruners_end_what_falls_behind(tmp_path, pruner):
+    """The best begins: what follows is worse, the last two by far."""
+    made = sweep_jobs.sweep([1, 2, 3, 4, 5, 6, 7, 8], seeds=(0,), pruner=pruner)
+    url = f"sqlite:///{tmp_path}/study.db"
+    sweep_jobs.work(made, tmp_path, url, {"bad": [7, 8], "pause": 0.05})
+    found = sweep_jobs.open_study(made, tmp_path, url)
+    ended = {trial.user_attrs["key"]: trial.state.name for trial in found.get_trials()}
+    assert len(ended) == 8 and set(ended.values()) == {"COMPLETE", "PRUNED"}
+    assert ended["rank=1,seed=0"] == "COMPLETE" and found.best_value == pytest.approx(100 / 51 + 1)
+    assert "PRUNED" in (ended["rank=7,seed=0"], ended["rank=8,seed=0"])
+    assert int((tmp_path / "rank=1,seed=0" / "step").read_text()) == 50
+
+
 def test_wilcoxon_compares_seeds(start, tmp_path):
     url = f"sqlite:///{tmp_path}/study.db"
     seeds = tuple(range(6))
