@@ -185,7 +185,9 @@ def define() -> bool:
     if folder != os.path.dirname(os.path.abspath(__file__)) or job not in _DEFINITIONS:
         return False
     if "data_dir" not in flags.FLAGS:
-        main.__doc__ = common.as_called(main.__doc__)
+        # runpy puts the job's file in place of the command's name.
+        command = "hamgan-prepare" if "data_prep.commands" in sys.modules else path
+        main.__doc__ = common.as_called(main.__doc__, command)
         _DEFINITIONS[job]()
         for flag in flags.FLAGS.get_key_flags_for_module(__name__):
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)

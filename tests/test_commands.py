@@ -202,6 +202,9 @@ def test_names_of_choices_are_those_of_the_code():
 def test_prepare_knows_its_jobs():
     code = "import sys; from data_prep import commands; sys.argv = ['x', {!r}]; commands.run()"
     assert "imagenet" in run(code.format("--help")).stdout
+    told = run(code.format("folder").replace("'folder'", "'folder', '--help'")).stdout
+    assert "hamgan-prepare features --data=" in told and "hamgan-train" in told
+    assert "python data_prep" not in told and "--image_dir" in told
     result = run(code.format("fodler"))
     assert "The job must be one of" in result.stderr and "fodler" in result.stderr
     assert result.returncode != 0

@@ -197,12 +197,12 @@ def show_in_help(*modules):
     for module in modules:
         for flag in FLAGS.get_key_flags_for_module(module.__name__):
             FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    sys.modules["__main__"].__doc__ = as_called(modules[0].__doc__)
+    sys.modules["__main__"].__doc__ = as_called(modules[0].__doc__, sys.argv[0])
 
 
-def as_called(text):
+def as_called(text, command):
     """Words on a command, with the commands that are installed where it was called as one."""
-    if not os.path.basename(sys.argv[0]).startswith("hamgan-"):
+    if not os.path.basename(command).startswith("hamgan-"):
         return text
     text = text.replace("python scripts/inspect_ham.py", "hamgan-inspect")
     text = re.sub(r"python data_prep/(\w+)\.py", r"hamgan-prepare \1", text)
