@@ -235,6 +235,8 @@ def _square_parts(source, *, size, shard_bytes):
             f"Passed over, not images by their suffix: {len(source.ignored)} files, such as "
             f"{min(source.ignored)}"
         )
+        for line in sources.hidden_images(source.ignored):
+            print(f"WARNING: {line}")
     return parts
 
 

@@ -7,7 +7,7 @@ import functools
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,8 @@ from hamgan.data import content, photos, pixels, prepared
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".webp", ".avif", ".bmp")
 SUFFIXES += (".gif", ".tif", ".tiff")
+# What often lies beside images, in large numbers, and is none.
+_BESIDE = (".txt", ".json", ".xml", ".csv", ".md", ".npy", ".npz", ".pkl", ".db", ".ini")
 
 _SPLITS = {
     "train": "train",
@@ -231,6 +233,33 @@ class Tree:
             else:
                 self.ignored.add(path)
         return images, folders
+
+
+def hidden_images(paths: Iterable[str]) -> list[str]:
+    """Lines on files that are images by their first bytes, though not by their suffix: one for each
+    folder and kind.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    for path in sorted(paths):
+        if path.lower().endswith(_BESIDE):
+            continue
+        try:
+            with tf.io.gfile.GFile(path, "rb") as file:
+                kind = photos.kind_of(file.read(photos.HEAD_BYTES))
+        except tf.errors.OpError:  # a folder's link that leads nowhere, say
+            continue
+        if kind:
+            found.setdefault((os.path.dirname(path), kind), []).append(os.path.basename(path))
+    return [
+        f"{folder} has {len(names)} {kind} images that are left out because of their suffix: "
+        f"{_some(names)}. "
+        + (
+            f"Call them by a suffix that is known ({', '.join(SUFFIXES)})."
+            if kind in photos.FORMATS
+            else f"{kind} isn't read: convert them, to JPEG say (magick mogrify -format jpg)."
+        )
+        for (folder, kind), names in found.items()
+    ]
 
 
 class Prepared:

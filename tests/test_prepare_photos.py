@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from data_prep import sources
+from data_prep import packing, sources
+from hamgan.data import photos
 
 
 def file(image, kind, **options):
@@ -49,10 +50,12 @@ def test_transparent_grey_is_put_on_white_at_every_depth(bits, row, value):
     assert shown == [255] * 4 + [255 if bits == 1 else 0] * 4
 
 
-def tiff(pixels, photometric):
-    data, bits = pixels.tobytes(), pixels.itemsize * 8
+def tiff(samples, photometric, *, bits=None, sample_format=1):
+    """A grey TIFF of 8x8 pixels in one strip; samples of other than whole bytes as packed bytes."""
+    data = samples.tobytes()
+    bits = bits or 8 * samples.itemsize
     entries = [(256, 3, 8), (257, 3, 8), (258, 3, bits), (259, 3, 1), (262, 3, photometric)]
-    entries += [(273, 4, 8), (277, 3, 1), (278, 3, 8), (279, 4, len(data))]
+    entries += [(273, 4, 8), (277, 3, 1), (278, 3, 8), (279, 4, len(data)), (339, 3, sample_format)]
     table = b"".join(
         struct.pack("<HHI", tag, kind, 1) + struct.pack("<I", value) for tag, kind, value in entries
     )
@@ -171,3 +174,60 @@ def test_folders_called_as_splits_are_splits_whatever_the_case(tmp_path, folders
 def test_splits_beside_something_else_are_refused(tmp_path, folders):
     with pytest.raises(ValueError, match="are called as splits are"):
         _ = tree(tmp_path, *(f"{name}/0.png" for name in folders)).class_names
+
+
+@pytest.mark.parametrize("level, expected", [(4095, 255), (0, 0), (2048, 128)])
+def test_samples_of_twelve_bits_are_scaled(level, expected):
+    pair = bytes([level >> 4, (level & 15) << 4 | level >> 8, level & 255])
+    pixels = photos.shown(tiff(np.frombuffer(pair * 32, np.uint8), 1, bits=12))
+    np.testing.assert_array_equal(pixels, np.full([8, 8, 1], expected))
+
+
+@pytest.mark.parametrize(
+    "array, sample_format, message",
+    [
+        (np.full([8, 8], -1, np.int8), 2, "8-bit signed integer samples"),
+        (np.full([8, 8], -1, np.int16), 2, "16-bit signed integer samples"),
+        (np.full([8, 8], 1, np.float64), 3, "a TIFF whose samples Pillow can't read"),
+    ],
+)
+def test_other_samples_are_refused_as_what_they_are(array, sample_format, message):
+    encoded = tiff(array, 1, sample_format=sample_format)
+    with pytest.raises(ValueError, match=message):
+        photos.shown(encoded)
+
+
+HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heic"
+
+
+def test_images_of_an_unknown_suffix_are_named_by_folder_and_kind(tmp_path, capsys):
+    made = tree(tmp_path / "photos", "cat/0.png", "cat/1.jpg_large", "cat/2.jpg_large", "dog/0.png")
+    for number in range(3):
+        (tmp_path / "photos" / "dog" / f"{number}.HEIC").write_bytes(HEIC)
+    for name in ("notes.txt", "sizes.dat"):
+        (tmp_path / "photos" / "dog" / name).write_bytes(b"BMX is fun" if "txt" in name else b"1 2")
+    packing.pack(
+        made,
+        data_dir=str(tmp_path / "data"),
+        size=8,
+        num_workers=1,
+        decode=sources.decode_photo,
+    )
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
+    assert len(told) == 2
+    assert "photos/cat has 2 PNG images" in told[0] and "1.jpg_large, 2.jpg_large" in told[0]
+    assert "Call them by a suffix that is known (.jpg" in told[0]
+    assert "photos/dog has 3 HEIC images" in told[1] and "convert them, to JPEG" in told[1]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF"])
+def test_kinds_are_known_by_their_first_bytes(kind):
+    encoded = file(Image.new("RGB", (8, 8)), kind)
+    assert photos.kind_of(encoded[: photos.HEAD_BYTES]) == kind
+
+
+def test_what_is_no_image_is_called_so():
+    assert photos.kind_of(HEIC[: photos.HEAD_BYTES]) == "HEIC"
+    assert photos.kind_of(b"%!PS-Adobe-3.0 E") is None and photos.kind_of(b"") is None
+    with pytest.raises(ValueError, match=r"by its content \(it is HEIC: convert it\)"):
+        photos.shown(HEIC)

@@ -20,6 +20,10 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF")
 MAX_PIXELS = choices.MAX_PIXELS
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Tags of TIFF files.
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_SAMPLE_FORMATS = {2: "signed integer", 3: "floating-point", 5: "complex", 6: "complex"}
 _ORIENTATION = 0x112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -46,6 +50,8 @@ def shown(encoded: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """
     with _opened(encoded, max_pixels) as image:
         orientation = _orientation(image)
+        if image.format == "TIFF":
+            _check_samples(image)
         if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
             kind = "floating-point" if image.mode == "F" else "integer"
             raise ValueError(f"32-bit {kind} samples: convert it to 8 or 16 bits")
@@ -92,6 +98,33 @@ def side_of(encoded: bytes) -> int:
         return min(image.size)
 
 
+# Bytes that `kind_of` asks for.
+HEAD_BYTES = 16
+
+
+def kind_of(head: bytes) -> str | None:
+    """What kind of image a file is by its first HEAD_BYTES bytes: of FORMATS, or HEIC, JPEG XL,
+    JPEG 2000; None: none of these.
+    """
+    brand = head[8:12] if head[4:8] == b"ftyp" else b""
+    if brand in (b"avif", b"avis"):
+        return "AVIF"
+    if brand in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"):
+        return "HEIC"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    starts = {
+        "JPEG": (b"\xff\xd8\xff",),
+        "PNG": (_PNG,),
+        "GIF": (b"GIF87a", b"GIF89a"),
+        "TIFF": _TIFF,
+        "BMP": (b"BM",),
+        "JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cJXL "),
+        "JPEG 2000": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
+    }
+    return next((kind for kind, signs in starts.items() if head.startswith(signs)), None)
+
+
 @contextlib.contextmanager
 def _opened(encoded, max_pixels):
     """The file, opened and not decoded yet, if it isn't too large."""
@@ -99,7 +132,15 @@ def _opened(encoded, max_pixels):
         try:
             opened = Image.open(io.BytesIO(encoded), formats=[f for f in FORMATS if f in _known()])
         except UnidentifiedImageError as error:
-            raise ValueError(f"it is none of {', '.join(FORMATS)}, by its content") from error
+            kind = kind_of(encoded[:HEAD_BYTES])
+            if kind == "TIFF":
+                message = "a TIFF whose samples Pillow can't read: convert it to 8 or 16 bits"
+            elif kind in FORMATS:
+                message = f"a {kind} that is damaged"
+            else:
+                kind = kind and f" (it is {kind}: convert it)"
+                message = f"it is none of {', '.join(FORMATS)}, by its content{kind or ''}"
+            raise ValueError(message) from error
         with opened as image:
             _check_size(*image.size, max_pixels)
             yield image
@@ -205,12 +246,33 @@ def _orientation(image):
         return None
 
 
+def _check_samples(image):
+    """ValueError of a TIFF whose samples have no fixed white."""
+    kinds = image.tag_v2.get(_SAMPLE_FORMAT, 1)
+    for kind in kinds if isinstance(kinds, tuple) else (kinds,):
+        if kind in _SAMPLE_FORMATS:
+            raise ValueError(
+                f"{_bits(image)}-bit {_SAMPLE_FORMATS[kind]} samples: convert it to 8 or 16 bits "
+                "without a sign"
+            )
+
+
+def _bits(image):
+    """Of a TIFF's samples."""
+    bits = image.tag_v2.get(_BITS, 1)
+    return bits[0] if isinstance(bits, tuple) else bits
+
+
 def _of_16_bits(image):
-    """A grey image of 16 bits in 8: `L`."""
+    """A grey image of more than 8 bits in 8: `L`."""
     grey = np.asarray(image).astype(np.float64)
     transparent = image.info.get("transparency")
-    white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0
-    values = np.clip(np.rint((65535 - grey if white_is_zero else grey) / 257), 0, 255)
+    white, white_is_zero = 65535, False
+    if image.format == "TIFF":
+        # Of 12 bits, say, which Pillow leaves as they are.
+        white = 2 ** _bits(image) - 1
+        white_is_zero = image.tag_v2.get(_PHOTOMETRIC) == 0
+    values = np.clip(np.rint((white - grey if white_is_zero else grey) * (255 / white)), 0, 255)
     if isinstance(transparent, int):
         values = np.where(grey == transparent, 255, values)
     return Image.fromarray(values.astype(np.uint8))
