@@ -92,8 +92,11 @@ def test_find_names_what_there_is(tmp_path):
     assert checkpoints.find(str(tmp_path)) == path
     assert checkpoints.find(str(tmp_path), "ckpt-5") == path
     assert checkpoints.find(str(tmp_path), path) == path
-    with pytest.raises(ValueError, match="No checkpoint ckpt-6; .* holds: ckpt-5"):
+    with pytest.raises(ValueError, match="No checkpoint ckpt-6; .* holds: ckpt-5. "):
         checkpoints.find(str(tmp_path), "ckpt-6")
+    (tmp_path / "checkpoints" / "best-fid.index").write_bytes(b"")
+    with pytest.raises(ValueError, match="No checkpoint best-is; .* holds: ckpt-5, best-fid. "):
+        checkpoints.find(str(tmp_path), "best-is")
 
 
 @contextlib.contextmanager

@@ -312,8 +312,13 @@ def find(
                 f"--model_dir={model_dir} ..."
             )
         return path
+    there = available(model_dir)
+    if tf.io.gfile.isdir(directory):
+        files = tf.io.gfile.listdir(directory)
+        named = {file.removesuffix(".index") for file in files if file.endswith(".index")}
+        there += sorted(named - set(there))
     raise ValueError(
-        f"No checkpoint {name}; {directory} holds: {', '.join(available(model_dir)) or 'none'}. "
+        f"No checkpoint {name}; {directory} holds: {', '.join(there) or 'none'}. "
         "A checkpoint elsewhere is named by its path, with a '/'."
     )
 
