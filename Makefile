@@ -41,7 +41,7 @@ segment-demo: $(VENV)/installed
 	$(BIN)/python scripts/segment.py train --gin_file=configs/segmentation/digits.gin --model_dir=runs/segment_digits --data_dir=$(DATA_DIR)
 	$(BIN)/python scripts/segment.py evaluate --model_dir=runs/segment_digits --data_dir=$(DATA_DIR)
 
-# 42 trainings, each about two minutes on two quiet cores. HEADS=none,v2_nmf for some of them.
+# 42 trainings, two at a time; docs/segmentation.md says how some of them are chosen.
 segment-heads: $(VENV)/installed-sweep
 	$(BIN)/python data_prep/segment_digits.py --data_dir=$(DATA_DIR)
 	$(BIN)/python scripts/sweep.py --sweep=configs/sweeps/digits_heads.gin --data_dir=$(DATA_DIR) \

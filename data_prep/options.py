@@ -180,9 +180,10 @@ def define() -> bool:
     """
     main = sys.modules["__main__"]
     path = getattr(main, "__file__", None) or ""
+    # By names alone: the folder may be another one than this module's, of a checkout or by a link.
     folder, name = os.path.split(os.path.abspath(path))
     job = name.removesuffix(".py")
-    if folder != os.path.dirname(os.path.abspath(__file__)) or job not in _DEFINITIONS:
+    if os.path.basename(folder) != "data_prep" or job not in _DEFINITIONS:
         return False
     if "data_dir" not in flags.FLAGS:
         # runpy puts the job's file in place of the command's name.

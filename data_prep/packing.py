@@ -344,17 +344,18 @@ def run(main: Callable[[], None]):
     """
 
     def guarded(argv):
-        if len(argv) > 1:
-            raise app.UsageError(f"Arguments without a flag name: {argv[1:]}. Write --name=value.")
+        del argv  # looked at by options.read
         logging.set_verbosity(logging.ERROR)
         try:
             main()
         except (ValueError, OSError, tf.errors.OpError) as error:
             sys.exit(f"\nERROR: {error}")
         except KeyboardInterrupt:
-            sys.exit("\nInterrupted. The same command goes on where this one was.")
+            sys.exit("\nInterrupted. Run the same command again: what is finished is kept.")
 
-    options.define()
+    # They are there, but where a job's file is run inside of another process.
+    if not options.define():
+        raise RuntimeError("This process wasn't started for a job of data_prep, which has flags.")
     app.run(guarded)
 
 

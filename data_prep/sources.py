@@ -235,24 +235,28 @@ class Tree:
         return images, folders
 
 
+# Files of one folder and suffix that are looked at: there may be a million in a bucket.
+_LOOKED_AT = 20
+
+
 def hidden_images(paths: Iterable[str]) -> list[str]:
     """Lines on files that are images by their first bytes, though not by their suffix: one for each
     folder and kind.
     """
-    found: dict[tuple[str, str], list[str]] = {}
+    groups: dict[tuple[str, str], list[str]] = {}
     for path in sorted(paths):
-        if path.lower().endswith(_BESIDE):
-            continue
-        try:
-            with tf.io.gfile.GFile(path, "rb") as file:
-                kind = photos.kind_of(file.read(photos.HEAD_BYTES))
-        except tf.errors.OpError:  # a folder's link that leads nowhere, say
-            continue
-        if kind:
-            found.setdefault((os.path.dirname(path), kind), []).append(os.path.basename(path))
+        folder, name = os.path.split(path)
+        suffix = os.path.splitext(name)[1].lower()
+        if suffix not in _BESIDE:
+            groups.setdefault((folder, suffix), []).append(path)
+    found: dict[tuple[str, str], list[str]] = {}
+    for (folder, _), of_group in groups.items():
+        for path in of_group[:_LOOKED_AT]:
+            if kind := _kind_of(path):
+                found.setdefault((folder, kind), []).append(os.path.basename(path))
     return [
-        f"{folder} has {len(names)} {kind} images that are left out because of their suffix: "
-        f"{_some(names)}. "
+        f"{folder} has {len(names)} {kind} images{_at_least(names)} that are left out because of "
+        f"their suffix: {_some(names)}. "
         + (
             f"Call them by a suffix that is known ({', '.join(SUFFIXES)})."
             if kind in photos.FORMATS
@@ -260,6 +264,20 @@ def hidden_images(paths: Iterable[str]) -> list[str]:
         )
         for (folder, kind), names in found.items()
     ]
+
+
+def _kind_of(path):
+    """What kind of image a file is; None: of none, or it can't be read."""
+    try:
+        _check_file(path)
+        with tf.io.gfile.GFile(path, "rb") as file:
+            return photos.kind_of(file.read(photos.HEAD_BYTES))
+    except (ValueError, OSError, tf.errors.OpError):
+        return None
+
+
+def _at_least(names):
+    return " or more" if len(names) >= _LOOKED_AT else ""
 
 
 class Prepared:

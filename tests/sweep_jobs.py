@@ -39,6 +39,7 @@ def work(made, folder, url, behaviour, *, heartbeat=1):
             sweep=made,
             output_dir=str(folder),
             command=[sys.executable, FAKE],
+            seed="trainer.Trainer.seed",
             environment={"FAKE": json.dumps(behaviour)},
             facts=lambda point: FACTS,
             interruption=interruption,

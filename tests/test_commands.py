@@ -191,6 +191,17 @@ def test_jobs_answer_help_and_wrong_flags_without_tensorflow(job, arguments, wor
     assert "\nwithout TensorFlow" in result.stdout
 
 
+def test_a_job_is_known_by_its_name_wherever_it_lies(tmp_path):
+    """By a link, and in a checkout beside an installation."""
+    (tmp_path / "link").symlink_to(ROOT)
+    copied = tmp_path / "checkout" / "data_prep"
+    copied.mkdir(parents=True)
+    shutil.copy(ROOT / "data_prep" / "folder.py", copied)
+    for path in (tmp_path / "link" / "data_prep" / "folder.py", copied / "folder.py"):
+        found = run(_HELP.format(script=str(path), arguments=[str(path), "--help"]))
+        assert "--image_dir" in found.stdout, found.stderr
+
+
 def test_names_of_choices_are_those_of_the_code():
     assert tuple(context_modules.MODULES) == names.MODULES
     assert tuple(step.MODULES) == names.STEP_NETWORKS and tuple(step.SIZES) == names.STEP_SIZES
@@ -202,7 +213,8 @@ def test_names_of_choices_are_those_of_the_code():
 def test_prepare_knows_its_jobs():
     code = "import sys; from data_prep import commands; sys.argv = ['x', {!r}]; commands.run()"
     assert "imagenet" in run(code.format("--help")).stdout
-    told = run(code.format("folder").replace("'folder'", "'folder', '--help'")).stdout
+    helped = "import sys; from data_prep import commands; sys.argv = ['x', 'folder', '--help']; "
+    told = run(helped + "commands.run()").stdout
     assert "hamgan-prepare features --data=" in told and "hamgan-train" in told
     assert "python data_prep" not in told and "--image_dir" in told
     result = run(code.format("fodler"))

@@ -188,7 +188,11 @@ def test_samples_of_twelve_bits_are_scaled(level, expected):
     [
         (np.full([8, 8], -1, np.int8), 2, "8-bit signed integer samples"),
         (np.full([8, 8], -1, np.int16), 2, "16-bit signed integer samples"),
-        (np.full([8, 8], 1, np.float64), 3, "a TIFF whose samples Pillow can't read"),
+        (
+            np.full([8, 8], 1, np.float64),
+            3,
+            "a TIFF, damaged or with samples that Pillow can't read",
+        ),
     ],
 )
 def test_other_samples_are_refused_as_what_they_are(array, sample_format, message):
@@ -220,6 +224,24 @@ def test_images_of_an_unknown_suffix_are_named_by_folder_and_kind(tmp_path, caps
     assert "photos/dog has 3 HEIC images" in told[1] and "convert them, to JPEG" in told[1]
 
 
+def test_a_pipe_of_an_unknown_suffix_is_not_waited_for(tmp_path):
+    (tmp_path / "cat").mkdir()
+    os.mkfifo(tmp_path / "cat" / "pipe.raw")
+    (tmp_path / "cat" / "gone.raw").symlink_to(tmp_path / "nothing")
+    (tmp_path / "cat" / "photo").write_bytes(file(Image.new("RGB", (8, 8)), "JPEG"))
+    paths = [str(path) for path in (tmp_path / "cat").iterdir()]
+    (line,) = sources.hidden_images(paths)
+    assert "1 JPEG images that are left out" in line and "suffix: photo." in line
+
+
+def test_of_very_many_files_some_are_looked_at(tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr(sources, "_kind_of", lambda path: looked.append(path) or "PNG")
+    paths = [f"{tmp_path}/cat/{number}.jpg_large" for number in range(1000)]
+    (line,) = sources.hidden_images([*paths, f"{tmp_path}/cat/notes.txt"])
+    assert len(looked) < 100 and "PNG images or more" in line
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF"])
 def test_kinds_are_known_by_their_first_bytes(kind):
     encoded = file(Image.new("RGB", (8, 8)), kind)
@@ -229,5 +251,5 @@ def test_kinds_are_known_by_their_first_bytes(kind):
 def test_what_is_no_image_is_called_so():
     assert photos.kind_of(HEIC[: photos.HEAD_BYTES]) == "HEIC"
     assert photos.kind_of(b"%!PS-Adobe-3.0 E") is None and photos.kind_of(b"") is None
-    with pytest.raises(ValueError, match=r"by its content \(it is HEIC: convert it\)"):
+    with pytest.raises(ValueError, match=r"by its content \(it is HEIC, which"):
         photos.shown(HEIC)

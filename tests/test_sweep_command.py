@@ -120,6 +120,9 @@ def test_a_sweep_of_segmentation(tmp_path):
     flags = [f"--sweep={tmp_path}/heads.gin", f"--output_dir={folder}"]
     gone = command(*flags, f"--data_dir={tmp_path}/gone", fails=True)
     assert "can't be built" in gone and "segment_digits" in gone and "Traceback" not in gone
+    strange = "--gin_param=sweeps.Sweep.details = {'sky': ['class_iou/sky']}"
+    gone = command(*flags, f"--data_dir={tmp_path}/data", strange, fails=True)
+    assert "must name classes of ground, 0, 1, " in gone and "got sky" in gone
     output = command(*flags, f"--data_dir={tmp_path}/data")
     assert "mIoU mean" in output and "ground" in output
     lines = {line["head"]: line for line in csv.DictReader((folder / "sweep.csv").open())}

@@ -109,6 +109,8 @@ def test_wrong_axes_are_refused(options, message):
         (dict(objectives=["fid", "macs"], pruner="median"), "pruner must be None"),
         (dict(sampler="best"), "sampler must be one of"),
         (dict(details={"IoU": "class_iou/1"}), "details must be lists of fields by title"),
+        (dict(details={"IoU": [1]}), "details must be lists of fields by title"),
+        (dict(details=["class_iou/1"]), "details must be lists of fields by title"),
         (dict(objectives=["mean_iou"], protocol="paper"), "protocol must be None, got 'paper'"),
         (dict(objectives=["mean_iou", "memory_bytes"]), "without 'memory_bytes'"),
         (

@@ -28,6 +28,7 @@ def made(*axes, **options):
                 step_seconds=1.0 / (1 + index),
                 memory_gib=0.5,
                 protocol="as ever",
+                details={},
                 state="complete",
             )
             for seed in sweep.seeds

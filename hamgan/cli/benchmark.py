@@ -70,7 +70,8 @@ with lazily.imports():
 
 FLAGS = flags.FLAGS
 # What can be measured.
-COMMANDS = ("context", "step", "scaling", "start", "sample", "overhead", "fid", "input") + (
+COMMANDS = (
+    *("context", "step", "scaling", "start", "sample", "overhead", "fid", "input"),
     "segmentation",
 )
 

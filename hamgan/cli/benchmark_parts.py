@@ -18,13 +18,13 @@ from hamgan.cli import benchmark_steps
 from hamgan.run import records
 
 
-def parse_shapes(names):
+def parse_shapes(chosen):
     """The `context_modules.Shape`s of names: 'all',
     names of `context_modules.SHAPES`, or sizes like
     4x64x64x128.
     """
     shapes = []
-    for name in names:
+    for name in chosen:
         sizes = re.fullmatch(r"(?:(\d+)x)?(\d+)x(\d+)x(\d+)", name)
         if name == "all":
             shapes += context_modules.SHAPES.values()

@@ -31,11 +31,10 @@ def load():
     )
 
 
-def load_files(gin_files, gin_params=()):
-    """The `experiment.SegmentationExperiment` of gin files and bindings alone."""
+def load_files(gin_files):
+    """The `experiment.SegmentationExperiment` of gin files alone."""
     return configuration.load_experiment(
         gin_files=gin_files,
-        gin_params=gin_params,
         root=experiment.SegmentationExperiment,
         header=HEADER,
     )

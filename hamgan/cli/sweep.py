@@ -38,9 +38,13 @@ EMITTED = ("sweep", "gin_param", "output_dir", "data_dir", "storage", "accelerat
 # Points are built in processes of their own, which leaves accelerators to the trainings.
 
 
-def build_job(*, kind, points, replicas, data_dir):
-    """Yields for each of [(gin_files, gin_params), ...] its facts, or {'error': why not}; kind is a
-    name in `sweep_kinds.KINDS`.
+def build_job(*, kind, points, replicas, data_dir, fields=()):
+    """Yields for each of [(gin_files, gin_params), ...] its facts, or {'error': why not}.
+
+    Args:
+      kind: a name in `sweep_kinds.KINDS`.
+      points, replicas, data_dir: as of `build`.
+      fields: of `Sweep.details`.
     """
     import tensorflow as tf
 
@@ -49,6 +53,7 @@ def build_job(*, kind, points, replicas, data_dir):
     for files, params in points:
         try:
             experiment, settings = kind.load(files, params)
+            kind.check_fields(experiment, fields, data_dir=data_dir)
             trainer = kind.build(experiment, replicas=replicas, data_dir=data_dir)
             yield {
                 "steps": experiment.schedule.num_steps,
@@ -74,7 +79,7 @@ def _answers(points, **arguments):
         yield from measure.in_child(build_job, job, environment=environment)
 
 
-def build(points, *, kind, replicas, data_dir, progress=True):
+def build(points, *, kind, replicas, data_dir, fields=(), progress=True):
     """{name of a point: its facts} of points that can all be built.
 
     Args:
@@ -82,13 +87,14 @@ def build(points, *, kind, replicas, data_dir, progress=True):
       kind: a name in `sweep_kinds.KINDS`.
       replicas: which batches are to be cut for.
       data_dir: of the data sets, which are looked into too; None: they aren't.
+      fields: of evaluations' records that the sweep's table will show.
       progress: whether a bar is shown.
 
     Raises:
       ValueError: some can't; all of them are listed.
     """
     found = {}
-    answers = _answers(points, kind=kind, replicas=replicas, data_dir=data_dir)
+    answers = _answers(points, kind=kind, replicas=replicas, data_dir=data_dir, fields=fields)
     bar = tqdm(
         zip(points, answers, strict=True),
         total=len(points),
@@ -132,14 +138,16 @@ def main():
         kind=sweep_kinds.name_of(sweep),
         replicas=FLAGS.replicas or _replicas(FLAGS.workers),
         data_dir=None if FLAGS.dry_run or FLAGS.emit else FLAGS.data_dir,
+        fields=[name for names in sweep.details.values() for name in names],
     )
     if FLAGS.dry_run:
         _print_costs(build_here(points))
         return
     if FLAGS.emit:
+        # Before minutes of building: it may be refused.
+        text = emit.text(FLAGS.emit, sweep, flags={name: FLAGS[name].value for name in EMITTED})
         build_here(points)
-        words = {name: FLAGS[name].value for name in EMITTED}
-        print(emit.text(FLAGS.emit, sweep, flags=words))
+        print(text)
         return
     if not FLAGS.output_dir:
         raise ValueError("--output_dir must say where the trainings go.")
@@ -413,7 +421,11 @@ def define_flags():
         "Seconds between signs of life; after twice as many without one a trial is taken up again.",
         1,
     )
-    paths.define_path("trainer", None, "A script of your own with the flags of scripts/train.py.")
+    paths.define_path(
+        "trainer",
+        None,
+        "A script of your own with the flags of what trains: scripts/train.py, say.",
+    )
     flags.DEFINE_bool("worker", False, "Be one of the workers; for the command itself.")
 
 

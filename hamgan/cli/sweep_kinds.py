@@ -19,6 +19,8 @@ class Kind:
       words: the command, after this folder: a file, and what follows.
       seed: the setting that is a training's seed.
       build, count: as of `costs`.
+      check_fields: function (experiment, fields of records, *, data_dir) that refuses fields which
+        no record will have.
       configuration: how its gin files are read: further arguments of `configuration.load_point`.
     """
 
@@ -26,6 +28,7 @@ class Kind:
     seed: str
     build: Callable
     count: Callable
+    check_fields: Callable = lambda experiment, fields, *, data_dir: None
     configuration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def command(self, trainer=None):
@@ -54,6 +57,7 @@ KINDS = {
         seed="training.SegmentationTrainer.seed",
         build=segmentation_costs.build,
         count=segmentation_costs.count,
+        check_fields=segmentation_costs.check_fields,
         configuration=dict(root=SegmentationExperiment, header=segment_common.HEADER),
     ),
 }

@@ -19,6 +19,9 @@ from hamgan import choices
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF")
 MAX_PIXELS = choices.MAX_PIXELS
 
+# Bytes that `kind_of` asks for.
+HEAD_BYTES = 32
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Tags of TIFF files.
@@ -52,9 +55,8 @@ def shown(encoded: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         orientation = _orientation(image)
         if image.format == "TIFF":
             _check_samples(image)
-        if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-            kind = "floating-point" if image.mode == "F" else "integer"
-            raise ValueError(f"32-bit {kind} samples: convert it to 8 or 16 bits")
+        if image.mode == "I" and image.format != "PNG":
+            raise ValueError("32-bit integer samples: convert it to 8 or 16 bits")
         if image.mode.startswith("I"):
             image = _of_16_bits(image)
         else:
@@ -98,19 +100,31 @@ def side_of(encoded: bytes) -> int:
         return min(image.size)
 
 
-# Bytes that `kind_of` asks for.
-HEAD_BYTES = 16
+def _why_not(encoded):
+    """Why Pillow doesn't know a file, in words."""
+    kind = kind_of(encoded[:HEAD_BYTES])
+    if kind == "TIFF":
+        return (
+            "it is a TIFF, damaged or with samples that Pillow can't read: convert it to 8 or 16 "
+            "bits"
+        )
+    if kind in _known():
+        return f"it is damaged: {kind} by its first bytes"
+    more = f" (it is {kind}, which isn't read here: convert it)" if kind else ""
+    return f"it is none of {', '.join(FORMATS)}, by its content{more}"
 
 
 def kind_of(head: bytes) -> str | None:
     """What kind of image a file is by its first HEAD_BYTES bytes: of FORMATS, or HEIC, JPEG XL,
     JPEG 2000; None: none of these.
     """
-    brand = head[8:12] if head[4:8] == b"ftyp" else b""
-    if brand in (b"avif", b"avis"):
-        return "AVIF"
-    if brand in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"):
-        return "HEIC"
+    if head[4:8] == b"ftyp":
+        # The brand, and those that it is compatible with.
+        brands = {head[at : at + 4] for at in (8, *range(16, len(head), 4))}
+        if brands & {b"avif", b"avis"}:
+            return "AVIF"
+        heic = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
+        return "HEIC" if brands & heic else None
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
     starts = {
@@ -118,10 +132,11 @@ def kind_of(head: bytes) -> str | None:
         "PNG": (_PNG,),
         "GIF": (b"GIF87a", b"GIF89a"),
         "TIFF": _TIFF,
-        "BMP": (b"BM",),
         "JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cJXL "),
         "JPEG 2000": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
     }
+    if head.startswith(b"BM") and head[6:10] == bytes(4):  # two letters alone say little
+        return "BMP"
     return next((kind for kind, signs in starts.items() if head.startswith(signs)), None)
 
 
@@ -132,15 +147,7 @@ def _opened(encoded, max_pixels):
         try:
             opened = Image.open(io.BytesIO(encoded), formats=[f for f in FORMATS if f in _known()])
         except UnidentifiedImageError as error:
-            kind = kind_of(encoded[:HEAD_BYTES])
-            if kind == "TIFF":
-                message = "a TIFF whose samples Pillow can't read: convert it to 8 or 16 bits"
-            elif kind in FORMATS:
-                message = f"a {kind} that is damaged"
-            else:
-                kind = kind and f" (it is {kind}: convert it)"
-                message = f"it is none of {', '.join(FORMATS)}, by its content{kind or ''}"
-            raise ValueError(message) from error
+            raise ValueError(_why_not(encoded)) from error
         with opened as image:
             _check_size(*image.size, max_pixels)
             yield image

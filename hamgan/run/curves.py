@@ -4,6 +4,7 @@
 stay in the curves. The format is TFRecord files of `Event`s.
 """
 
+import contextlib
 import itertools
 import os
 import socket
@@ -50,12 +51,25 @@ class Curves:
     def flush(self) -> None:
         """Has all that was added written to the file; raises as `add` does."""
         if self._file is not None:
-            self._file.flush()
+            with self._left_when_failing():
+                self._file.flush()
 
     def _write(self, event):
         if self._file is None:
             self._file = self._begun()
-        self._file.write(event.SerializeToString())
+        with self._left_when_failing():
+            self._file.write(event.SerializeToString())
+
+    @contextlib.contextmanager
+    def _left_when_failing(self):
+        """Behind a record that was half written (a full disk) nothing can be read: what follows
+        begins another file.
+        """
+        try:
+            yield
+        except tf.errors.OpError:
+            self._file = None
+            raise
 
     def _begun(self):
         now = time.time()

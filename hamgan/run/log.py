@@ -128,9 +128,10 @@ class Log:
                 appended = records.append(self._path, record, unless=there)
                 self._waiting.pop(0)
                 if appended:
-                    self._write_scalars(record)
+                    # Which are guarded, where a curve that can't be written ends this.
                     for sink in self._sinks:
                         sink.write(record)
+                    self._write_scalars(record)
             self._curves.flush()
 
     def _write_scalars(self, record):

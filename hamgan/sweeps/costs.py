@@ -81,7 +81,7 @@ def count(trainer, *, memory=True):
     networks = {"generator": trainer.generator, "discriminator": trainer.discriminator}
     estimate = preview.memory_estimate(trainer)["together"] * watching.GIB
     found = {
-        "parameters": sum(map(_parameters, networks.values())),
+        "parameters": sum(map(num_parameters, networks.values())),
         "macs": sum(_macs(name, network) for name, network in networks.items()),
         "memory_bytes": int(estimate),
         "module_parameters": 0,
@@ -91,7 +91,7 @@ def count(trainer, *, memory=True):
     for name, network in networks.items():
         if network.context is None:
             continue
-        found["module_parameters"] += _parameters(network.context)
+        found["module_parameters"] += num_parameters(network.context)
         found["module_macs"] += measure.count_macs(*_forward(_subject(name, network, 1)))
         if memory:
             call = _subject(name, network, MODULE_BATCH).call("training")
@@ -100,7 +100,8 @@ def count(trainer, *, memory=True):
     return found
 
 
-def _parameters(layer):
+def num_parameters(layer):
+    """How many numbers of a layer are trained."""
     return int(sum(np.prod(variable.shape) for variable in layer.trainable_variables))
 
 

@@ -236,11 +236,7 @@ class Sweep:
                 f"Sweep: pruner must be None with several objectives, got {self.pruner!r}."
             )
         self._check_sampler()
-        for title, fields in self.details.items():
-            if isinstance(fields, str) or not fields:
-                raise ValueError(
-                    f"Sweep: details must be lists of fields by title, got {title!r}: {fields!r}."
-                )
+        _check_details(self.details)
         if self.of_segmentation and (self.protocol or "memory_bytes" in self.objectives):
             raise ValueError(
                 "Sweep: segmentation is tested as its gin files say, and its memory isn't "
@@ -329,6 +325,17 @@ class Sweep:
             },
             "axes": {axis.name: _plain(dataclasses.asdict(axis)) for axis in self.axes},
         }
+
+
+def _check_details(details):
+    known = isinstance(details, Mapping) and all(
+        isinstance(fields, list | tuple)
+        and fields
+        and all(isinstance(name, str) for name in (title, *fields))
+        for title, fields in details.items()
+    )
+    if not known:
+        raise ValueError(f"Sweep: details must be lists of fields by title, got {details!r}.")
 
 
 def _plain(value):

@@ -66,7 +66,8 @@ def curve(axes, sweep, rows):
         axes.plot(places, means, color=colour, marker="o")
     else:
         axes.plot(places, means, color=colour, marker="D", linestyle="none")
-        axes.set_xticks(places, [str(value) for value in options], rotation=20)
+        many = {"rotation": 60, "fontsize": 7} if len(options) > 6 else {"rotation": 20}
+        axes.set_xticks(places, [str(value) for value in options], **many)
     for place, scores in zip(places, ordered, strict=True):
         axes.plot([place] * len(scores), scores, ".", color=colour, alpha=0.5)
     axes.grid(axis="y")
@@ -145,9 +146,11 @@ def over_steps(axes, sweep, rows, most=6):
         steps = sorted(set.intersection(*map(set, curves)))
         values = [statistics.fmean(of[step] for of in curves) for step in steps]
         axes.plot(steps, values, color=colour, marker=".", label=row.name)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.6g}"))
-    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    # A score that is better lower falls by orders of magnitude.
+    if sweep.better == "lower":
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.6g}"))
+        axes.yaxis.set_minor_formatter(ticker.NullFormatter())
     axes.legend(frameon=False, fontsize=8)
     axes.grid(axis="y")
     axes.set(xlabel="step", ylabel=_score_name(sweep))

@@ -26,9 +26,9 @@ _COUNTED_OF_GANS = (
     "module's the measured peak of a training pass of 16 images"
 )
 _COUNTED_OF_SEGMENTATION = (
-    "Parameters are the trained ones of the network and of the Hamburger in its head, "
-    f"multiply-adds those of inference on one image of {SIDE}x{SIDE} pixels, as XLA's program has "
-    "them"
+    "Parameters are the trained ones of the network, multiply-adds those of inference on one image "
+    f"of {SIDE}x{SIDE} pixels, as XLA's program has them; the module is what stands in the head "
+    "for the Hamburger"
 )
 
 
@@ -186,7 +186,13 @@ def _columns(sweep, rows):
                 _number(cost["host_gib"], digits=3),
             ]
         )
+    if sweep.of_segmentation:  # whose memory isn't estimated
+        keep = [i for i, name in enumerate(header) if name not in _ESTIMATED]
+        header, *lines = [[line[i] for i in keep] for line in (header, *lines)]
     return header, lines
+
+
+_ESTIMATED = ("memory (GiB)", "module's memory (MiB)")
 
 
 def as_text(sweep, rows):

@@ -1,11 +1,11 @@
 """Whether a point of a segmentation sweep can be built, and what it costs."""
 
-import numpy as np
 import tensorflow as tf
 
 from hamgan import distribution
 from hamgan.benchmarks import measure
 from hamgan.segmentation.experiment import check_classes
+from hamgan.sweeps.costs import num_parameters
 
 # Of the image that multiply-adds are counted for, as in published tables.
 SIDE = 512
@@ -35,6 +35,24 @@ def build(experiment, *, replicas=1, data_dir=None):
     return trainer
 
 
+def check_fields(experiment, fields, *, data_dir):
+    """ValueError for fields of single classes, 'class_iou/cat', that the data set doesn't have.
+
+    Args:
+      experiment: the `SegmentationExperiment`.
+      fields: names of fields of an evaluation's record.
+      data_dir: of the images; None: they aren't asked.
+    """
+    asked = [name.partition("/")[2] for name in fields if name.startswith("class_")]
+    if data_dir is None or not asked:
+        return
+    known = experiment.dataset(data_dir=data_dir).class_names
+    if strange := [name for name in asked if name not in known]:
+        raise ValueError(
+            f"Sweep.details must name classes of {', '.join(known)}; got {', '.join(strange)}."
+        )
+
+
 def count(trainer):
     """What a trainer's network costs.
 
@@ -56,7 +74,7 @@ def count(trainer):
         return found.logits
 
     found = {
-        "parameters": _parameters(network),
+        "parameters": num_parameters(network),
         "macs": measure.count_macs(infer, image, keys),
         "module_parameters": 0,
         "module_macs": 0,
@@ -64,10 +82,6 @@ def count(trainer):
     module = network.head.hamburger
     if module is not None:
         x = tf.TensorSpec(squeezed[0].shape, squeezed[0].dtype)
-        found["module_parameters"] = _parameters(module)
+        found["module_parameters"] = num_parameters(module)
         found["module_macs"] = measure.count_macs(lambda x, k: module(x, keys=k), x, keys)
     return found
-
-
-def _parameters(layer):
-    return int(sum(np.prod(variable.shape) for variable in layer.trainable_variables))

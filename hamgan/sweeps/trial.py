@@ -49,7 +49,8 @@ class Trainings:
     Args:
       sweep: the `Sweep`.
       output_dir: folder of the trainings' folders.
-      command: what trains, with its first words; it takes the flags of scripts/train.py.
+      command: what trains, with its first words; it takes the flags of scripts/train.py or of
+        `segment.py train`.
       seed: the setting that is a training's seed.
       flags: further flags of all trainings.
       environment: {name: value} of more environment variables for them.
@@ -69,7 +70,7 @@ class Trainings:
         command,
         facts,
         interruption,
-        seed="trainer.Trainer.seed",
+        seed,
         flags=(),
         environment=None,
         poll=2.0,
