@@ -1,5 +1,7 @@
 """Pictures that a segmentation run draws: images, what is true of them, what was predicted."""
 
+import functools
+
 import numpy as np
 from PIL import Image
 
@@ -52,19 +54,28 @@ class Overlays:
     def images(self):
         """[N * 3, side, side, 3] uint8: image, truth, prediction of each example."""
         found = []
+        for number, example in self._examples:
+            image = example["image"]
+            found.append(image)
+            for indices in (example["label"], self._predict(image, number)):
+                found.append(palette.overlay(image, indices, opacity=self._opacity))
+        return np.stack([framed(image, self._side) for image in found])
+
+    @functools.cached_property
+    def _examples(self):
+        """[(number, example)], kept: to find them the split is gone through, minutes of a large
+        one.
+        """
         # Evenly through the split: neighbours may be alike.
         total = self._dataset.num_examples(self._dataset.test_split)
         wanted = set(np.linspace(0, total - 1, min(self._count, total)).round().astype(int))
-        examples = self._dataset.test_examples().enumerate()
-        for number, example in examples.as_numpy_iterator():
+        found = []
+        for number, example in self._dataset.test_examples().enumerate().as_numpy_iterator():
             if number in wanted:
-                image = example["image"]
-                for indices in (example["label"], self._predict(image, number)):
-                    found.append(palette.overlay(image, indices, opacity=self._opacity))
-                found.insert(-2, image)
+                found.append((number, example))
             if number >= max(wanted):
                 break
-        return np.stack([framed(image, self._side) for image in found])
+        return found
 
     def save(self, path, images, *, title=None):
         """Writes the pictures into a PNG file."""
