@@ -121,4 +121,4 @@ def test_command_writes_once(tmp_path):
 
     wrong = run("data")
     assert wrong.returncode != 0
-    assert "--data_dir=<folder>" in wrong.stdout + wrong.stderr
+    assert "without a flag name: ['data']. Write --name=value." in wrong.stdout + wrong.stderr

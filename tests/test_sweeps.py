@@ -411,6 +411,7 @@ def test_a_training_that_always_ends_early_is_left_in_the_end(tmp_path):
         sweep=made,
         output_dir=str(tmp_path),
         command=[sys.executable, "-c", "print('Stopped before its end.')"],
+        seed="trainer.Trainer.seed",
         facts=lambda point: sweep_jobs.FACTS,
         interruption=Calm,
         poll=0.1,
@@ -432,6 +433,26 @@ def test_a_duplicate_is_not_trained(tmp_path):
     )
     first, second = found.get_trials()
     assert not study.is_duplicate(found, first) and study.is_duplicate(found, second)
+
+
+def test_a_worker_that_was_taken_for_dead_goes_on(tmp_path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    made = sweep_jobs.sweep([1, 2], seeds=(0,))
+    found = sweep_jobs.open_study(made, tmp_path, url)
+    study.enqueue(found, made)
+    said = []
+
+    def objective(trial):
+        if not trial.number:
+            # As another worker does, after two minutes without a sign of life.
+            other = sweep_jobs.open_study(made, tmp_path, url)
+            other.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        return 1.0
+
+    lost = worker.Lost(found, grace=1000, has_heartbeat=True)
+    worker.work(found, objective, lost=lost, interruption=Calm, wait=False, say=said.append)
+    assert states(found.get_trials()) == {"FAIL": 1, "COMPLETE": 1}
+    assert any("taken over by others" in text for text in said)
 
 
 def test_storage_that_is_not_there_is_one_readable_error():

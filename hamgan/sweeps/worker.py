@@ -110,11 +110,13 @@ def _run_one(study, objective, interruption, say):
         by_itself = not interruption.signal
         studies.leave(study, trial, count=trial.user_attrs.get(studies.LEFT, 0) + by_itself)
         say(f"{trial.user_attrs[studies.KEY]} is left to others: {error}")
-    except (ValueError, optuna.exceptions.UpdateFinishedTrialError) as error:
-        # It was taken for dead, and failed by another worker, while the storage was away.
-        if "Cannot tell" not in str(error) and "updated" not in str(error):
+    except (ValueError, AssertionError, optuna.exceptions.UpdateFinishedTrialError) as error:
+        # It was taken for dead, and failed by another worker: while the storage was away, or while
+        # this machine slept. Optuna may say so by an assertion that follows.
+        words = f"{error} {error.__context__ or ''}"
+        if "Cannot tell" not in words and "updated" not in words:
             raise
-        say(f"A trial was taken over by others: {error}")
+        say("A trial was taken over by others, which took this worker for dead.")
 
 
 def _own(study):
