@@ -32,7 +32,7 @@ def _digits_recognition():
 
 
 def _features():
-    flags.DEFINE_string("data", None, "Name of the prepared data set.", required=True)
+    paths.define_name("data", None, "Name of the prepared data set.", required=True)
     paths.define_path(
         "data_dir", "data", "Folder of the prepared data sets; the network is put there too."
     )

@@ -44,6 +44,7 @@ def run(code, *, path=ROOT, cwd=None):
     [
         ("train", ["--help"], "python scripts/train.py --gin_file=configs/digits.gin"),
         ("train", ["--modle_dir=x"], "Did you mean: model_dir"),
+        ("train", ["--model_dir=x", "--data= "], "--data is empty"),
         ("evaluate", ["--help"], "--protocol"),
         ("sample", ["--help"], "--per_class"),
         ("export", ["--help"], "--formats"),
@@ -181,6 +182,7 @@ def test_a_configuration_is_found_by_name_from_anywhere(tmp_path, monkeypatch):
         ("pack", ["--size=0"], "flag --size=0: 0 is not"),
         ("segmentation", ["--dataset=coco"], "<voc2012|pascal_context|ade20k|folder>"),
         ("features", [], "data must have a value"),
+        ("features", ["--data="], "--data is empty; is a variable of your shell not set?"),
         ("imagenet", ["photos"], "Arguments without a flag name: ['photos']"),
     ],
 )

@@ -66,7 +66,7 @@ def define_flags(*, model_dir_required=True):
 
 def define_data_flag():
     """Defines --data, of commands that begin with a gin file."""
-    flags.DEFINE_string(
+    paths.define_name(
         "data",
         None,
         "A prepared data set in data_dir, which decides name, classes, size and reference split; "

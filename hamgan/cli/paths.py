@@ -1,7 +1,7 @@
-"""Flags that are paths: one meaning everywhere, told when flags are read.
+"""Flags that are paths, or names of data sets: one meaning everywhere, told when flags are read.
 
-A `~` at the beginning is the home folder (the shell leaves it as it is behind `--name=`), and an
-empty path is a mistake, not the working folder, which is `.`.
+A `~` at the beginning of a path is the home folder (the shell leaves it as it is behind `--name=`).
+An empty one is a mistake; the working folder is `.`.
 """
 
 import os
@@ -11,10 +11,8 @@ from absl import flags
 flags.disclaim_key_flags()  # they are those of the module that calls
 
 
-class _PathParser(flags.ArgumentParser):
-    """Turns a flag's text into a path."""
-
-    syntactic_help = "a path"
+class _NameParser(flags.ArgumentParser):
+    """Takes a flag's text, unless it is empty."""
 
     def __init__(self, name):
         super().__init__()
@@ -23,10 +21,25 @@ class _PathParser(flags.ArgumentParser):
     def parse(self, argument):
         if not argument.strip():
             raise ValueError(f"--{self._name} is empty; is a variable of your shell not set?")
-        return os.path.expanduser(argument)
+        return argument
 
     def flag_type(self):
         return "string"
+
+
+class _PathParser(_NameParser):
+    """Turns a flag's text into a path."""
+
+    syntactic_help = "a path"
+
+    def parse(self, argument):
+        return os.path.expanduser(super().parse(argument))
+
+
+def define_name(name, default, help, *, required=False, flag_values=flags.FLAGS):
+    """A flag that is a data set's name."""
+    parser, serializer = _NameParser(name), flags.ArgumentSerializer()
+    flags.DEFINE(parser, name, default, help, flag_values, serializer, required=required)
 
 
 def define_path(name, default, help, *, required=False, flag_values=flags.FLAGS):
