@@ -21,6 +21,20 @@ class _Case:
     shape: context_modules.Shape
 
 
+def dataset_of(experiment, data_dir):
+    """The data set of an experiment, whose files are there; None where data_dir is: it isn't asked.
+
+    Raises:
+      ValueError: there is no such data set, or a file of it is missing.
+    """
+    if data_dir is None:
+        return None
+    dataset = experiment.dataset(data_dir=data_dir)
+    if hasattr(dataset, "check_files"):  # a data set of one's own may have no files
+        dataset.check_files()
+    return dataset
+
+
 def build(experiment, *, replicas=1, data_dir=None):
     """The trainer of an experiment, on the CPU.
 
@@ -33,10 +47,7 @@ def build(experiment, *, replicas=1, data_dir=None):
       ValueError: it can't be built: images that aren't there, a size that doesn't fit, a batch
         that replicas or microbatches don't divide, or a ham with more bases than dimensions.
     """
-    if data_dir is not None:
-        dataset = experiment.dataset(data_dir=data_dir)
-        if hasattr(dataset, "check_files"):  # a data set of one's own may have no files
-            dataset.check_files()
+    dataset_of(experiment, data_dir)
     trainer = experiment.trainer(
         strategy=distribution.create_strategy("cpu", across_hosts=False),
         generator=experiment.generator,

@@ -5,7 +5,7 @@ import tensorflow as tf
 from hamgan import distribution
 from hamgan.benchmarks import measure
 from hamgan.segmentation.experiment import check_classes
-from hamgan.sweeps.costs import num_parameters
+from hamgan.sweeps.costs import dataset_of, num_parameters
 
 # Of the image that multiply-adds are counted for, as in published tables.
 SIDE = 512
@@ -23,10 +23,7 @@ def build(experiment, *, replicas=1, data_dir=None):
       ValueError: it can't be built: images that aren't there, other classes than theirs, or a batch
         that replicas don't divide.
     """
-    dataset = None
-    if data_dir is not None:
-        dataset = experiment.dataset(data_dir=data_dir)
-        dataset.check_files()
+    dataset = dataset_of(experiment, data_dir)
     strategy = distribution.create_strategy("cpu", across_hosts=False)
     trainer = experiment.trainer(strategy=strategy, network=experiment.network)
     if dataset is not None:
