@@ -19,7 +19,7 @@ MODULES = {
     "v2": functools.partial(context.HamburgerV2, dim=4, rank=2, num_steps=1),
     "v2plus": functools.partial(context.HamburgerV2Plus, dim=4, rank=2, num_steps=1),
     "attention": context.SelfAttention,
-    "sparse": functools.partial(context.SparseAttention, dim=4, value_dim=4),
+    "sparse": functools.partial(context.SparseAttention, dim=8, value_dim=8),
 }
 PARTS = {
     "r1": dict(regularizers=(regularization.R1(),)),
@@ -204,6 +204,17 @@ def test_a_batch_that_replicas_cannot_share_is_refused():
         program.PlannedStrategy(0)
 
 
+def experiment_of(case):
+    return small(**PARTS[case]) if case in PARTS else small(case)
+
+
+@pytest.mark.parametrize("case", [*MODULES, *PARTS])
+def test_what_is_compiled_can_be_built(case):
+    """The slow tests' experiments, which need a compiler, are whole on any machine."""
+    trainer = program.build(experiment_of(case), replicas=2, batch_size=16)
+    assert trainer.generator.trainable_variables
+
+
 @pytest.fixture(scope="module")
 def compiler_python():
     try:
@@ -216,9 +227,8 @@ def compiler_python():
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:1x1"])
 @pytest.mark.parametrize("case", [*MODULES, *PARTS])
 def test_steps_compile_for_tpus(case, topology, compiler_python, tmp_path):
-    parts = dict(parts=PARTS[case]) if case in PARTS else dict(module=case, parts={})
     made = plan.make_plan(
-        small(parts.get("module", "none"), **parts["parts"]),
+        experiment_of(case),
         chips.from_topology(topology),
         python=compiler_python,
         cache=tmp_path,
