@@ -24,7 +24,7 @@ import tensorflow as tf
 from absl import flags
 
 from data_prep import packing
-from hamgan import fitting, tfgan
+from hamgan import fitting
 from hamgan.evaluation import features
 from hamgan.run import records
 
@@ -95,7 +95,7 @@ def main():
     if flag.path is None and tf.io.gfile.exists(folder):
         print(f"Found {folder}: it is whole, digest {check(folder)}.")
         return
-    folder, digest = put(flag.path or tfgan.INCEPTION_TFHUB, data_dir)
+    folder, digest = put(flag.path or features.INCEPTION, data_dir)
     print(f"{folder}: TF-GAN's Inception by its form, digest {digest}.")
 
 

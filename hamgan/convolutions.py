@@ -90,7 +90,10 @@ def convolve_pooled(x, kernel):
 
 def upsample(x):
     """Nearest upsampling by 2, [B, H, W, C] -> [B, 2H, 2W, C]."""
-    return tf.repeat(tf.repeat(x, 2, axis=1), 2, axis=2)
+    # A fifth of the operations of `tf.repeat`.
+    batch, height, width, channels = sizes(x)
+    columns = tf.tile(tf.reshape(x, [batch, height, 1, width, channels]), [1, 1, 2, 1, 2])
+    return tf.reshape(columns, [batch, 2 * height, 2 * width, channels])
 
 
 def _channels(kernel):

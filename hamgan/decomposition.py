@@ -109,20 +109,17 @@ def _mean_ratio(difference, square):
 def _scale(x, axis=(1, 2)):
     """What x [B, N, D] is divided by so that its squares can be summed over `axis`: powers of 2.
 
-    1 where no entry is above 2^40, and for what isn't finite. Dividing by a power of 2 is exact,
-    and entries so large are far beyond every epsilon here.
+    1 where no entry is above 2^40, and for what isn't finite; else the largest is between 2^32 and
+    2^40 then. Dividing by a power of 2 is exact, and entries so large are far beyond every epsilon
+    here.
     """
     largest = tf.reduce_max(tf.abs(tf.stop_gradient(x)), axis=axis, keepdims=True)
-    return _power_of_2(largest / _LARGE)
-
-
-def _power_of_2(ratio):
-    """The smallest power of 2 that isn't below `ratio`, at least 1; of what isn't finite, 1."""
-    scale = tf.ones_like(ratio)
-    # Comparisons, since no two devices round a logarithm alike.
-    for exponent in (64, 32, 16, 8, 4, 2, 1):
-        step = tf.constant(2.0**exponent, ratio.dtype)
-        scale = tf.where(ratio > scale * step * 0.5, scale * step, scale)
+    ratio, scale = largest / _LARGE, tf.ones_like(largest)
+    # Comparisons, since no two devices round a logarithm alike; one power in eight, since each
+    # costs operations in every ham.
+    for exponent in (64, 32, 16, 8):
+        is_above = ratio > scale * tf.constant(2.0 ** (exponent - 8), x.dtype)
+        scale = tf.where(is_above, scale * tf.constant(2.0**exponent, x.dtype), scale)
     return tf.where(tf.math.is_finite(ratio), scale, tf.ones_like(ratio))
 
 

@@ -5,8 +5,8 @@ TF-GAN 2.1.0, the newest release, asks for `tf.estimator`, which TensorFlow drop
 import is tried first, so that a release which imports by itself is taken as it is; only when that
 fails is the import repeated with stand-ins, which are gone again when it is over.
 
-The losses are the project's losses (`hamgan.losses`); the scores are the oracles that
-`hamgan.evaluation.metrics` is tested against.
+Its losses and scores are the oracles that `hamgan.losses` and `hamgan.evaluation.metrics` are
+tested against; nothing that trains or evaluates imports this, which takes most of a second.
 """
 
 import contextlib
@@ -19,9 +19,6 @@ import warnings
 import tensorflow as tf
 
 __all__ = [
-    "INCEPTION_DEFAULT_IMAGE_SIZE",
-    "INCEPTION_FINAL_POOL",
-    "INCEPTION_OUTPUT",
     "INCEPTION_TFHUB",
     "classifier_score_from_logits",
     "frechet_classifier_distance_from_activations",
@@ -100,7 +97,8 @@ def _import_tensorflow_gan():
 
 def _missing(package):
     return ImportError(
-        f"The losses need tensorflow_gan, and its import did not find the package {package!r}. "
+        "TF-GAN's losses and scores need tensorflow_gan, and its import did not find the package "
+        f"{package!r}. "
         "Install the pinned dependencies from the repository's root: python -m pip install -e .  "
         "(By hand: python -m pip install tensorflow-gan==2.1.0 tensorflow-hub "
         "tensorflow-probability tf-keras 'setuptools<81', tf-keras in TensorFlow's minor version.)",
@@ -135,6 +133,3 @@ kernel_classifier_distance_and_std_from_activations = (
 trace_sqrt_product = _tfgan.eval.classifier_metrics.trace_sqrt_product
 
 INCEPTION_TFHUB = _tfgan.eval.INCEPTION_TFHUB
-INCEPTION_OUTPUT = _tfgan.eval.INCEPTION_OUTPUT
-INCEPTION_FINAL_POOL = _tfgan.eval.INCEPTION_FINAL_POOL
-INCEPTION_DEFAULT_IMAGE_SIZE = _tfgan.eval.INCEPTION_DEFAULT_IMAGE_SIZE

@@ -110,7 +110,7 @@ def test_unreachable_hub_names_three_ways(monkeypatch):
     def unreachable(handle):
         raise OSError("no route to host")
 
-    monkeypatch.setattr("hamgan.evaluation.features.hub.resolve", unreachable)
+    monkeypatch.setattr("tensorflow_hub.resolve", unreachable)
     with pytest.raises(
         ValueError,
         match="(?s)can't be fetched: no route to host.*three ways.*TF-Hub.*TFHUB_CACHE_DIR.*gs://.*FeatureNetwork.handle",

@@ -150,3 +150,22 @@ def test_seeds_count_in_their_full_width():
             np.testing.assert_array_equal(
                 graph(tf.constant(seed, dtype)), stateless.key(seed, 5), err_msg=str(seed)
             )
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_numbers_are_those_of_tensorflow_s_own_functions(jit_compile):
+    """Whose form of the same has three times as many operations, and XLA's another."""
+    rng = np.random.default_rng(1)
+    limits = np.iinfo(np.int32)
+    draws = tf.function(
+        lambda key, part: (stateless.fold(key, part), stateless._integers([5, 3], key, 1000)),
+        jit_compile=jit_compile,
+    )
+    for key in rng.integers(limits.min, limits.max, [20, 2], np.int32, endpoint=True):
+        part = int(rng.integers(limits.min, limits.max))
+        folded = tf.random.experimental.stateless_fold_in(key, part, alg="philox")
+        drawn = tf.random.stateless_uniform([5, 3], key, 0, 1000, tf.int32, alg="philox")
+        for result, expected in zip(
+            draws(key, tf.constant(part, tf.int32)), (folded, drawn), strict=True
+        ):
+            np.testing.assert_array_equal(result, expected)

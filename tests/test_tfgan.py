@@ -8,6 +8,18 @@ import pytest
 import tensorflow as tf
 
 from hamgan import losses, tfgan
+from hamgan.evaluation import features
+
+ORACLES = {
+    f"{ours}_{network}": f"{theirs}_{network}_loss"
+    for ours, theirs in {
+        "hinge": "wasserstein_hinge",
+        "non_saturating": "modified",
+        "least_squares": "least_squares",
+        "wasserstein": "wasserstein",
+    }.items()
+    for network in ("discriminator", "generator")
+}
 
 SELF_SUFFICIENT_RELEASE = """
 import tensorflow as tf
@@ -60,9 +72,15 @@ def test_names_are_tf_gan_s_own():
         value = getattr(tfgan, name)
         if callable(value):
             assert value.__module__.startswith("tensorflow_gan.python."), name
-    assert tfgan.INCEPTION_TFHUB == "https://tfhub.dev/tensorflow/tfgan/eval/inception/1"
-    assert (tfgan.INCEPTION_OUTPUT, tfgan.INCEPTION_FINAL_POOL) == ("logits", "pool_3")
-    assert tfgan.INCEPTION_DEFAULT_IMAGE_SIZE == 299
+    assert tfgan.INCEPTION_TFHUB == features.INCEPTION
+
+
+@pytest.mark.parametrize("ours, theirs", ORACLES.items())
+def test_losses_are_tf_gan_s(ours, theirs):
+    inputs = [tf.constant(x) for x in _logits()][-2 if ours.endswith("discriminator") else -1 :]
+    settings = dict(label_smoothing=0.0) if theirs == "modified_discriminator_loss" else {}
+    expected = getattr(tfgan, theirs)(*inputs, loss_collection=None, **settings)
+    np.testing.assert_allclose(getattr(losses, ours)(*inputs), expected, rtol=1e-6)
 
 
 @pytest.mark.skipif(

@@ -9,11 +9,13 @@ import os
 from typing import Any
 
 import tensorflow as tf
-import tensorflow_hub as hub
 from google.protobuf import message
 from tensorflow.core.protobuf import saved_model_pb2
 
-from hamgan import arguments, tfgan
+from hamgan import arguments
+
+# TF-GAN's Inception, the network of published FIDs.
+INCEPTION = "https://tfhub.dev/tensorflow/tfgan/eval/inception/1"
 
 _OUTPUTS = ("logits", "pool_3")
 
@@ -51,9 +53,7 @@ class FeatureNetwork:
       ValueError: the network can't be had, takes other images, or lacks one of the two outputs.
     """
 
-    def __init__(
-        self, *, handle: str = tfgan.INCEPTION_TFHUB, size: int = 299, data_dir: str | None = None
-    ):
+    def __init__(self, *, handle: str = INCEPTION, size: int = 299, data_dir: str | None = None):
         self.handle = _in_data_dir(handle, data_dir)
         self.size = size
         folder = resolve(self.handle)
@@ -63,7 +63,7 @@ class FeatureNetwork:
         with _readable(folder):
             graphs = _graphs_of_tf1(folder)
             # Kept: its functions hold its variables by weak references.
-            self._module = None if graphs else hub.load(folder)
+            self._module = None if graphs else tf.saved_model.load(folder)
         if graphs:
             with _readable(folder):
                 self._network = _network_of_tf1(folder, graphs, self.handle, size)
@@ -163,7 +163,10 @@ def resolve(handle: str) -> str:
     """
     if handle.startswith(("https://", "http://")):
         try:
-            return hub.resolve(handle)
+            # Here, since it imports a second Keras.
+            import tensorflow_hub
+
+            return tensorflow_hub.resolve(handle)
         except Exception as error:  # the hub raises whatever its transport raises
             raise ValueError(
                 f"The feature network {handle} can't be fetched: {error}\n{_THREE_WAYS}"
