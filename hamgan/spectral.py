@@ -26,14 +26,9 @@ def power_iteration(matrix, u):
     Returns:
       (u, v, W v): [rows, 1] and [columns, 1] of unit length, [rows, 1].
     """
-    v = _unit(tf.matmul(tf.stop_gradient(matrix), u, transpose_a=True))
+    v = tf.math.l2_normalize(tf.matmul(tf.stop_gradient(matrix), u, transpose_a=True))
     product = tf.matmul(matrix, v)
-    return _unit(tf.stop_gradient(product)), v, product
-
-
-def _unit(x):
-    """`tf.math.l2_normalize` of a column [N, 1], by five operations instead of seven."""
-    return x * tf.math.rsqrt(tf.maximum(tf.matmul(x, x, transpose_a=True), 1e-12))
+    return tf.math.l2_normalize(tf.stop_gradient(product)), v, product
 
 
 class SpectralLayer(keras.layers.Layer):
