@@ -1,9 +1,11 @@
 """Two logical CPUs for every test: what replicas share is tested on any machine."""
 
+import importlib.metadata
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 # Before the first tensor: TensorFlow's devices are fixed when it starts. Tests that say no device
@@ -11,3 +13,22 @@ import tensorflow as tf  # noqa: E402
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+
+_NO_COMPILER = "could not find registered transfer manager for platform Host"
+
+
+def _is_tpu_wheel():
+    return any(
+        found.metadata["Name"] == "tensorflow-tpu" for found in importlib.metadata.distributions()
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """TensorFlow's TPU wheel compiles for TPUs only: with it, XLA on a CPU is skipped."""
+    try:
+        return (yield)
+    except tf.errors.OpError as error:
+        if _NO_COMPILER in str(error) and _is_tpu_wheel():
+            pytest.skip("tensorflow-tpu has no XLA for CPUs")
+        raise
