@@ -1,10 +1,20 @@
 """TensorBoard's file of scalars: what TensorBoard reads of it, and after a write that failed."""
 
+import json
+
 import pytest
 import tensorflow as tf
-from tensorboard.backend.event_processing import plugin_event_accumulator
+from tensorboard import context
+from tensorboard.backend.event_processing import (
+    data_provider,
+    plugin_event_accumulator,
+    plugin_event_multiplexer,
+)
+from tensorboard.plugins import base_plugin
+from tensorboard.plugins.custom_scalar import custom_scalars_plugin
+from tensorboard.plugins.scalar import scalars_plugin
 
-from hamgan.run import curves
+from hamgan.run import curves, log
 
 
 def shown(folder):
@@ -70,3 +80,46 @@ def test_behind_a_torn_record_another_file_begins(tmp_path, monkeypatch):
         if event.summary.value
     ]
     assert steps == [3]
+
+
+RECORDS = [
+    {"kind": "train", "step": 1, "loss/generator": 0.5, "gate/generator": 0.1},
+    {"kind": "train", "step": 2, "loss/generator": 0.25, "images_per_second": 9.0},
+    {"kind": "evaluation", "step": 2, "fid": 20.0, "kid": 0.5, "seed": 0},
+    {"kind": "evaluation", "step": 2, "fid": 21.0, "seed": 1, "protocol": {"name": "published"}},
+    {"kind": "evaluation", "step": 2, "mean_iou": 0.5, "mean_accuracy": 0.6},
+]
+
+
+def test_first_cards_come_first(tmp_path):
+    (tmp_path / "config.gin").write_text("a.b = 1\n")
+    made = log.Log(str(tmp_path))
+    made.show_configuration(0)
+    for record in RECORDS:
+        made.write(record)
+    multiplexer = plugin_event_multiplexer.EventMultiplexer()
+    multiplexer.AddRunsFromDirectory(str(tmp_path))
+    multiplexer.Reload()
+    provider = data_provider.MultiplexerDataProvider(multiplexer, str(tmp_path))
+    plugins = {}
+    shared = base_plugin.TBContext(
+        data_provider=provider, logdir=str(tmp_path), plugin_name_to_instance=plugins
+    )
+    plugins["scalars"] = scalars_plugin.ScalarsPlugin(shared)
+    plugin = custom_scalars_plugin.CustomScalarsPlugin(shared)
+    request = context.RequestContext()
+    layout = plugin.layout_impl(request, "")
+    layout = json.loads(layout) if isinstance(layout, str) else layout
+    (category,) = layout["category"]
+    found = {
+        chart["title"]: sorted(
+            plugin.scalars_impl(request, ".", chart["multiline"]["tag"][0], "")["tag_to_events"]
+        )
+        for chart in category["chart"]
+    }
+    assert list(found.items()) == [
+        ("FID", ["evaluation/fid", "evaluation/published/seed 1/fid"]),
+        ("Losses", ["loss/generator"]),
+        ("Images a second", ["images_per_second"]),
+        ("Mean IoU", ["evaluation/mean_iou"]),
+    ]

@@ -12,11 +12,30 @@ import time
 from collections.abc import Mapping
 
 import tensorflow as tf
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import summary as layouts
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
 _Event = tf.compat.v1.Event
 # Tells the files of one process apart that were begun in one second.
 _NUMBERS = itertools.count()
+# What one looks at first: {title: a regular expression of tags}.
+FIRST = {
+    "FID": r"^(evaluation|aggregate)/(.*/)?fid$",
+    "Losses": r"^loss/",
+    "Images a second": r"^images_per_second$",
+    "Mean IoU": r"^(evaluation|aggregate)/(.*/)?mean_iou$",
+}
+
+
+def layout() -> bytes:
+    """What has TensorBoard's page "Custom Scalars" show FIRST, a serialised summary."""
+    charts = [
+        layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=[pattern]))
+        for title, pattern in FIRST.items()
+    ]
+    category = layout_pb2.Category(title="First", chart=charts)
+    return layouts.pb(layout_pb2.Layout(category=[category])).SerializeToString()
 
 
 class Curves:

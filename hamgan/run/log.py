@@ -161,6 +161,8 @@ class Log:
         with surviving_failed_writes("TensorBoard"):
             if self._shown is None:
                 self._shown = tf.summary.create_file_writer(self._folder.shown)
+                with self._shown.as_default(step=0):
+                    tf.summary.experimental.write_raw_pb(curves.layout())
             with self._shown.as_default(step=step):
                 yield
             self._shown.flush()
