@@ -95,7 +95,7 @@ def main():
     if flag.path is None and tf.io.gfile.exists(folder):
         print(f"Found {folder}: it is whole, digest {check(folder)}.")
         return
-    folder, digest = put(flag.path or features.INCEPTION, data_dir)
+    folder, digest = put(flag.path or features.INCEPTION_HANDLE, data_dir)
     print(f"{folder}: TF-GAN's Inception by its form, digest {digest}.")
 
 

@@ -90,10 +90,11 @@ def convolve_pooled(x, kernel):
 
 def upsample(x):
     """Nearest upsampling by 2, [B, H, W, C] -> [B, 2H, 2W, C]."""
-    # A fifth of the operations of `tf.repeat`.
+    # Half the operations of `tf.repeat`. Not both at once: the gradient would be a sum over axes
+    # that do not touch, which TensorFlow has no fast kernel for: five times as long.
     batch, height, width, channels = sizes(x)
-    columns = tf.tile(tf.reshape(x, [batch, height, 1, width, channels]), [1, 1, 2, 1, 2])
-    return tf.reshape(columns, [batch, 2 * height, 2 * width, channels])
+    rows = tf.reshape(tf.tile(x, [1, 1, 1, 2]), [batch, height, 2 * width * channels])
+    return tf.reshape(tf.tile(rows, [1, 1, 2]), [batch, 2 * height, 2 * width, channels])
 
 
 def _channels(kernel):

@@ -1,4 +1,5 @@
-"""Losses: hinge, that of SAGAN and HamGAN, and what others use, each as TF-GAN defines it.
+"""Losses: hinge, that of SAGAN and HamGAN, and what others use, each as TF-GAN defines it
+(but of no images, NaN).
 
 Each takes unscaled discriminator outputs of one replica, in any float type, and returns a float32
 scalar: the mean over that replica's batch. The trainer divides by the number of replicas.
@@ -6,7 +7,7 @@ scalar: the mean over that replica's batch. The trainer divides by the number of
 Args of all: real_logits, [B] or [B, 1] outputs for real images, and fake_logits, those for
 generated images, of the same shape. Raises: ValueError: the shapes differ.
 
-They aren't TF-GAN's own functions because its import takes a fifth of the time to TensorFlow's.
+They aren't TF-GAN's own functions because importing it takes a fifth as long as TensorFlow.
 """
 
 import tensorflow as tf

@@ -26,9 +26,9 @@ def power_iteration(matrix, u):
     Returns:
       (u, v, W v): [rows, 1] and [columns, 1] of unit length, [rows, 1].
     """
-    v = tf.math.l2_normalize(tf.matmul(tf.stop_gradient(matrix), u, transpose_a=True))
+    v = tf.stop_gradient(tf.math.l2_normalize(tf.matmul(matrix, u, transpose_a=True)))
     product = tf.matmul(matrix, v)
-    return tf.math.l2_normalize(tf.stop_gradient(product)), v, product
+    return tf.stop_gradient(tf.math.l2_normalize(product)), v, product
 
 
 class SpectralLayer(keras.layers.Layer):

@@ -1,4 +1,6 @@
-"""Two logical CPUs for every test: what replicas share is tested on any machine."""
+"""Two logical CPUs for every test: what replicas share is tested on any machine. Where TensorFlow
+has no XLA for CPUs, tests that ask for it are skipped.
+"""
 
 import importlib.metadata
 import os

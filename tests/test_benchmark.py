@@ -77,7 +77,7 @@ def test_macs_in_a_loop_are_refused():
 def counts(*cases):
     """What `count_job` counts, of each case."""
     records = list(context.count_job(cases=[case.as_json() for case in cases]))
-    assert not any("error" in record for record in records), records
+    assert not any("error" in record for record in records), str(records)
     return records
 
 

@@ -159,3 +159,21 @@ def test_one_step_stops_every_gradient():
         (result,) = decomposition.one_step(lambda x, state: (state[0] * x,), x, (state,), 3)
     np.testing.assert_allclose(result, state * x**3, rtol=1e-6)
     assert tape.gradient(result, [x, state]) == [None, None]
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
+@pytest.mark.parametrize("exponent", [-100, 0, 39.9, 40, 40.1, 47.9, 48.1, 64, 96.1, 127.9])
+def test_huge_entries_are_scaled_into_a_range(exponent, dtype):
+    largest = tf.constant(2.0**exponent, dtype)
+    scale = decomposition._scale(tf.reshape(tf.stack([-largest, largest / 3]), [1, 2, 1]))
+    power = np.log2(float(tf.squeeze(scale)))
+    assert power == round(power)
+    if exponent <= 40:
+        assert power == 0
+    else:
+        assert 2.0**32 <= float(largest) / 2**power <= 2.0**40
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 0.0])
+def test_what_has_no_size_is_not_scaled(value):
+    np.testing.assert_array_equal(decomposition._scale(tf.constant([[[value], [1.0]]])), [[[1]]])

@@ -104,6 +104,11 @@ def test_only_one_module_imports_tensorflow_gan():
     assert "tensorflow_gan" in (ROOT / "hamgan" / "tfgan.py").read_text()
 
 
+def test_nothing_that_trains_or_evaluates_imports_tf_gan():
+    users = {str(p.relative_to(ROOT / "hamgan")) for p in MODULES if "hamgan.tfgan" in imported(p)}
+    assert users == {"benchmarks/fid.py"}
+
+
 @pytest.mark.parametrize(
     "name", ["data/dataset.py", "distribution.py", "run/checkpoints.py", "evaluation/metrics.py"]
 )

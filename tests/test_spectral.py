@@ -97,6 +97,17 @@ def test_power_iteration_of_zeros_is_finite():
         np.testing.assert_array_equal(vector, np.zeros_like(vector))
 
 
+def test_u_and_v_are_constant_for_the_gradient():
+    matrix, u = tf.constant(array(6, 4)), tf.constant(array(6, 1, seed=1))
+    with tf.GradientTape() as tape:
+        tape.watch([matrix, u])
+        new_u, v, product = spectral.power_iteration(matrix, u)
+        sigma = tf.reduce_sum(new_u * product)
+    of_matrix, of_u = tape.gradient(sigma, [matrix, u])
+    assert of_u is None
+    assert_close(of_matrix, np.outer(new_u, v), 1e-6)
+
+
 @with_exact
 @with_norms
 @with_layers

@@ -154,7 +154,7 @@ def test_seeds_count_in_their_full_width():
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_numbers_are_those_of_tensorflow_s_own_functions(jit_compile):
-    """Whose form of the same has three times as many operations, and XLA's another."""
+    """XLA and TensorFlow's kernels have the same numbers of the shorter form too."""
     rng = np.random.default_rng(1)
     limits = np.iinfo(np.int32)
     draws = tf.function(

@@ -15,7 +15,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from hamgan import arguments
 
 # TF-GAN's Inception, the network of published FIDs.
-INCEPTION = "https://tfhub.dev/tensorflow/tfgan/eval/inception/1"
+INCEPTION_HANDLE = "https://tfhub.dev/tensorflow/tfgan/eval/inception/1"
 
 _OUTPUTS = ("logits", "pool_3")
 
@@ -53,7 +53,9 @@ class FeatureNetwork:
       ValueError: the network can't be had, takes other images, or lacks one of the two outputs.
     """
 
-    def __init__(self, *, handle: str = INCEPTION, size: int = 299, data_dir: str | None = None):
+    def __init__(
+        self, *, handle: str = INCEPTION_HANDLE, size: int = 299, data_dir: str | None = None
+    ):
         self.handle = _in_data_dir(handle, data_dir)
         self.size = size
         folder = resolve(self.handle)

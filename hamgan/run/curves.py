@@ -1,4 +1,4 @@
-"""TensorBoard's file of a run's scalars, written event by event.
+"""TensorBoard's file of a run's scalars, written event by event, and which are shown first.
 
 `tf.summary` has no public way to say that a run has gone back, and steps that were given up would
 stay in the curves. The format is TFRecord files of `Event`s.
@@ -20,7 +20,7 @@ _Event = tf.compat.v1.Event
 # Tells the files of one process apart that were begun in one second.
 _NUMBERS = itertools.count()
 # What one looks at first: {title: a regular expression of tags}.
-FIRST = {
+_FIRST = {
     "FID": r"^(evaluation|aggregate)/(.*/)?fid$",
     "Losses": r"^loss/",
     "Images a second": r"^images_per_second$",
@@ -29,10 +29,10 @@ FIRST = {
 
 
 def layout() -> bytes:
-    """What has TensorBoard's page "Custom Scalars" show FIRST, a serialised summary."""
+    """What has TensorBoard's page "Custom Scalars" show `_FIRST`, a serialised summary."""
     charts = [
         layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=[pattern]))
-        for title, pattern in FIRST.items()
+        for title, pattern in _FIRST.items()
     ]
     category = layout_pb2.Category(title="First", chart=charts)
     return layouts.pb(layout_pb2.Layout(category=[category])).SerializeToString()

@@ -160,9 +160,10 @@ class Log:
         """Summaries within go to the folder of what is shown."""
         with surviving_failed_writes("TensorBoard"):
             if self._shown is None:
-                self._shown = tf.summary.create_file_writer(self._folder.shown)
-                with self._shown.as_default(step=0):
+                shown = tf.summary.create_file_writer(self._folder.shown)
+                with shown.as_default(step=0):
                     tf.summary.experimental.write_raw_pb(curves.layout())
+                self._shown = shown
             with self._shown.as_default(step=step):
                 yield
             self._shown.flush()
