@@ -12,7 +12,7 @@ import time
 import pytest
 
 from hamgan.cli import launch_tpu
-from hamgan.tpu import gcloud, launch, request
+from hamgan.tpu import bill, chips, gcloud, request
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ZONE = "--zone=us-west4-a"
@@ -27,7 +27,7 @@ FLAGS = (
 # Written by hand from gcloud's reference: what a dry run prints, line by line.
 RECORDED = {
     ("up", ZONE, "--spot"): [
-        f"{QUEUE} describe hamgan --zone=us-west4-a '--format=value(state.state)'",
+        f"{QUEUE} describe hamgan --zone=us-west4-a --format=json",
         f"{QUEUE} create hamgan --node-id=hamgan --zone=us-west4-a "
         "--accelerator-type=v5litepod-8 --runtime-version=v2-alpha-tpuv5-lite "
         "--scopes=https://www.googleapis.com/auth/cloud-platform --spot",
@@ -55,13 +55,24 @@ class Recorded:
       states: of the request, one for each `describe`; the last stays; None: there is none.
       training: what the VM says of its training, likewise.
       failure: part of the command that fails.
+      installed: whether the VM has an installation; one that is made again hasn't.
+      description: more of what `describe` says.
     """
 
     dry_run = False
 
-    def __init__(self, states=("ACTIVE",), training=("running",), failure=None):
+    def __init__(
+        self,
+        states=("ACTIVE",),
+        training=("running",),
+        failure=None,
+        *,
+        installed=True,
+        description=None,
+    ):
         self.states, self.answers = list(states), list(training)
         self.failure, self.ran = failure, []
+        self.installed, self.description = installed, description or {}
 
     def __call__(self, words, *, capture=False):
         self.ran.append(words)
@@ -72,7 +83,16 @@ class Recorded:
             state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
             if state is None:
                 return gcloud.Result(1, "", "ERROR: NOT_FOUND: Resource 'hamgan' was not found")
-            return gcloud.Result(0, state + "\n", "")
+            if state == "UNAVAILABLE":
+                return gcloud.Result(1, "", "ERROR: the service is UNAVAILABLE")
+            description = {"state": {"state": state}, **self.description}
+            return gcloud.Result(0, json.dumps(description), "")
+        if "create" in words:
+            self.installed = False
+        if "touch ~/hamgan/installed" in text:
+            self.installed = True
+        if "installed: yes" in text:
+            return gcloud.Result(0, f"installed: {'yes' if self.installed else 'no'}\n", "")
         if "training: gone" in text:
             answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
             return gcloud.Result(0 if answer else 255, f"training: {answer}\n" if answer else "")
@@ -126,13 +146,13 @@ def test_dry_run_prints_the_recorded_commands(words):
 def test_installation_takes_the_requirements_in_order():
     lines = [remote(line) for line in dry_run("install", ZONE, ADDRESS)]
     clone = "git clone --depth=1 'https://host.example/my hamgan.git' ~/hamgan/source"
-    assert lines[1] == f"rm -rf ~/hamgan/source && {clone}"
+    assert lines[1] == f"rm -rf ~/hamgan/installed ~/hamgan/source && {clone}"
     pip = "cd ~/hamgan/source && ~/hamgan/venv/bin/pip install --quiet --no-deps "
     version = "$(python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])')"
     assert lines[4:] == [
         "python3 -m venv --upgrade-deps ~/hamgan/venv",
         f"{pip}-r requirements-tpu-{version}.lock",
-        f"{pip}-e .",
+        f"{pip}-e . && touch ~/hamgan/installed",
     ]
 
 
@@ -140,7 +160,7 @@ def test_dry_run_is_what_runs():
     words = ["train", ZONE, *JOB, "--gin_param=a.b = 'c d'", ADDRESS]
     _, recorded = run(*words, "--detach", recorded=Recorded(training=(None,)))
     printed = [shlex.split(line) for line in dry_run(*words)]
-    assert recorded.ran[1:] == printed
+    assert recorded.ran == printed
 
 
 def test_requests_of_each_tier():
@@ -190,7 +210,7 @@ def test_up_gives_up():
     with pytest.raises(ValueError, match="FAILED again"):
         run("up", ZONE, recorded=Recorded(("FAILED",)))
     with pytest.raises(ValueError, match="The request stays; .* delete hamgan"):
-        run("up", ZONE, "--timeout=-1", recorded=Recorded(("WAITING_FOR_RESOURCES",)))
+        run("up", ZONE, "--timeout=0", recorded=Recorded(("WAITING_FOR_RESOURCES",)))
     with pytest.raises(ValueError, match="can't say whether there is"):
         run("up", ZONE, recorded=Recorded(failure="describe"))
 
@@ -220,7 +240,7 @@ def test_nothing_starts_when_the_doctor_finds_something():
     with pytest.raises(ValueError, match="status 7.*tpus queued-resources delete hamgan"):
         # One line: what a message says is matched over its lines.
         try:
-            run("train", ZONE, *JOB, recorded=recorded)
+            run("train", ZONE, *JOB, ADDRESS, recorded=recorded)
         except ValueError as error:
             raise ValueError(str(error).replace("\n", " ")) from error
     assert "start" not in recorded.verbs()
@@ -228,11 +248,93 @@ def test_nothing_starts_when_the_doctor_finds_something():
 
 def test_evaluation_has_a_machine_of_its_own():
     recorded = Recorded((None, "ACTIVE"))
-    words = ["evaluate", ZONE, "--name=judge", "--type=v5litepod-1", *JOB, ADDRESS]
-    _, recorded = run(*words, recorded=recorded)
+    _, recorded = run("evaluate", ZONE, *JOB, ADDRESS, recorded=recorded)
     assert recorded.verbs() == ["create", "copy", "doctor", "start"]
     assert "scripts/evaluate.py" in recorded.ran[-1][-1] and "--watch" in recorded.ran[-1][-1]
+    assert all("hamgan-evaluate" in words for words in recorded.ran)
+    create = next(words for words in recorded.ran if "create" in words)
+    assert "--accelerator-type=v5litepod-1" in create
+    words = ["evaluate", ZONE, "--name=judge", "--type=v6e-1", *JOB, ADDRESS]
+    _, recorded = run(*words, recorded=Recorded((None, "ACTIVE")))
     assert all("judge" in words for words in recorded.ran)
+
+
+def test_an_installation_that_was_begun_is_made_again():
+    recorded = Recorded(("PROVISIONING", "ACTIVE"), installed=False)
+    _, recorded = run("evaluate", ZONE, *JOB, ADDRESS, recorded=recorded)
+    assert recorded.verbs() == ["copy", "doctor", "start"]
+    recorded = Recorded(training=("gone", "0"), installed=False)
+    assert run("train", ZONE, *JOB, ADDRESS, recorded=recorded)[1].verbs() == [
+        "copy",
+        "doctor",
+        "start",
+    ]
+
+
+def test_a_training_comes_back_after_a_preemption_that_nobody_saw():
+    recorded = Recorded(("SUSPENDED", "SUSPENDED", "PROVISIONING", "ACTIVE"), training=("0",))
+    status, recorded = run("train", ZONE, *JOB, ADDRESS, recorded=recorded)
+    assert status == 0
+    assert recorded.verbs() == ["delete", "create", "copy", "doctor", "start"]
+
+
+@pytest.mark.parametrize("state", [None, "PROVISIONING"])
+def test_training_needs_a_machine(state):
+    recorded = Recorded((state,))
+    with pytest.raises(ValueError, match="no hamgan in us-west4-a yet .*First: .*up, then install"):
+        run("train", ZONE, *JOB, ADDRESS, recorded=recorded)
+    assert recorded.verbs() == []
+
+
+@pytest.mark.parametrize("state", [None, "DELETING"])
+def test_a_machine_that_was_deleted_is_not_made_again(state):
+    recorded = Recorded(("ACTIVE", "ACTIVE", state))
+    with pytest.raises(ValueError, match="hamgan was deleted.*newest checkpoint"):
+        run("train", ZONE, *JOB, ADDRESS, recorded=recorded)
+    assert recorded.verbs() == []
+
+
+def test_a_question_that_fails_ends_no_watch():
+    states = ("ACTIVE", "UNAVAILABLE", "UNAVAILABLE", "ACTIVE")
+    status, _ = run("train", ZONE, *JOB, ADDRESS, recorded=Recorded(states, ("running", "0")))
+    assert status == 0
+    with pytest.raises(ValueError, match="UNKNOWN, but didn't answer 10 times"):
+        run("train", ZONE, *JOB, ADDRESS, recorded=Recorded(("ACTIVE", "UNAVAILABLE")))
+
+
+@pytest.mark.parametrize(
+    "description, message",
+    [
+        ({"tpu": {"nodeSpec": [{"node": {"acceleratorType": "v6e-8"}}]}}, "Give --type=v6e-8"),
+        ({"spot": {}}, "asked for as spot, .* made again as on_demand. Give --spot"),
+        ({"guaranteed": {"reserved": True}}, "asked for as reserved"),
+    ],
+)
+def test_what_is_there_must_be_what_is_asked_for(description, message):
+    for words in (["up"], ["train", *JOB, ADDRESS]):
+        recorded = Recorded(description=description)
+        with pytest.raises(ValueError, match=message):
+            run(*words, ZONE, recorded=recorded)
+        assert recorded.verbs() == []
+    asked = []
+    run(
+        "down",
+        ZONE,
+        recorded=Recorded(description=description),
+        ask=lambda q: asked.append(q) or "",
+    )
+    assert asked[0].startswith(
+        f"Delete hamgan ({'v6e-8' if 'tpu' in description else 'v5litepod-8'})"
+    )
+
+
+def test_nothing_is_paid_for_before_the_repository_is_looked_at(tmp_path):
+    for state in (None, "SUSPENDED"):
+        for command in ("evaluate", "train") if state else ("evaluate",):
+            recorded = Recorded((state, "ACTIVE"))
+            with pytest.raises(ValueError, match="repository must be|gin_file must be"):
+                run(command, ZONE, *JOB, f"--repository={tmp_path}", recorded=recorded)
+            assert recorded.verbs() == []
 
 
 def test_down_asks():
@@ -249,20 +351,90 @@ def test_down_when_done():
     assert recorded.verbs() == []
 
 
+def test_down_when_done_waits_for_no_ghost():
+    assert run("down", ZONE, "--when_done", recorded=Recorded((None,)))[0] == 0
+    for recorded in (
+        Recorded(("SUSPENDED",)),
+        Recorded(("FAILED",)),
+        Recorded(training=("gone",)),
+        Recorded(training=(None,)),
+        Recorded(("UNAVAILABLE",)),
+    ):
+        with pytest.raises(ValueError, match="Nothing has trained in 60 looks.*the VM is kept"):
+            run("down", ZONE, "--when_done", recorded=recorded)
+        assert recorded.verbs() == []
+
+
+def test_down_without_anybody_or_anything():
+    def nobody(question):
+        raise EOFError
+
+    with pytest.raises(ValueError, match="nobody answers here: give --yes"):
+        run("down", ZONE, ask=nobody)
+    assert run("down", ZONE, "--yes", ask=nobody)[1].verbs() == ["delete"]
+    status, recorded = run("down", ZONE, recorded=Recorded((None,)), ask=nobody)
+    assert status == 0 and recorded.verbs() == []
+
+
+def test_a_dry_run_of_waiting_shows_the_questions():
+    describe, question, delete = dry_run("down", ZONE, "--when_done")
+    assert "describe" in describe and "train.status" in question and "delete" in delete
+    assert len(dry_run("status", ZONE)) == 2
+
+
+def test_the_cost_is_that_of_what_is_there(capsys):
+    description = {
+        "createTime": "2026-01-01T00:00:00Z",
+        "tpu": {"nodeSpec": [{"node": {"acceleratorType": "v6e-8"}}]},
+        "spot": {},
+    }
+    assert run("cost", ZONE, recorded=Recorded(description=description))[0] == 0
+    of_request = capsys.readouterr().out
+    place = request.Place(name="a", zone="us-west4-a", type="v6e-8", tier="spot")
+    assert bill.cost(place, hours=1.0)[1].split(":")[0] == of_request.splitlines()[1].split(":")[0]
+    price = chips.dollars_per_hour(place.machine, tier="spot")
+    assert price is None or f"x ${price:.2f}/h" in of_request
+    with pytest.raises(ValueError, match="no createTime"):
+        run("cost", ZONE)
+    with pytest.raises(ValueError, match="no hamgan in us-west4-a, so nothing is paid"):
+        run("cost", ZONE, recorded=Recorded((None,)))
+
+
+def test_a_log_that_cannot_be_read_is_said():
+    with pytest.raises(ValueError, match="can't be read .status 7"):
+        run("logs", ZONE, recorded=Recorded(failure="tail"))
+
+
+def test_a_reader_that_has_enough_is_no_fault():
+    words = [sys.executable, str(ROOT / "scripts" / "launch_tpu.py"), "evaluate", ZONE, *JOB]
+    result = subprocess.run(
+        ["bash", "-c", f"{shlex.join([*words, '--dry_run'])} | head -c 10"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in result.stderr
+
+
 def test_cost_to_the_end():
     place = request.Place(name="a", zone="us-west4-a", type="v5litepod-8")
     table = {"date": "2000-01", "source": "made", "on_demand": {"v5e": 2.0}}
-    text = "\n".join(launch.cost(place, hours=3.0, steps_done=250, steps=1000, table=table))
+    text = "\n".join(bill.cost(place, hours=3.0, steps_done=250, steps=1000, table=table))
     # 8 chips at $2: $16 an hour; a quarter is done in 3 hours.
     assert "3.0 h x $16.00/h = $48.00" in text and "9.0 h more, $144.00 more, $192.00" in text
     assert "2000-01" in text
     table = {**table, "on_demand": {}}
-    assert "no price of v5litepod-8" in "\n".join(launch.cost(place, hours=1.0, table=table))
+    assert "no price of v5litepod-8" in "\n".join(bill.cost(place, hours=1.0, table=table))
+    for done in (-100, 0, 2000):
+        with pytest.raises(ValueError, match=f"steps_done must be 1 to steps .1000., got {done}"):
+            bill.cost(place, hours=1.0, steps_done=done, steps=1000, table=table)
+    with pytest.raises(ValueError, match="needs both"):
+        bill.cost(place, hours=1.0, steps=1000, table=table)
 
 
 def test_hours_count_from_the_request():
-    text = json.dumps({"createTime": "1970-01-01T01:30:00.123456Z"})
-    assert launch.hours_of(text, now=3 * 3600) == pytest.approx(1.5)
+    found = {"createTime": "1970-01-01T01:30:00.123456Z"}
+    assert bill.hours_of(found, now=3 * 3600) == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize(
@@ -272,8 +444,26 @@ def test_hours_count_from_the_request():
         (["train", ZONE, "--model_dir=runs/x", JOB[1]], "folder in a bucket, .* got 'runs/x'"),
         (["train", ZONE, "--model_dir=gs://b", JOB[1]], "folder in a bucket, .* got 'gs://b'"),
         (["train", ZONE, JOB[0], "--data_dir=data"], "data_dir must be .* got 'data'"),
-        (["train", ZONE, *JOB, "--gin_file=configs/no.gin"], "in the repository, got 'configs/no"),
+        (
+            ["train", ZONE, *JOB, "--gin_file=configs/no.gin"],
+            "in the repository .*, got 'configs/no",
+        ),
         (["train", ZONE, *JOB, "--gin_file=/etc/a.gin"], "a path inside the repository"),
+        (["train", ZONE, *JOB, "--gin_param=nonsense"], "NAME = VALUE, got 'nonsense'"),
+        (["train", ZONE, "--model_dir=gs://my bucket/a", JOB[1]], "no spaces, got"),
+        (["train", ZONE, *JOB, "--repository=/nowhere"], "repository must be .* got '/nowhere'"),
+        (["train", ZONE, *JOB, "--repository=gs://a/b"], "repository must be .* got 'gs://a/b'"),
+        (["train", ZONE, *JOB, "--repository="], "repository must be .* got ''"),
+        (["train", ZONE, *JOB, "--steps=100"], "--steps is for cost, not for train"),
+        (["up", ZONE, "--when_done"], "--when_done is for down, not for up"),
+        (["up", ZONE, "--timeout=nan"], "timeout must be a number of seconds from 0, got nan"),
+        (["up", ZONE, "--timeout=-5"], "timeout must be .* got -5"),
+        (["up", ZONE, "--max_run_duration=3d"], "for flex_start, not for on_demand"),
+        (["up", ZONE, "--flex_start", "--max_run_duration=banana"], "like 2d12h, got 'banana'"),
+        (["up", ZONE, "--project=my proj'x"], "project must be like"),
+        (["up", ZONE, "--runtime_version=a b'c"], "runtime_version must be like"),
+        (["up", ZONE, "--type=v2-4"], "the smallest is v2-8; got 'v2-4'"),
+        (["up", ZONE, "--type=v5e-8"], "v5e is called v5litepod.*got 'v5e-8'"),
         (["up", "--zone=mars"], "zone must be like us-west4-a.* got 'mars'"),
         (["up", ZONE, "--name=My_TPU"], "name must be small letters, .* got 'My_TPU'"),
         (["up", ZONE, "--type=v3"], "accelerator type like .* got 'v3'"),
@@ -311,11 +501,23 @@ def test_what_would_not_be_copied_stops_the_launch(tmp_path):
     git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@example.com"]
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "x"]):
         subprocess.run([*git, *words], check=True)
-    archive = request.check_repository(str(tmp_path))
-    assert archive == str(tmp_path / ".git" / "launch_tpu.tar.gz")
+    source = request.source_of(str(tmp_path), gin_file="setup.py")
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+    assert source.commit == commit.strip()
+    assert source.archive == str(tmp_path / ".git" / f"launch_tpu-{source.commit[:12]}.tar.gz")
+    (tmp_path / "mine.gin").write_text("a.b = 1")
+    with pytest.raises(ValueError, match="repository's last commit.*git add.*got 'mine.gin'"):
+        request.source_of(str(tmp_path), gin_file="mine.gin")
     (tmp_path / "setup.py").write_text("changed")
     with pytest.raises(ValueError, match="last commit, which is copied, hasn't got.*setup.py"):
-        request.check_repository(str(tmp_path))
+        request.source_of(str(tmp_path))
+    assert request.source_of(str(tmp_path), strict=False) == source
+
+
+def test_missing_git_is_explained(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ValueError, match="git isn't on the PATH"):
+        request.source_of(str(ROOT))
 
 
 def test_missing_gcloud_is_explained(monkeypatch):

@@ -110,7 +110,7 @@ def test_check_speaks_where_nothing_is_installed():
         "import gin: .*'gin'",
     ):
         assert any(
-            re.match(f"FAIL  {text}.* Do: .*requirements-tpu-nodeps.txt", line) for line in lines
+            re.match(f"FAIL  {text}.* Do: .*requirements-tpu-3.1[012].lock", line) for line in lines
         ), lines
 
 

@@ -59,10 +59,10 @@ MODULES = (
     "hamgan.loop",
 )
 INSTALL = "python -m pip install -e ."
+# The lock file of this Python, made of both files above.
 INSTALL_TPU = (
-    f"python -m pip install -r {REQUIREMENTS} && "
-    f"python -m pip install --no-deps -r {REQUIREMENTS_NODEPS} && python -m pip install --no-deps "
-    "-e ."
+    "python -m pip install --no-deps -r requirements-tpu-{}.{}.lock && ".format(*sys.version_info)
+    + "python -m pip install --no-deps -e ."
 )
 # What the child prints after this mark is the answer; libraries print before it.
 _MARK = "devices of this environment: "

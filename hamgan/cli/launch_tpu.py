@@ -2,7 +2,7 @@
 
     python scripts/launch_tpu.py up       --name=hamgan --zone=us-west4-a --type=v5litepod-8 --spot
     python scripts/launch_tpu.py install  --name=hamgan --zone=us-west4-a
-    python scripts/launch_tpu.py train    --name=hamgan --zone=us-west4-a \\
+    python scripts/launch_tpu.py train    --name=hamgan --zone=us-west4-a --spot \\
         --model_dir=gs://BUCKET/RUN --data_dir=gs://BUCKET/tensorflow_datasets
 
 up        asks for the TPU (a queued resource) and waits; again: goes on; makes anew what was taken
@@ -10,7 +10,8 @@ install   copies the last commit and makes the environment
 doctor    checks environment, data, buckets and configuration there
 train     doctor, then the training under a supervisor; stays, and makes the TPU again when it is
           taken away (--detach: doesn't stay)
-evaluate  up, install and doctor of a second, smaller machine; it scores every checkpoint
+evaluate  up, install and doctor of a second, smaller machine, NAME-evaluate; it scores every
+          checkpoint
 logs      the training's log
 status    of the request and of the training
 cost      so far and to the end, by the table hamgan/tpu/prices.json
@@ -21,17 +22,28 @@ here, and gcloud. Python's own library is all that this module imports.
 """
 
 import argparse
+import dataclasses
+import math
 import os
 import pathlib
 import re
 import sys
 import time
 
-from hamgan.tpu import gcloud, launch, request
+from hamgan.tpu import bill, gcloud, launch, queued, request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMANDS = "up install doctor train evaluate logs status cost down".split()
 _NEED_JOB = ("doctor", "train", "evaluate")
+# What is of one command or two: said to another, it would be passed over in silence.
+_ONLY = {
+    "detach": ("train",),
+    "when_done": ("down",),
+    "yes": ("down",),
+    "timeout": ("up", "evaluate"),
+    "steps": ("cost",),
+    "steps_done": ("cost",),
+}
 
 
 def parser():
@@ -44,16 +56,20 @@ def parser():
     )
     result.add_argument("command", choices=COMMANDS)
     where = result.add_argument_group("where")
-    where.add_argument("--name", default="hamgan", help="of the request and its VM")
+    where.add_argument(
+        "--name", help="of the request and its VM; default: hamgan, of evaluate hamgan-evaluate"
+    )
     where.add_argument("--zone", required=True, help="e.g. us-west4-a")
     where.add_argument("--project", help="default: gcloud's own")
-    where.add_argument("--type", default="v5litepod-8", help="accelerator type")
+    where.add_argument(
+        "--type", help="accelerator type; default: v5litepod-8, of evaluate v5litepod-1"
+    )
     where.add_argument("--runtime_version", help="image; default: the chip's")
     tier = where.add_mutually_exclusive_group()
     for name in request.TIERS[1:]:
         words = dict(action="store_const", const=name, dest="tier")
         tier.add_argument(f"--{name}", **words, help=f"take it as {name.replace('_', '-')}")
-    where.add_argument("--max_run_duration", default="7d", help="with --flex_start")
+    where.add_argument("--max_run_duration", help="with --flex_start, e.g. 2d12h; default: 7d")
     what = result.add_argument_group("what")
     what.add_argument("--model_dir", help="the run's folder, gs://...")
     what.add_argument("--data_dir", help="prepared data, gs://... or a path on the VM")
@@ -64,7 +80,8 @@ def parser():
     how.add_argument("--dry_run", action="store_true", help="print the commands, run none")
     how.add_argument("--detach", action="store_true", help="train: start it and return")
     how.add_argument("--when_done", action="store_true", help="down: when training has ended well")
-    how.add_argument("--timeout", type=float, help="up: seconds to wait")
+    how.add_argument("--yes", action="store_true", help="down: without a question")
+    how.add_argument("--timeout", type=float, help="up, evaluate: seconds to wait for the machine")
     how.add_argument("--steps", type=int, help="cost: of the whole training")
     how.add_argument("--steps_done", type=int, help="cost: so far")
     result.set_defaults(tier="on_demand")
@@ -91,8 +108,12 @@ def execute(flags, *, run=None, sleep=time.sleep, ask=input):
     Raises:
       ValueError: wrong use, or a command that failed.
     """
+    _check(flags)
+    is_judge = flags.command == "evaluate"
     place = request.Place(
-        **{name: getattr(flags, name) for name in "name zone type project tier".split()},
+        name=flags.name or ("hamgan-evaluate" if is_judge else "hamgan"),
+        type=flags.type or ("v5litepod-1" if is_judge else "v5litepod-8"),
+        **{name: getattr(flags, name) for name in ("zone", "project", "tier")},
         runtime_version=flags.runtime_version,
         max_run_duration=flags.max_run_duration,
     )
@@ -104,24 +125,20 @@ def execute(flags, *, run=None, sleep=time.sleep, ask=input):
         sleep=sleep,
     )
     if flags.command == "train":
-        if flags.dry_run or launcher.training() != "running":
-            launcher.train(job)
-        if flags.detach or flags.dry_run:
-            return 0
-        gcloud.note("Interrupting this doesn't stop the training; the same command comes back.")
-        return launcher.keep(job, repository=flags.repository)
+        return _train(launcher, flags, job)
     if flags.command == "evaluate":
-        if launcher.up(timeout=flags.timeout):
-            launcher.install(flags.repository)
+        # Before anything is paid for.
+        source = _source(flags, job)
+        launcher.prepare(source, timeout=flags.timeout)
         launcher.evaluate(job)
     elif flags.command == "doctor":
         launcher.doctor(job)
     elif flags.command == "up":
         launcher.up(timeout=flags.timeout)
     elif flags.command == "install":
-        launcher.install(flags.repository)
+        launcher.install(_source(flags))
     elif flags.command == "down":
-        return _down(launcher, flags, sleep, ask)
+        return _down(launcher, flags, ask)
     elif flags.command == "cost":
         return _cost(launcher, flags)
     else:
@@ -130,16 +147,66 @@ def execute(flags, *, run=None, sleep=time.sleep, ask=input):
     return 0
 
 
+def _check(flags):
+    """Refuses numbers out of range, and flags of other commands."""
+    for name, commands in _ONLY.items():
+        if getattr(flags, name) not in (None, False) and flags.command not in commands:
+            raise ValueError(f"--{name} is for {' and '.join(commands)}, not for {flags.command}.")
+    if flags.timeout is not None and not 0 <= flags.timeout < math.inf:
+        raise ValueError(f"timeout must be a number of seconds from 0, got {flags.timeout}.")
+
+
+def _source(flags, job=None, *, strict=True):
+    strict = strict and not flags.dry_run
+    gin_file = job.gin_file if job else None
+    return request.source_of(flags.repository, gin_file=gin_file, strict=strict)
+
+
+def _train(launcher, flags, job):
+    name, zone = launcher.place.name, launcher.place.zone
+    found = launcher.found()
+    state = queued.state_of(found)
+    if not flags.dry_run and (found is None or state in queued.WAITING):
+        raise ValueError(
+            f"There is no {name} in {zone} yet ({state or 'no request'}). First: launch_tpu.py up, "
+            "then install, with the same flags."
+        )
+    if state in queued.GONE:
+        gcloud.note(f"{name} is {state}: it is made again.")
+        source, training = _source(flags, job), None
+        launcher.prepare(source)
+    else:
+        if found:
+            launcher.check(found)
+        training = launcher.training()
+        # Of one that runs, changes since are nobody's business.
+        source = _source(flags, job, strict=training != "running")
+        if training != "running" and not launcher.is_installed() and not flags.dry_run:
+            launcher.install(source)
+    if training != "running":
+        launcher.train(job)
+    if flags.detach or flags.dry_run:
+        return 0
+    gcloud.note("Interrupting this doesn't stop the training; the same command comes back.")
+    return launcher.keep(job, source=source)
+
+
 def _job(flags):
     for name in ("model_dir", "data_dir"):
         if not getattr(flags, name):
             raise ValueError(f"{flags.command} needs --{name}=gs://BUCKET/FOLDER, got none.")
-    if not flags.gin_file.startswith("gs://") and "://" not in flags.repository:
-        if (
-            not os.path.isabs(flags.gin_file)
-            and not (pathlib.Path(flags.repository) / flags.gin_file).is_file()
-        ):
-            raise ValueError(f"gin_file must be in the repository, got {flags.gin_file!r}.")
+    inside = "://" not in flags.gin_file and not os.path.isabs(flags.gin_file)
+    if inside and not request.is_address(flags.repository):
+        folder = pathlib.Path(flags.repository)
+        if not flags.repository or not folder.is_dir():
+            raise ValueError(
+                "repository must be a git checkout or an address to clone (https://, ssh://, "
+                f"git@), got {flags.repository!r}."
+            )
+        if not (folder / flags.gin_file).is_file():
+            raise ValueError(
+                f"gin_file must be in the repository ({folder}), got {flags.gin_file!r}."
+            )
     return request.Job(
         model_dir=flags.model_dir,
         data_dir=flags.data_dir,
@@ -148,31 +215,32 @@ def _job(flags):
     )
 
 
-def _down(launcher, flags, sleep, ask):
-    if not flags.when_done:
-        return 0 if launcher.down(ask=ask) else 1
-    while not launcher.dry_run:
-        line = launcher.status()
-        training = line.rpartition(": ")[2]
-        if training == "0":
-            break
-        if training.isdigit():
-            raise ValueError(f"The training didn't end well, so the VM is kept: {line}")
-        sleep(60.0)
-    return 0 if launcher.down(ask=lambda question: "y") else 1
+def _down(launcher, flags, ask):
+    if flags.when_done and flags.dry_run:
+        launcher.status()
+        gcloud.note("The next runs only when the training has ended with status 0:")
+    elif flags.when_done and not launcher.wait():
+        gcloud.note(f"There is no {launcher.place.name} in {launcher.place.zone}.")
+        return 0
+    return 0 if launcher.down(ask=None if flags.when_done or flags.yes else ask) else 1
 
 
 def _cost(launcher, flags):
-    place = launcher.place
-    words = ["gcloud", "compute", "tpus", "queued-resources", "describe", place.name]
-    result = launcher.run([*words, *place.where, "--format=json"], capture=True)
+    place, found = launcher.place, launcher.found()
     if launcher.dry_run:
         return 0
-    if result.status:
-        raise ValueError(f"gcloud can't describe {place.name}: {result.errors.strip()}")
-    hours = launch.hours_of(result.output, now=time.time())
-    lines = launch.cost(place, hours=hours, steps_done=flags.steps_done, steps=flags.steps)
-    print("\n".join([*lines, "Hours count from the request; those of waiting cost nothing."]))
+    if found is None:
+        raise ValueError(f"There is no {place.name} in {place.zone}, so nothing is paid for.")
+    # As it is there, whatever these flags say.
+    kind = queued.kind_of(found) or place.type
+    place = dataclasses.replace(place, type=kind, tier=queued.tier_of(found) or place.tier)
+    hours = bill.hours_of(found, now=time.time())
+    lines = bill.cost(place, hours=hours, steps_done=flags.steps_done, steps=flags.steps)
+    lines.append(
+        "Hours count from this request: waiting costs nothing, and machines that were there before "
+        "it aren't in them."
+    )
+    print("\n".join(lines))
     return 0
 
 
@@ -182,6 +250,9 @@ def run():
         sys.exit(execute(parser().parse_args()))
     except ValueError as error:
         sys.exit(f"ERROR: {error}")
+    except BrokenPipeError:  # of a reader that has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit("Interrupted. What runs there goes on; the same command comes back to it.")
 

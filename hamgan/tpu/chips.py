@@ -149,15 +149,17 @@ def from_type(text):
     chip = next((chip for chip in CHIPS.values() if chip.prefix == prefix), None)
     if chip is None or not re.fullmatch(r"[1-9]\d*", number):
         known = ", ".join(f"{chip.prefix}-8" for chip in CHIPS.values())
-        raise ValueError(f"type must be an accelerator type like {known}; got {text!r}.")
+        named = CHIPS.get(prefix)
+        hint = f" ({prefix} is called {named.prefix})" if named and named.prefix != prefix else ""
+        raise ValueError(f"type must be an accelerator type like {known}{hint}; got {text!r}.")
     count = int(number)
     if chip.counts_cores and count % 2:
         raise ValueError(f"type: {prefix} counts cores, two a chip; got {text!r}.")
     chips = count // 2 if chip.counts_cores else count
-    if chips <= chip.host_chips and chips not in (1, 4, 8):
-        raise ValueError(f"type: a host has 1, 4 or 8 chips, not {chips}; got {text!r}.")
     if chips < 4 and chip.counts_cores:
         raise ValueError(f"type: the smallest is {prefix}-8; got {text!r}.")
+    if chips <= chip.host_chips and chips not in (1, 4, 8):
+        raise ValueError(f"type: a host has 1, 4 or 8 chips, not {chips}; got {text!r}.")
     return Machine(chip, chips)
 
 

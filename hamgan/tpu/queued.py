@@ -1,0 +1,229 @@
+"""A request for a TPU, through the `gcloud` command.
+
+TPUs are had through queued resources (cloud.google.com/tpu/docs/queued-resources): a request waits,
+is provisioned, is active, and is suspended when a spot machine is taken away; then it can only be
+deleted and made again. Python's own library is all this needs.
+"""
+
+import json
+import shlex
+import time
+
+from hamgan.tpu.gcloud import note
+
+# What becomes another state by itself, and what has to be deleted before it can be made again.
+WAITING = (
+    "ACCEPTED",
+    "WAITING_FOR_RESOURCES",
+    "CREATING",
+    "PROVISIONING",
+    "SUSPENDING",
+    "DELETING",
+)
+GONE = ("SUSPENDED", "FAILED")
+_QUEUE = ("compute", "tpus", "queued-resources")
+
+
+class Queued:
+    """One request, and the TPU that it becomes.
+
+    Args:
+      place: a `Place`.
+      run: a `Runner`, or what takes its place.
+      sleep: waits so many seconds.
+    """
+
+    def __init__(self, place, *, run, sleep=time.sleep):
+        self.place, self.run, self._sleep = place, run, sleep
+
+    @property
+    def dry_run(self):
+        return getattr(self.run, "dry_run", False)
+
+    def found(self):
+        """gcloud's description of the request, a dictionary; None when there is none.
+
+        Raises:
+          ValueError: gcloud can't say.
+        """
+        words = ["gcloud", *_QUEUE, "describe", self.place.name, *self.place.where]
+        result = self.run([*words, "--format=json"], capture=True)
+        if self.dry_run or result.status and "NOT_FOUND" in result.errors:
+            return None
+        if result.status:
+            raise ValueError(
+                f"gcloud can't say whether there is a {self.place.name} in {self.place.zone}: "
+                f"{result.errors.strip()} Check zone and project, and run: gcloud auth login"
+            )
+        return description_of(result.output)
+
+    def state(self):
+        """State of the request, None when there is none; raises as `found` does."""
+        return state_of(self.found())
+
+    def check(self, found):
+        """Refuses what is there but isn't what was asked for: made again, it would be another.
+
+        Args:
+          found: see `Launcher.found`.
+
+        Raises:
+          ValueError: it is of another type or tier.
+        """
+        kind, tier = kind_of(found), tier_of(found)
+        name, place = self.place.name, self.place
+        if kind not in (None, place.type):
+            raise ValueError(
+                f"{name} is a {kind}, and --type says {place.type}. Give --type={kind}, or another "
+                "--name."
+            )
+        if tier not in (None, place.tier):
+            wanted = "no tier" if tier == "on_demand" else f"--{tier}"
+            raise ValueError(
+                f"{name} was asked for as {tier}, and would be made again as {place.tier}. Give "
+                f"{wanted}, or another --name."
+            )
+
+    def create_words(self):
+        """The words of the request."""
+        place = self.place
+        flex = place.tier == "flex_start"
+        # What only the alpha track has: https://cloud.google.com/tpu/docs/request-using-flex-start
+        words = ["gcloud", *(["alpha"] if flex else []), *_QUEUE, "create", place.name]
+        words += [f"--node-id={place.name}", *place.where, f"--accelerator-type={place.type}"]
+        words += [f"--runtime-version={place.runtime_version or place.machine.chip.image}"]
+        # For buckets; without it a VM may read them only.
+        words += ["--scopes=https://www.googleapis.com/auth/cloud-platform"]
+        if flex:
+            duration = f"--max-run-duration={place.duration}"
+            words += ["--provisioning-model=flex-start", duration]
+        elif place.tier != "on_demand":
+            words += [f"--{place.tier}"]
+        return words
+
+    def delete_words(self):
+        words = ["gcloud", *_QUEUE, "delete", self.place.name, *self.place.where]
+        return [*words, "--force", "--quiet"]
+
+    def up(self, *, poll=30.0, timeout=None, failures=3):
+        """Asks for the TPU and waits until it is there; makes again what was taken away.
+
+        What is there is used. Called again it goes on.
+
+        Args:
+          poll: seconds between looks.
+          timeout: seconds, after which waiting ends and the request stays; None: never.
+          failures: of requests; after so many no more is made.
+
+        Returns:
+          Whether the VM is new, so that nothing is installed.
+        """
+        found, new, start, shown = self.found(), False, time.monotonic(), None
+        if self.dry_run:
+            note("The next runs only if the one above finds no request:")
+            self._checked(self.create_words())
+            return True
+        state = state_of(found)
+        if state not in (None, *GONE):
+            self.check(found)
+        while state != "ACTIVE":
+            if state in GONE:
+                failures -= state == "FAILED"
+                if failures < 1:
+                    raise ValueError(
+                        f"{self.place.name} is FAILED again. Why: gcloud {shlex.join(_QUEUE)} "
+                        f"describe {self.place.name} {shlex.join(self.place.where)}"
+                    )
+                note(f"{self.place.name} is {state}: it is deleted and made again.")
+                self._checked(self.delete_words())
+                state = None
+            if state is None:
+                self._checked(self.create_words())
+                new = True
+            elif state not in WAITING:
+                raise ValueError(f"{self.place.name} is {state!r}, which nothing is known about.")
+            waited = time.monotonic() - start
+            if timeout is not None and waited > timeout:
+                raise ValueError(
+                    f"{self.place.name} is {state} after {waited:.0f} s. The request stays; the "
+                    f"same command goes on. To give it up: {shlex.join(self.delete_words())}"
+                )
+            self._sleep(poll)
+            state = self.state()
+            if state != shown:
+                note(f"{time.strftime('%H:%M:%S')} {self.place.name}: {state}")
+                shown = state
+        return new
+
+    def down(self, *, ask=input):
+        """Deletes the TPU, after a question. Returns whether there is none any more.
+
+        Args:
+          ask: function question -> answer; None: no question.
+
+        Raises:
+          ValueError: there is nobody to answer.
+        """
+        if not self.dry_run:
+            found = self.found()
+            if found is None:
+                note(f"There is no {self.place.name} in {self.place.zone}.")
+                return True
+            kind = kind_of(found) or self.place.type
+            question = f"Delete {self.place.name} ({kind}) in {self.place.zone}? [y/N] "
+            try:
+                answer = "y" if ask is None else ask(question)
+            except EOFError:
+                raise ValueError(
+                    "down asks before it deletes, and nobody answers here: give --yes."
+                ) from None
+            if answer.strip().lower() not in ("y", "yes"):
+                note("It stays, and costs money.")
+                return False
+        self._checked(self.delete_words())
+        return True
+
+    def _checked(self, words, *, capture=False):
+        result = self.run(words, capture=capture)
+        if result.status:
+            raise ValueError(
+                f"This command ended with status {result.status}: {shlex.join(words)}\n"
+                f"{result.errors.strip()}\nThe same command goes on when the cause is gone: what "
+                "is done is used. If there is a VM now, it costs money; delete it: "
+                f"{shlex.join(self.delete_words())}"
+            )
+        return result
+
+
+def description_of(text):
+    """The dictionary of gcloud's JSON.
+
+    Raises:
+      ValueError: it isn't one.
+    """
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"gcloud's description must be JSON of a request, got {text[:80]!r}.")
+    return found
+
+
+def state_of(found):
+    return ((found or {}).get("state") or {}).get("state")
+
+
+def kind_of(found):
+    """The accelerator type of a request, None where it isn't said."""
+    nodes = (found.get("tpu") or {}).get("nodeSpec") or [{}]
+    return (nodes[0].get("node") or {}).get("acceleratorType")
+
+
+def tier_of(found):
+    """One of `request.TIERS`; None where it isn't said, as of on demand and of flex-start."""
+    if "spot" in found:
+        return "spot"
+    if (found.get("guaranteed") or {}).get("reserved") or found.get("reservationName"):
+        return "reserved"
+    return None
