@@ -206,6 +206,15 @@ def test_up_waits_for_the_end_of_a_suspension():
     assert recorded.verbs() == ["delete", "create"]
 
 
+def test_up_goes_on_when_a_question_fails():
+    states = (None, "UNAVAILABLE", "PROVISIONING", "UNAVAILABLE", "ACTIVE")
+    assert run("up", ZONE, recorded=Recorded(states))[1].verbs() == ["create"]
+    recorded = Recorded((None, "UNAVAILABLE"))
+    with pytest.raises(ValueError, match="can't say whether"):
+        run("up", ZONE, recorded=recorded)
+    assert recorded.verbs() == ["create"]
+
+
 def test_up_gives_up():
     with pytest.raises(ValueError, match="FAILED again"):
         run("up", ZONE, recorded=Recorded(("FAILED",)))

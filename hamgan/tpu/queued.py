@@ -65,7 +65,7 @@ class Queued:
         """Refuses what is there but isn't what was asked for: made again, it would be another.
 
         Args:
-          found: see `Launcher.found`.
+          found: what `found` gave.
 
         Raises:
           ValueError: it is of another type or tier.
@@ -78,10 +78,9 @@ class Queued:
                 "--name."
             )
         if tier not in (None, place.tier):
-            wanted = "no tier" if tier == "on_demand" else f"--{tier}"
             raise ValueError(
                 f"{name} was asked for as {tier}, and would be made again as {place.tier}. Give "
-                f"{wanted}, or another --name."
+                f"--{tier}, or another --name."
             )
 
     def create_words(self):
@@ -105,7 +104,7 @@ class Queued:
         words = ["gcloud", *_QUEUE, "delete", self.place.name, *self.place.where]
         return [*words, "--force", "--quiet"]
 
-    def up(self, *, poll=30.0, timeout=None, failures=3):
+    def up(self, *, poll=30.0, timeout=None, failures=3, patience=10):
         """Asks for the TPU and waits until it is there; makes again what was taken away.
 
         What is there is used. Called again it goes on.
@@ -114,15 +113,16 @@ class Queued:
           poll: seconds between looks.
           timeout: seconds, after which waiting ends and the request stays; None: never.
           failures: of requests; after so many no more is made.
+          patience: looks in a row to which gcloud has no answer, after which this ends.
 
-        Returns:
-          Whether the VM is new, so that nothing is installed.
+        Raises:
+          ValueError: what is there is another, a command failed, the time is over.
         """
-        found, new, start, shown = self.found(), False, time.monotonic(), None
+        found, start, shown, unanswered = self.found(), time.monotonic(), None, 0
         if self.dry_run:
             note("The next runs only if the one above finds no request:")
             self._checked(self.create_words())
-            return True
+            return
         state = state_of(found)
         if state not in (None, *GONE):
             self.check(found)
@@ -139,7 +139,7 @@ class Queued:
                 state = None
             if state is None:
                 self._checked(self.create_words())
-                new = True
+                state = "CREATING"
             elif state not in WAITING:
                 raise ValueError(f"{self.place.name} is {state!r}, which nothing is known about.")
             waited = time.monotonic() - start
@@ -149,11 +149,16 @@ class Queued:
                     f"same command goes on. To give it up: {shlex.join(self.delete_words())}"
                 )
             self._sleep(poll)
-            state = self.state()
+            try:
+                state, unanswered = self.state(), 0
+            except ValueError as error:
+                unanswered += 1
+                if unanswered >= patience:
+                    raise
+                note(str(error))
             if state != shown:
                 note(f"{time.strftime('%H:%M:%S')} {self.place.name}: {state}")
                 shown = state
-        return new
 
     def down(self, *, ask=input):
         """Deletes the TPU, after a question. Returns whether there is none any more.
