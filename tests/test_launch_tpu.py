@@ -158,7 +158,7 @@ def test_installation_takes_the_requirements_in_order():
 
 def test_dry_run_is_what_runs():
     words = ["train", ZONE, *JOB, "--gin_param=a.b = 'c d'", ADDRESS]
-    _, recorded = run(*words, "--detach", recorded=Recorded(training=(None,)))
+    _, recorded = run(*words, "--detach", recorded=Recorded(training=("gone",)))
     printed = [shlex.split(line) for line in dry_run(*words)]
     assert recorded.ran == printed
 
@@ -225,7 +225,7 @@ def test_up_gives_up():
 
 
 def test_training_goes_on_after_a_preemption():
-    states = ("ACTIVE", "SUSPENDED", "SUSPENDED", "PROVISIONING", "ACTIVE")
+    states = ("ACTIVE", "ACTIVE", "SUSPENDED", "SUSPENDED", "PROVISIONING", "ACTIVE")
     recorded = Recorded(states, training=("gone", "running", "0"))
     status, recorded = run("train", ZONE, *JOB, ADDRESS, recorded=recorded)
     assert status == 0
@@ -256,7 +256,7 @@ def test_nothing_starts_when_the_doctor_finds_something():
 
 
 def test_evaluation_has_a_machine_of_its_own():
-    recorded = Recorded((None, "ACTIVE"))
+    recorded = Recorded((None, "ACTIVE"), ("gone",))
     _, recorded = run("evaluate", ZONE, *JOB, ADDRESS, recorded=recorded)
     assert recorded.verbs() == ["create", "copy", "doctor", "start"]
     assert "scripts/evaluate.py" in recorded.ran[-1][-1] and "--watch" in recorded.ran[-1][-1]
@@ -265,11 +265,13 @@ def test_evaluation_has_a_machine_of_its_own():
     assert "--accelerator-type=v5litepod-1" in create
     words = ["evaluate", ZONE, "--name=judge", "--type=v6e-1", *JOB, ADDRESS]
     _, recorded = run(*words, recorded=Recorded((None, "ACTIVE")))
-    assert all("judge" in words for words in recorded.ran)
+    assert all("judge-evaluate" in words for words in recorded.ran)
+    # One that runs is left alone.
+    assert run("evaluate", ZONE, *JOB, ADDRESS)[1].verbs() == []
 
 
 def test_an_installation_that_was_begun_is_made_again():
-    recorded = Recorded(("PROVISIONING", "ACTIVE"), installed=False)
+    recorded = Recorded(("PROVISIONING", "ACTIVE"), ("gone",), installed=False)
     _, recorded = run("evaluate", ZONE, *JOB, ADDRESS, recorded=recorded)
     assert recorded.verbs() == ["copy", "doctor", "start"]
     recorded = Recorded(training=("gone", "0"), installed=False)
@@ -287,12 +289,70 @@ def test_a_training_comes_back_after_a_preemption_that_nobody_saw():
     assert recorded.verbs() == ["delete", "create", "copy", "doctor", "start"]
 
 
-@pytest.mark.parametrize("state", [None, "PROVISIONING"])
+@pytest.mark.parametrize("state", [None, "DELETING"])
 def test_training_needs_a_machine(state):
     recorded = Recorded((state,))
-    with pytest.raises(ValueError, match="no hamgan in us-west4-a yet .*First: .*up, then install"):
+    with pytest.raises(ValueError, match="no hamgan in us-west4-a .*First: .*up, then install"):
         run("train", ZONE, *JOB, ADDRESS, recorded=recorded)
     assert recorded.verbs() == []
+
+
+def test_training_waits_for_a_machine_that_comes():
+    recorded = Recorded(("PROVISIONING", "PROVISIONING", "ACTIVE"), ("0",), installed=False)
+    assert run("train", ZONE, *JOB, ADDRESS, recorded=recorded)[0] == 0
+    assert recorded.verbs() == ["copy", "doctor", "start"]
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        ("ACTIVE", "SUSPENDED", "SUSPENDED", "WAITING_FOR_RESOURCES", None),
+        ("ACTIVE", "SUSPENDED", None),
+        ("ACTIVE", "SUSPENDED", "SUSPENDED", "DELETING"),
+    ],
+)
+def test_what_is_deleted_while_it_is_made_again_stays_deleted(states):
+    recorded = Recorded(states)
+    with pytest.raises(ValueError, match="hamgan was deleted"):
+        run("train", ZONE, *JOB, ADDRESS, recorded=recorded)
+    assert recorded.verbs().count("create") <= 1
+    recorded = Recorded((None, "WAITING_FOR_RESOURCES", "DELETING"))
+    with pytest.raises(ValueError, match="hamgan was deleted"):
+        run("up", ZONE, recorded=recorded)
+    assert recorded.verbs() == ["create"]
+
+
+def test_a_machine_that_is_taken_while_it_is_installed_is_made_again():
+    class Flaky(Recorded):
+        def __call__(self, words, *, capture=False):
+            if "rm -rf" in " ".join(words) and self.failures:
+                self.failures -= 1
+                self.ran.append(words)
+                return gcloud.Result(255, "", "connection closed")
+            return super().__call__(words, capture=capture)
+
+    states = ("ACTIVE", "SUSPENDED", "SUSPENDED", "ACTIVE")
+    recorded = Flaky(states, ("running", "gone", "running", "0"))
+    recorded.failures = 1
+    assert run("train", ZONE, *JOB, ADDRESS, recorded=recorded)[0] == 0
+    assert recorded.verbs() == ["delete", "create", "copy", "copy", "doctor", "start"]
+
+
+def test_a_training_that_does_not_stay_is_not_started_for_ever():
+    recorded = Recorded(training=("gone",))
+    with pytest.raises(ValueError, match="was started 6 times and doesn't stay"):
+        run("train", ZONE, *JOB, ADDRESS, recorded=recorded)
+
+
+def test_another_training_is_not_watched():
+    class Other(Recorded):
+        def __call__(self, words, *, capture=False):
+            if "cat ~/hamgan/train.words" in " ".join(words):
+                return gcloud.Result(0, "scripts/train.py --model_dir=gs://b/other\n", "")
+            return super().__call__(words, capture=capture)
+
+    with pytest.raises(ValueError, match="trains something else. It runs: .*gs://b/other"):
+        run("train", ZONE, *JOB, ADDRESS, recorded=Other(("ACTIVE", "ACTIVE")))
 
 
 @pytest.mark.parametrize("state", [None, "DELETING"])
@@ -317,6 +377,7 @@ def test_a_question_that_fails_ends_no_watch():
         ({"tpu": {"nodeSpec": [{"node": {"acceleratorType": "v6e-8"}}]}}, "Give --type=v6e-8"),
         ({"spot": {}}, "asked for as spot, .* made again as on_demand. Give --spot"),
         ({"guaranteed": {"reserved": True}}, "asked for as reserved"),
+        ({"spot": {}, "state": {"state": "SUSPENDED"}}, "Give --spot"),
     ],
 )
 def test_what_is_there_must_be_what_is_asked_for(description, message):
@@ -430,13 +491,19 @@ def test_cost_to_the_end():
     table = {"date": "2000-01", "source": "made", "on_demand": {"v5e": 2.0}}
     text = "\n".join(bill.cost(place, hours=3.0, steps_done=250, steps=1000, table=table))
     # 8 chips at $2: $16 an hour; a quarter is done in 3 hours.
-    assert "3.0 h x $16.00/h = $48.00" in text and "9.0 h more, $144.00 more, $192.00" in text
+    assert "3.0 h x $16.00/h = $48.00" in text and "9.0 h more, $144.00 more" in text
+    assert "in all: $192.00" in text
     assert "2000-01" in text
     table = {**table, "on_demand": {}}
     assert "no price of v5litepod-8" in "\n".join(bill.cost(place, hours=1.0, table=table))
     for done in (-100, 0, 2000):
-        with pytest.raises(ValueError, match=f"steps_done must be 1 to steps .1000., got {done}"):
+        with pytest.raises(ValueError, match=f"steps_done must be above .*1000.*got {done}"):
             bill.cost(place, hours=1.0, steps_done=done, steps=1000, table=table)
+    begun = dict(steps_begun=500, steps_done=600, steps=1000)
+    text = "\n".join(
+        bill.cost(place, hours=1.0, table={**table, "on_demand": {"v5e": 2.0}}, **begun)
+    )
+    assert "4.0 h more, $64.00 more" in text and "in all" not in text
     with pytest.raises(ValueError, match="needs both"):
         bill.cost(place, hours=1.0, steps=1000, table=table)
 
@@ -597,6 +664,9 @@ def test_supervisor_hands_on_the_end(tmp_path):
         while not (log.exists() and "ready" in log.read_text()):
             assert time.monotonic() < end
             time.sleep(0.1)
+        # One at a time.
+        second = subprocess.run([*words, "true"], env=environment, capture_output=True, text=True)
+        assert second.returncode == 1 and "Another supervisor is at work" in second.stderr
         process.terminate()
         assert process.wait(timeout=30) == 5
     finally:

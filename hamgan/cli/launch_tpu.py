@@ -43,6 +43,7 @@ _ONLY = {
     "timeout": ("up", "evaluate"),
     "steps": ("cost",),
     "steps_done": ("cost",),
+    "steps_begun": ("cost",),
 }
 
 
@@ -57,7 +58,7 @@ def parser():
     result.add_argument("command", choices=COMMANDS)
     where = result.add_argument_group("where")
     where.add_argument(
-        "--name", help="of the request and its VM; default: hamgan, of evaluate hamgan-evaluate"
+        "--name", default="hamgan", help="of the request and its VM; evaluate's is NAME-evaluate"
     )
     where.add_argument("--zone", required=True, help="e.g. us-west4-a")
     where.add_argument("--project", help="default: gcloud's own")
@@ -84,6 +85,7 @@ def parser():
     how.add_argument("--timeout", type=float, help="up, evaluate: seconds to wait for the machine")
     how.add_argument("--steps", type=int, help="cost: of the whole training")
     how.add_argument("--steps_done", type=int, help="cost: so far")
+    how.add_argument("--steps_begun", type=int, help="cost: when this machine began; default: 0")
     result.set_defaults(tier="on_demand")
     return result
 
@@ -111,7 +113,7 @@ def execute(flags, *, run=None, sleep=time.sleep, ask=input):
     _check(flags)
     is_judge = flags.command == "evaluate"
     place = request.Place(
-        name=flags.name or ("hamgan-evaluate" if is_judge else "hamgan"),
+        name=f"{flags.name}-evaluate" if is_judge else flags.name,
         type=flags.type or ("v5litepod-1" if is_judge else "v5litepod-8"),
         **{name: getattr(flags, name) for name in ("zone", "project", "tier")},
         runtime_version=flags.runtime_version,
@@ -130,6 +132,9 @@ def execute(flags, *, run=None, sleep=time.sleep, ask=input):
         # Before anything is paid for.
         source = _source(flags, job)
         launcher.prepare(source, timeout=flags.timeout)
+        if launcher.answer() == "running":
+            gcloud.note(f"The evaluation runs on {place.name}.")
+            return 0
         launcher.evaluate(job)
     elif flags.command == "doctor":
         launcher.doctor(job)
@@ -138,7 +143,7 @@ def execute(flags, *, run=None, sleep=time.sleep, ask=input):
     elif flags.command == "install":
         launcher.install(_source(flags))
     elif flags.command == "down":
-        return _down(launcher, flags, ask)
+        return _down(launcher, flags, sleep, ask)
     elif flags.command == "cost":
         return _cost(launcher, flags)
     else:
@@ -166,24 +171,26 @@ def _train(launcher, flags, job):
     name, zone = launcher.place.name, launcher.place.zone
     found = launcher.found()
     state = queued.state_of(found)
-    if not flags.dry_run and (found is None or state in queued.WAITING):
+    if not flags.dry_run and state in (None, "DELETING"):
         raise ValueError(
-            f"There is no {name} in {zone} yet ({state or 'no request'}). First: launch_tpu.py up, "
+            f"There is no {name} in {zone} ({state or 'no request'}). First: launch_tpu.py up, "
             "then install, with the same flags."
         )
-    if state in queued.GONE:
-        gcloud.note(f"{name} is {state}: it is made again.")
-        source, training = _source(flags, job), None
-        launcher.prepare(source)
+    if found:
+        launcher.check(found)
+    training = None
+    if state in ("ACTIVE", None):
+        training = launcher.answer()
+    # Of one that runs, changes since are nobody's business.
+    source = _source(flags, job, strict=training != "running")
+    if training == "running":
+        launcher.check_running(job)
     else:
-        if found:
-            launcher.check(found)
-        training = launcher.training()
-        # Of one that runs, changes since are nobody's business.
-        source = _source(flags, job, strict=training != "running")
-        if training != "running" and not launcher.is_installed() and not flags.dry_run:
-            launcher.install(source)
-    if training != "running":
+        if flags.dry_run:  # as `prepare` does where the machine is there
+            launcher.found()
+            launcher.is_installed()
+        else:
+            launcher.prepare(source, ask=False)
         launcher.train(job)
     if flags.detach or flags.dry_run:
         return 0
@@ -215,14 +222,22 @@ def _job(flags):
     )
 
 
-def _down(launcher, flags, ask):
+def _down(launcher, flags, sleep, ask):
     if flags.when_done and flags.dry_run:
         launcher.status()
         gcloud.note("The next runs only when the training has ended with status 0:")
     elif flags.when_done and not launcher.wait():
         gcloud.note(f"There is no {launcher.place.name} in {launcher.place.zone}.")
         return 0
-    return 0 if launcher.down(ask=None if flags.when_done or flags.yes else ask) else 1
+    # Days after the last word of a user: one command that fails mustn't leave a machine paid.
+    for left in reversed(range(10 if flags.when_done else 1)):
+        try:
+            return 0 if launcher.down(ask=None if flags.when_done or flags.yes else ask) else 1
+        except ValueError as error:
+            if not left:
+                raise
+            gcloud.note(str(error))
+            sleep(60.0)
 
 
 def _cost(launcher, flags):
@@ -233,12 +248,23 @@ def _cost(launcher, flags):
         raise ValueError(f"There is no {place.name} in {place.zone}, so nothing is paid for.")
     # As it is there, whatever these flags say.
     kind = queued.kind_of(found) or place.type
-    place = dataclasses.replace(place, type=kind, tier=queued.tier_of(found) or place.tier)
+    tier = queued.tier_of(found)
+    if tier in (None, "on_demand") and place.tier == "flex_start":
+        tier = place.tier
+    place = dataclasses.replace(place, type=kind, tier=tier or place.tier, max_run_duration=None)
     hours = bill.hours_of(found, now=time.time())
-    lines = bill.cost(place, hours=hours, steps_done=flags.steps_done, steps=flags.steps)
+    lines = bill.cost(
+        place,
+        hours=hours,
+        steps_begun=flags.steps_begun or 0,
+        steps_done=flags.steps_done,
+        steps=flags.steps,
+    )
+    if (state := queued.state_of(found)) != "ACTIVE":
+        lines.append(f"{place.name} is {state}: nothing is paid for now.")
     lines.append(
         "Hours count from this request: waiting costs nothing, and machines that were there before "
-        "it aren't in them."
+        "it aren't in them (--steps_begun: the step that it began with)."
     )
     print("\n".join(lines))
     return 0

@@ -6,12 +6,13 @@ import time
 from hamgan.tpu import chips
 
 
-def cost(place, *, hours, steps_done=None, steps=None, table=None):
+def cost(place, *, hours, steps_begun=0, steps_done=None, steps=None, table=None):
     """What a run has cost and will cost, as lines.
 
     Args:
       place: a `Place`.
       hours: that the machine has been there.
+      steps_begun: of the training when the machine began.
       steps_done, steps: of the training; None: the end isn't known.
       table: see `chips.prices`.
 
@@ -22,8 +23,11 @@ def cost(place, *, hours, steps_done=None, steps=None, table=None):
         raise ValueError(f"hours must not be negative, got {hours}.")
     if (steps is None) != (steps_done is None):
         raise ValueError("The end needs both, steps_done and steps.")
-    if steps is not None and not 1 <= steps_done <= steps:
-        raise ValueError(f"steps_done must be 1 to steps ({steps}), got {steps_done}.")
+    if steps is not None and not 0 <= steps_begun < steps_done <= steps:
+        raise ValueError(
+            f"steps_done must be above steps_begun ({steps_begun}), at most steps ({steps}), got "
+            f"{steps_done}."
+        )
     table = table or chips.prices()
     price = chips.dollars_per_hour(place.machine, tier=place.tier, table=table)
     lines = [f"prices of {table['date']} ({table['source']})"]
@@ -32,12 +36,13 @@ def cost(place, *, hours, steps_done=None, steps=None, table=None):
     spent = hours * price
     lines.append(f"so far: {hours:.1f} h x ${price:.2f}/h = ${spent:,.2f}")
     if steps:
-        total = hours * steps / steps_done
+        more = hours * (steps - steps_done) / (steps_done - steps_begun)
         lines.append(
-            f"to the end, at this pace: {total - hours:,.1f} h more, "
-            f"${(total - hours) * price:,.2f} more, "
-            f"${total * price:,.2f} in all (estimate: hours x steps / steps done)"
+            f"to the end, at this pace: {more:,.1f} h more, ${more * price:,.2f} more (estimate: "
+            "hours x steps left / steps of these hours)"
         )
+        if not steps_begun:
+            lines.append(f"in all: ${(hours + more) * price:,.2f}")
     return lines
 
 

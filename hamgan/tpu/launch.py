@@ -9,12 +9,14 @@ import time
 
 from hamgan.tpu import chips
 from hamgan.tpu.gcloud import note
-from hamgan.tpu.queued import GONE, WAITING, Queued
+from hamgan.tpu.queued import GONE, WAITING, Deleted, Queued
 
 # Of a request of which gcloud can't say.
 UNKNOWN = "UNKNOWN"
 # The last is there when an installation has come to its end.
 SOURCE, VENV, INSTALLED = "~/hamgan/source", "~/hamgan/venv", "~/hamgan/installed"
+WORDS = "~/hamgan/train.words"  # of the command that was started last
+_SURELY = 5  # looks in a row
 _EVALUATION_WAITS = 7 * 24 * 3600  # seconds for a new checkpoint
 _VM = ("compute", "tpus", "tpu-vm")
 _FREE_PYTHON = (
@@ -99,9 +101,9 @@ class Launcher(Queued):
         answer = self.ssh(question, everywhere=True, capture=True, check=False).output
         return "installed: yes" in answer and "installed: no" not in answer
 
-    def prepare(self, source, *, timeout=None):
+    def prepare(self, source, *, timeout=None, ask=True):
         """`up`, then `install` where it isn't done."""
-        self.up(timeout=timeout)
+        self.up(timeout=timeout, ask=ask)
         if not self.is_installed():
             self.install(source)
 
@@ -131,7 +133,7 @@ class Launcher(Queued):
         self.ssh(f"mkdir -p ~/hamgan; ! {_RUNNING} || {{ {self._refusal()}; exit 1; }}")
         # Not all records: that takes hours of a machine that is paid for.
         self.doctor(job, "--mode=train", "--quick")
-        self._start(["scripts/train.py", *job.flags(self._tpu), "--mode=train"])
+        self._start(self._train_words(job))
 
     def evaluate(self, job):
         """Starts the evaluation of every checkpoint, old and to come, on this machine."""
@@ -143,15 +145,35 @@ class Launcher(Queued):
 
     def _start(self, words):
         command = f"{VENV}/bin/python {shlex.join(words)}"
+        # gcloud sends a line again when its connection breaks.
         self.ssh(
-            f"cd {SOURCE} && rm -f ~/hamgan/train.status && {{ {self._environment}"
+            f"cd {SOURCE} || exit 1; {_RUNNING} || {{ rm -f ~/hamgan/train.status; "
+            f"echo {shlex.quote(shlex.join(words))} > {WORDS}; {self._environment}"
             "PYTHONUNBUFFERED=1 nohup "
             f"{VENV}/bin/python -m hamgan.tpu.supervisor --folder=$HOME/hamgan -- {command} "
             ">> ~/hamgan/supervisor.log 2>&1 < /dev/null & } ; "
             "for second in $(seq 60); do test ! -f ~/hamgan/train.status || break; sleep 1; done; "
             "tail -n 20 ~/hamgan/train.log; "
-            'test ! -f ~/hamgan/train.status || exit "$(cat ~/hamgan/train.status)"'
+            'test ! -f ~/hamgan/train.status || exit "$(cat ~/hamgan/train.status)"; '
+            f"{_RUNNING} || {{ tail -n 20 ~/hamgan/supervisor.log >&2; exit 1; }}"
         )
+
+    def check_running(self, job):
+        """Refuses to watch a training for another: after a preemption that would be started.
+
+        Raises:
+          ValueError: what runs isn't this job's training.
+        """
+        answer = self.ssh(f"cat {WORDS}", capture=True, check=False)
+        words, mine = answer.output.strip(), shlex.join(self._train_words(job))
+        if not answer.status and words and words != mine:
+            raise ValueError(
+                f"{self.place.name} trains something else. It runs: {words}  Asked for: {mine}  "
+                "Give its flags, or another --name."
+            )
+
+    def _train_words(self, job):
+        return ["scripts/train.py", *job.flags(self._tpu), "--mode=train"]
 
     def look(self):
         """(state of the request, what `training` says of an active one).
@@ -165,7 +187,7 @@ class Launcher(Queued):
             return UNKNOWN, None
         return state, self.training() if state == "ACTIVE" else None
 
-    def keep(self, job, *, source, poll=60.0, patience=10):
+    def keep(self, job, *, source, poll=60.0, patience=10, attempts=5):
         """Waits for the end of a training; makes the TPU again and goes on when it is taken away.
 
         Interrupting this doesn't stop the training.
@@ -175,32 +197,42 @@ class Launcher(Queued):
           source: a `request.Source`.
           poll: seconds between looks.
           patience: looks without an answer, after which this ends.
+          attempts: to start it, in a row, without seeing it run.
 
         Returns:
           The training's exit status.
 
         Raises:
-          ValueError: the request was deleted, nothing answers, a command failed.
+          Deleted: the request was deleted.
+          ValueError: nothing answers, the training doesn't start.
         """
-        silent = 0
+        silent = tried = 0
         while True:
             state, training = self.look()
-            if state in (None, "DELETING"):
-                raise ValueError(
-                    f"{self.place.name} was deleted. If its training wasn't over, up, install and "
-                    "train go on from the newest checkpoint."
-                )
-            if state in GONE:
-                note(f"{self.place.name} is {state}: it is made again.")
-                self.prepare(source)
-                self.train(job)
-            elif training == "gone":
-                note("The VM was restarted: the training goes on.")
-                self.train(job)
-            elif training and training.isdigit():
+            if training and training.isdigit():
                 return int(training)
+            if training == "running":
+                tried = 0
+            if state in (None, "DELETING", *GONE) or training == "gone":
+                note(f"{self.place.name} is {state or 'gone'}, its training {training or 'too'}.")
+                tried += 1
+                try:
+                    self.prepare(source, ask=False)
+                    self.train(job)
+                except Deleted:
+                    raise
+                except ValueError as error:
+                    # A spot machine may be taken while it is installed.
+                    if tried >= attempts:
+                        raise
+                    note(str(error))
+                if tried > attempts:
+                    raise ValueError(
+                        f"{self.place.name}: the training was started {tried} times and doesn't "
+                        "stay. See ~/hamgan/supervisor.log there."
+                    )
             # Of one that is taken away, the machine is gone before its state says so.
-            is_silent = state == UNKNOWN or (state == "ACTIVE" and not training)
+            is_silent = not training and state not in (*WAITING, *GONE)
             silent = silent + 1 if is_silent else 0
             if silent >= patience:
                 raise ValueError(f"{self.place.name} is {state}, but didn't answer {silent} times.")
@@ -219,16 +251,20 @@ class Launcher(Queued):
         Raises:
           ValueError: the training ended otherwise, or nothing trains; the machine stays.
         """
-        vain, shown = 0, None
+        vain, missing, shown = 0, 0, None
         while True:
             state, training = found = self.look()
             line = self._line(*found)
             if line != shown:
                 note(f"{time.strftime('%H:%M:%S')} {line}")
                 shown = line
-            if state is None:
+            # Between deletion and creation of one that was taken away there is none either.
+            missing = missing + 1 if state is None else 0
+            if missing >= _SURELY:
                 return False
             if training == "0":
+                # For `keep`, which looks as often, to see it too.
+                self._sleep(2 * poll)
                 return True
             if training and training.isdigit():
                 raise ValueError(f"The training didn't end well, so the VM is kept: {line}")
@@ -249,6 +285,15 @@ class Launcher(Queued):
         result = self.ssh(_wait_words(), capture=True, check=False)
         found = re.search(r"^training: (\S+)$", result.output, re.MULTILINE)
         return found[1] if found else None
+
+    def answer(self, *, poll=30.0, patience=10):
+        """`training`, asked again where the VM doesn't answer; None after so many looks."""
+        found = self.training()
+        while found is None and patience > 1 and not self.dry_run:
+            patience -= 1
+            self._sleep(poll)
+            found = self.training()
+        return found
 
     def logs(self, *, follow=True):
         """Shows the log, and what comes.
@@ -275,8 +320,14 @@ class Launcher(Queued):
 
 
 def _wait_words():
-    """A line for the VM that says how its training is: 'training: running', 'gone' or a status."""
+    """A line for the VM that says how its training is: 'training: running', 'gone' or a status.
+
+    What was stopped by the machine's own end, and the machine runs again, is gone.
+    """
     return (
-        'if test -f ~/hamgan/train.status; then echo "training: $(cat ~/hamgan/train.status)"; '
+        "if test -f ~/hamgan/train.status && { "
+        'test "$(cat ~/hamgan/train.status)" != 143 || '
+        "cmp -s ~/hamgan/supervisor.boot /proc/sys/kernel/random/boot_id; }; "
+        'then echo "training: $(cat ~/hamgan/train.status)"; '
         f"elif {_RUNNING}; then echo 'training: running'; else echo 'training: gone'; fi"
     )

@@ -24,6 +24,10 @@ GONE = ("SUSPENDED", "FAILED")
 _QUEUE = ("compute", "tpus", "queued-resources")
 
 
+class Deleted(ValueError):
+    """The request was deleted, by somebody else: it isn't made again."""
+
+
 class Queued:
     """One request, and the TPU that it becomes.
 
@@ -72,15 +76,18 @@ class Queued:
         """
         kind, tier = kind_of(found), tier_of(found)
         name, place = self.place.name, self.place
+        if tier == "on_demand" and place.tier == "flex_start":
+            tier = None  # which gcloud doesn't tell apart
         if kind not in (None, place.type):
             raise ValueError(
                 f"{name} is a {kind}, and --type says {place.type}. Give --type={kind}, or another "
                 "--name."
             )
         if tier not in (None, place.tier):
+            wanted = "no tier" if tier == "on_demand" else f"--{tier}"
             raise ValueError(
                 f"{name} was asked for as {tier}, and would be made again as {place.tier}. Give "
-                f"--{tier}, or another --name."
+                f"{wanted}, or another --name."
             )
 
     def create_words(self):
@@ -104,7 +111,7 @@ class Queued:
         words = ["gcloud", *_QUEUE, "delete", self.place.name, *self.place.where]
         return [*words, "--force", "--quiet"]
 
-    def up(self, *, poll=30.0, timeout=None, failures=3, patience=10):
+    def up(self, *, poll=30.0, timeout=None, failures=3, patience=10, ask=True):
         """Asks for the TPU and waits until it is there; makes again what was taken away.
 
         What is there is used. Called again it goes on.
@@ -114,8 +121,10 @@ class Queued:
           timeout: seconds, after which waiting ends and the request stays; None: never.
           failures: of requests; after so many no more is made.
           patience: looks in a row to which gcloud has no answer, after which this ends.
+          ask: make a request where there is none.
 
         Raises:
+          Deleted: there is none any more.
           ValueError: what is there is another, a command failed, the time is over.
         """
         found, start, shown, unanswered = self.found(), time.monotonic(), None, 0
@@ -124,7 +133,7 @@ class Queued:
             self._checked(self.create_words())
             return
         state = state_of(found)
-        if state not in (None, *GONE):
+        if found is not None:
             self.check(found)
         while state != "ACTIVE":
             if state in GONE:
@@ -136,10 +145,16 @@ class Queued:
                     )
                 note(f"{self.place.name} is {state}: it is deleted and made again.")
                 self._checked(self.delete_words())
-                state = None
+                state, ask = None, True
+            if state in (None, "DELETING") and not ask:
+                raise Deleted(
+                    f"{self.place.name} was deleted. If its training wasn't over, up, install and "
+                    "train go on from the newest checkpoint."
+                )
             if state is None:
                 self._checked(self.create_words())
-                state = "CREATING"
+                # Once: what is deleted from now on is deleted by somebody else.
+                state, ask = "CREATING", False
             elif state not in WAITING:
                 raise ValueError(f"{self.place.name} is {state!r}, which nothing is known about.")
             waited = time.monotonic() - start
@@ -216,7 +231,8 @@ def description_of(text):
 
 
 def state_of(found):
-    return ((found or {}).get("state") or {}).get("state")
+    """The state of a request, None where there is none."""
+    return None if found is None else (found.get("state") or {}).get("state", "unknown")
 
 
 def kind_of(found):
@@ -226,9 +242,11 @@ def kind_of(found):
 
 
 def tier_of(found):
-    """One of `request.TIERS`; None where it isn't said, as of on demand and of flex-start."""
+    """One of `request.TIERS`; None where nothing is said of the machine."""
     if "spot" in found:
         return "spot"
     if (found.get("guaranteed") or {}).get("reserved") or found.get("reservationName"):
         return "reserved"
-    return None
+    if found.get("provisioningModel") == "FLEX_START":  # of the alpha track alone
+        return "flex_start"
+    return "on_demand" if "tpu" in found else None

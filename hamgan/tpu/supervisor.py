@@ -6,11 +6,12 @@ A training goes on from its newest checkpoint, so starting it again is all that 
 What can't get better ends: several failures in a row, each within a short time. Python's own
 library is all this needs.
 
-In the folder: `supervisor.pid`, `train.log` (everything the command prints), `train.status` (the
-exit status, when it is over).
+In the folder: `supervisor.pid`, `supervisor.boot` (of which start of the machine), `train.log`
+(everything the command prints), `train.status` (the exit status, when it is over).
 """
 
 import argparse
+import fcntl
 import os
 import pathlib
 import signal
@@ -18,7 +19,8 @@ import subprocess
 import sys
 import time
 
-PID, LOG, STATUS = "supervisor.pid", "train.log", "train.status"
+PID, LOG, STATUS, BOOT = "supervisor.pid", "train.log", "train.status", "supervisor.boot"
+_STOPPED = 128 + signal.SIGTERM
 
 
 def supervise(command, *, folder, failures=5, soon=600.0, wait=30.0, longest_wait=600.0):
@@ -35,10 +37,11 @@ def supervise(command, *, folder, failures=5, soon=600.0, wait=30.0, longest_wai
       longest_wait: seconds.
 
     Returns:
-      The command's last exit status; 128 + number after a signal, as shells have it.
+      The command's last exit status; 128 + number after a signal, as shells have it. Of one that
+      was told to stop it is never 0: it hasn't come to its end.
 
     Raises:
-      ValueError: no command, or a number out of range.
+      ValueError: no command, a number out of range, or another supervisor is at work there.
     """
     if not command:
         raise ValueError("A command to run must follow --, got none.")
@@ -46,9 +49,15 @@ def supervise(command, *, folder, failures=5, soon=600.0, wait=30.0, longest_wai
         raise ValueError(f"failures must be at least 1, got {failures}.")
     folder = pathlib.Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / STATUS).unlink(missing_ok=True)
-    (folder / PID).write_text(f"{os.getpid()}\n")
-    with open(folder / LOG, "a", buffering=1) as log:
+    with open(folder / "supervisor.lock", "w") as lock, open(folder / LOG, "a", buffering=1) as log:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"Another supervisor is at work in {folder}.") from None
+        (folder / STATUS).unlink(missing_ok=True)
+        (folder / PID).write_text(f"{os.getpid()}\n")
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id")
+        (folder / BOOT).write_text(boot.read_text() if boot.exists() else "")
         status = _Attempts(command, log).run(failures, soon, wait, longest_wait)
     # Whole or not at all: who waits for this file reads it at once.
     unfinished = folder / f"{STATUS}.new"
@@ -69,7 +78,9 @@ class _Attempts:
             while True:
                 start = time.monotonic()
                 status = self._once()
-                if status == 0 or self.stopped:
+                if self.stopped:
+                    return status or _STOPPED
+                if status == 0:
                     return status
                 lasted = time.monotonic() - start
                 in_a_row = in_a_row + 1 if lasted < soon else 1
@@ -79,7 +90,7 @@ class _Attempts:
                     return status
                 self._sleep(min(longest_wait, wait * 2 ** (in_a_row - 1)))
                 if self.stopped:
-                    return status
+                    return status or _STOPPED
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
