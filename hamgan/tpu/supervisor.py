@@ -129,15 +129,17 @@ def main():
     parser.add_argument("--wait", type=float, default=30.0, help="seconds before another attempt")
     parser.add_argument("command", nargs="+", help="after --")
     flags = parser.parse_args()
-    sys.exit(
-        supervise(
+    try:
+        status = supervise(
             flags.command,
             folder=flags.folder,
             failures=flags.failures,
             soon=flags.soon,
             wait=flags.wait,
         )
-    )
+    except ValueError as error:
+        sys.exit(f"ERROR: {error}")
+    sys.exit(status)
 
 
 if __name__ == "__main__":
