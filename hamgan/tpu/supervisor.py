@@ -59,10 +59,10 @@ def supervise(command, *, folder, failures=5, soon=600.0, wait=30.0, longest_wai
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id")
         (folder / BOOT).write_text(boot.read_text() if boot.exists() else "")
         status = _Attempts(command, log).run(failures, soon, wait, longest_wait)
-    # Whole or not at all: who waits for this file reads it at once.
-    unfinished = folder / f"{STATUS}.new"
-    unfinished.write_text(f"{status}\n")
-    unfinished.replace(folder / STATUS)
+        # Whole or not at all: who waits for this file reads it at once.
+        unfinished = folder / f"{STATUS}.new"
+        unfinished.write_text(f"{status}\n")
+        unfinished.replace(folder / STATUS)
     return status
 
 
