@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hamgan import losses, tfgan
+from hamgan import fitting, losses, tfgan
 from hamgan.evaluation import features
 
 ORACLES = {
@@ -73,6 +73,9 @@ def test_names_are_tf_gan_s_own():
         if callable(value):
             assert value.__module__.startswith("tensorflow_gan.python."), name
     assert tfgan.INCEPTION_TFHUB == features.INCEPTION_HANDLE
+    own = tfgan._tfgan.eval
+    assert (own.INCEPTION_OUTPUT, own.INCEPTION_FINAL_POOL) == features._OUTPUTS
+    assert own.INCEPTION_DEFAULT_IMAGE_SIZE == fitting.INCEPTION_SIZE == 299
 
 
 @pytest.mark.parametrize("ours, theirs", ORACLES.items())

@@ -247,11 +247,8 @@ def _cost(launcher, flags):
     if found is None:
         raise ValueError(f"There is no {place.name} in {place.zone}, so nothing is paid for.")
     # As it is there, whatever these flags say.
-    kind = queued.kind_of(found) or place.type
-    tier = queued.tier_of(found)
-    if tier in (None, "on_demand") and place.tier == "flex_start":
-        tier = place.tier
-    place = dataclasses.replace(place, type=kind, tier=tier or place.tier, max_run_duration=None)
+    there = dict(type=launcher.kind(found), tier=launcher.tier(found))
+    place = dataclasses.replace(place, **there, max_run_duration=None)
     hours = bill.hours_of(found, now=time.time())
     lines = bill.cost(
         place,

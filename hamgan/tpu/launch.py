@@ -9,10 +9,8 @@ import time
 
 from hamgan.tpu import chips
 from hamgan.tpu.gcloud import note
-from hamgan.tpu.queued import GONE, WAITING, Deleted, Queued
+from hamgan.tpu.queued import GONE, UNKNOWN, WAITING, Deleted, Queued
 
-# Of a request of which gcloud can't say.
-UNKNOWN = "UNKNOWN"
 # The last is there when an installation has come to its end.
 SOURCE, VENV, INSTALLED = "~/hamgan/source", "~/hamgan/venv", "~/hamgan/installed"
 WORDS = "~/hamgan/train.words"  # of the command that was started last
@@ -73,7 +71,7 @@ class Launcher(Queued):
         Raises:
           ValueError: a command failed.
         """
-        self.ssh(f"mkdir -p ~/hamgan; ! {_RUNNING} || {{ {self._refusal()}; exit 1; }}")
+        self._refuse_where_running()
         fresh = f"rm -rf {INSTALLED} {SOURCE}"
         if source.commit is None:
             clone = f"git clone --depth=1 {shlex.quote(source.repository)} {SOURCE}"
@@ -107,12 +105,13 @@ class Launcher(Queued):
         if not self.is_installed():
             self.install(source)
 
-    def _refusal(self):
-        return (
+    def _refuse_where_running(self):
+        refusal = (
             'echo "ERROR: a training is running on this VM, process '
             "$(cat ~/hamgan/supervisor.pid). Wait for its end, or stop it: kill "
             '$(cat ~/hamgan/supervisor.pid)" >&2'
         )
+        self.ssh(f"mkdir -p ~/hamgan; ! {_RUNNING} || {{ {refusal}; exit 1; }}")
 
     def doctor(self, job, *more):
         """Checks environment, data, buckets and configuration on the VM.
@@ -130,14 +129,14 @@ class Launcher(Queued):
 
         A training that ends within a minute has most likely failed: its log is shown.
         """
-        self.ssh(f"mkdir -p ~/hamgan; ! {_RUNNING} || {{ {self._refusal()}; exit 1; }}")
+        self._refuse_where_running()
         # Not all records: that takes hours of a machine that is paid for.
         self.doctor(job, "--mode=train", "--quick")
         self._start(self._train_words(job))
 
     def evaluate(self, job):
         """Starts the evaluation of every checkpoint, old and to come, on this machine."""
-        self.ssh(f"mkdir -p ~/hamgan; ! {_RUNNING} || {{ {self._refusal()}; exit 1; }}")
+        self._refuse_where_running()
         self.doctor(job, "--quick")
         # Longer than a spot machine of the training may wait in the queue.
         words = ["--watch", f"--timeout={_EVALUATION_WAITS}"]

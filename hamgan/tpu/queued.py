@@ -21,6 +21,8 @@ WAITING = (
     "DELETING",
 )
 GONE = ("SUSPENDED", "FAILED")
+# Of a request of which gcloud doesn't say it.
+UNKNOWN = "UNKNOWN"
 _QUEUE = ("compute", "tpus", "queued-resources")
 
 
@@ -65,6 +67,24 @@ class Queued:
         """State of the request, None when there is none; raises as `found` does."""
         return state_of(self.found())
 
+    def kind(self, found):
+        """The accelerator type of what `found` gave; what was asked for, where it isn't said."""
+        nodes = (found.get("tpu") or {}).get("nodeSpec") or [{}]
+        return (nodes[0].get("node") or {}).get("acceleratorType") or self.place.type
+
+    def tier(self, found):
+        """Likewise its tier, one of `request.TIERS`."""
+        if "spot" in found:
+            return "spot"
+        if (found.get("guaranteed") or {}).get("reserved") or found.get("reservationName"):
+            return "reserved"
+        if found.get("provisioningModel") == "FLEX_START":  # of the alpha track alone
+            return "flex_start"
+        # Without that track, flex-start looks as on demand does.
+        return (
+            "on_demand" if "tpu" in found and self.place.tier != "flex_start" else self.place.tier
+        )
+
     def check(self, found):
         """Refuses what is there but isn't what was asked for: made again, it would be another.
 
@@ -74,16 +94,14 @@ class Queued:
         Raises:
           ValueError: it is of another type or tier.
         """
-        kind, tier = kind_of(found), tier_of(found)
+        kind, tier = self.kind(found), self.tier(found)
         name, place = self.place.name, self.place
-        if tier == "on_demand" and place.tier == "flex_start":
-            tier = None  # which gcloud doesn't tell apart
-        if kind not in (None, place.type):
+        if kind != place.type:
             raise ValueError(
                 f"{name} is a {kind}, and --type says {place.type}. Give --type={kind}, or another "
                 "--name."
             )
-        if tier not in (None, place.tier):
+        if tier != place.tier:
             wanted = "no tier" if tier == "on_demand" else f"--{tier}"
             raise ValueError(
                 f"{name} was asked for as {tier}, and would be made again as {place.tier}. Give "
@@ -189,8 +207,7 @@ class Queued:
             if found is None:
                 note(f"There is no {self.place.name} in {self.place.zone}.")
                 return True
-            kind = kind_of(found) or self.place.type
-            question = f"Delete {self.place.name} ({kind}) in {self.place.zone}? [y/N] "
+            question = f"Delete {self.place.name} ({self.kind(found)}) in {self.place.zone}? [y/N] "
             try:
                 answer = "y" if ask is None else ask(question)
             except EOFError:
@@ -232,21 +249,4 @@ def description_of(text):
 
 def state_of(found):
     """The state of a request, None where there is none."""
-    return None if found is None else (found.get("state") or {}).get("state", "unknown")
-
-
-def kind_of(found):
-    """The accelerator type of a request, None where it isn't said."""
-    nodes = (found.get("tpu") or {}).get("nodeSpec") or [{}]
-    return (nodes[0].get("node") or {}).get("acceleratorType")
-
-
-def tier_of(found):
-    """One of `request.TIERS`; None where nothing is said of the machine."""
-    if "spot" in found:
-        return "spot"
-    if (found.get("guaranteed") or {}).get("reserved") or found.get("reservationName"):
-        return "reserved"
-    if found.get("provisioningModel") == "FLEX_START":  # of the alpha track alone
-        return "flex_start"
-    return "on_demand" if "tpu" in found else None
+    return None if found is None else (found.get("state") or {}).get("state", UNKNOWN)

@@ -90,7 +90,7 @@ class _Attempts:
                     return status
                 self._sleep(min(longest_wait, wait * 2 ** (in_a_row - 1)))
                 if self.stopped:
-                    return status or _STOPPED
+                    return status
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
