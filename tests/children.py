@@ -4,11 +4,11 @@ times.
 
 import contextlib
 import json
-import multiprocessing
 import os
 import pathlib
 import socket
 
+import forked
 import keras
 import made
 import tensorflow as tf
@@ -109,15 +109,12 @@ def nursery():
     """Yields start(*args, **kwargs) of a process that runs `train`: TensorFlow is imported once for
     all of them.
     """
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    children = multiprocessing.get_context("forkserver")
-    children.set_forkserver_preload(["children"])
     started = []
 
     def start(*args, **kwargs):
-        process = children.Process(target=train, args=args, kwargs=kwargs)
-        process.start()
+        with forked.importable():
+            process = forked.context().Process(target=train, args=args, kwargs=kwargs)
+            process.start()
         started.append(process)
         return process
 
@@ -126,7 +123,3 @@ def nursery():
     finally:
         for process in started:
             process.kill()
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before

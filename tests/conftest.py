@@ -4,6 +4,7 @@ has no XLA for CPUs, tests that ask for it are skipped.
 
 import importlib.metadata
 import os
+import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -24,6 +25,15 @@ def _is_tpu_wheel():
         return bool(importlib.metadata.version("tensorflow-tpu"))
     except importlib.metadata.PackageNotFoundError:
         return False
+
+
+def pytest_runtest_setup(item):
+    """A run that must end by HAMGAN_TESTS_UNTIL (seconds since 1970) leaves out what is slow and
+    hasn't begun by then, visibly.
+    """
+    until = os.environ.get("HAMGAN_TESTS_UNTIL")
+    if until and time.time() > float(until) and item.get_closest_marker("slow"):
+        pytest.skip("this run's time is used up (HAMGAN_TESTS_UNTIL)")
 
 
 @pytest.hookimpl(wrapper=True)

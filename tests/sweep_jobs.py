@@ -2,10 +2,10 @@
 
 import contextlib
 import json
-import multiprocessing
-import os
 import pathlib
 import sys
+
+import forked
 
 from hamgan.signals import Interruption
 from hamgan.sweeps import Axis, Sweep, storage, study, trial, worker
@@ -53,15 +53,12 @@ def work(made, folder, url, behaviour, *, heartbeat=1):
 @contextlib.contextmanager
 def workers():
     """Yields start(*args, **kwargs) of a process that runs `work`."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    children = multiprocessing.get_context("forkserver")
-    children.set_forkserver_preload(["sweep_jobs"])
     started = []
 
     def start(*args, **kwargs):
-        process = children.Process(target=work, args=args, kwargs=kwargs)
-        process.start()
+        with forked.importable():
+            process = forked.context().Process(target=work, args=args, kwargs=kwargs)
+            process.start()
         started.append(process)
         return process
 
@@ -70,7 +67,3 @@ def workers():
     finally:
         for process in started:
             process.kill()
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before

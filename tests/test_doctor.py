@@ -13,6 +13,7 @@ import subprocess
 import sys
 import types
 
+import forked
 import made
 import numpy as np
 import psutil
@@ -638,21 +639,17 @@ def incomplete():
 
 
 def run_doctor(model_dir, data_dir, *arguments):
-    return subprocess.run(
+    return forked.run(
         [
             sys.executable,
-            ROOT / "scripts" / "doctor.py",
+            "scripts/doctor.py",
             f"--model_dir={model_dir}",
             f"--data_dir={data_dir}",
             "--gin_file=configs/digits.gin",
             "--accelerator=cpu",
             "--seconds=0.1",
             *arguments,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
+        ]
     )
 
 

@@ -1,9 +1,9 @@
 import functools
 import json
 import pathlib
-import subprocess
 import sys
 
+import forked
 import keras
 import numpy as np
 import numpy_reference as reference
@@ -302,7 +302,7 @@ def run_folder(tmp_path_factory):
 def run(model_dir, data_dir, *arguments, fails=False):
     command = [sys.executable, str(ROOT / "scripts" / "inspect_ham.py"), f"--model_dir={model_dir}"]
     command += [f"--data_dir={data_dir}", "--accelerator=cpu", *arguments]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    result = forked.run(command)
     assert (result.returncode != 0) == fails, result.stdout + result.stderr
     return result.stdout + result.stderr
 

@@ -4,10 +4,10 @@ import json
 import os
 import pathlib
 import re
-import subprocess
 import sys
 
 import crops
+import forked
 import gin
 import made_inception
 import numpy as np
@@ -255,9 +255,7 @@ def test_the_next_commands_are_told(monkeypatch):
 
 
 def run(*command):
-    result = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=1500
-    )
+    result = forked.run([sys.executable, *command], timeout=1500)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr
 

@@ -11,6 +11,7 @@ import sys
 import time
 
 import children
+import forked
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -69,7 +70,7 @@ def training(model_dir, data_dir, **kwargs):
 
 
 def run(arguments, *, fails=False):
-    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    result = forked.run(arguments)
     assert (result.returncode != 0) == fails, result.stdout + result.stderr
     return result.stdout + result.stderr
 
@@ -138,9 +139,7 @@ def test_training_leaves_everything_the_readme_promises(finished):
 @pytest.mark.slow
 def test_killed_training_goes_on_and_ends_as_if_nothing_had_happened(finished, data_dir, tmp_path):
     whole, _ = finished
-    process = subprocess.Popen(
-        training(tmp_path, data_dir), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = forked.Script(training(tmp_path, data_dir))
     deadline = time.monotonic() + 300
     while not (tmp_path / "checkpoints" / "ckpt-10.index").exists():
         assert process.poll() is None, "training ended before it could be killed"
@@ -166,20 +165,14 @@ def test_terminated_training_saves_and_exits_with_0(data_dir, tmp_path):
     arguments = training(
         tmp_path, data_dir, **{"loop.Schedule.num_steps": 10**6, "loop.Schedule.save_every": 10**6}
     )
-    process = subprocess.Popen(
-        [*arguments, "--mode=train"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = forked.Script([*arguments, "--mode=train"])
     deadline = time.monotonic() + 300
     while not (tmp_path / "metrics.jsonl").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    returncode, (output, errors) = process.wait(300), process.read()
+    assert returncode == 0, output + errors
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     steps = [r["step"] for r in records if r["kind"] == "train"]
     assert (records[-1]["event"], records[-1]["step"]) == ("stopped", steps[-1])
@@ -269,9 +262,7 @@ def test_killed_evaluation_goes_on_where_it_was(finished, data_dir, tmp_path):
     evaluating = command(
         "evaluate.py", model_dir, data_dir, "--checkpoint=ckpt-30", "--keep_features", params=params
     )
-    process = subprocess.Popen(
-        evaluating, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = forked.Script(evaluating)
     while not (kept := list((model_dir / "evaluation").rglob("*-seed0-*/*.npz"))):
         assert process.poll() is None, "the evaluation ended before it could be killed"
         time.sleep(0.02)
@@ -295,7 +286,7 @@ def test_list_repeats_and_hosts_from_the_command_line(finished, data_dir):
     ]
     params = {"protocol.Protocol.num_samples": 70, "protocol.Protocol.name": "'seventy'"}
     share = command("evaluate.py", model_dir, data_dir, *arguments, "--num_shards=2", params=params)
-    first = subprocess.Popen([*share, "--shard_index=0"], cwd=ROOT, stdout=subprocess.DEVNULL)
+    first = forked.Script([*share, "--shard_index=0"])
     assert "host 0 writes the records" in run([*share, "--shard_index=1"])
     assert first.wait(timeout=600) == 0
     found = [record for record in evaluations(model_dir) if record["protocol"]["name"] == "seventy"]
@@ -314,14 +305,7 @@ def test_list_repeats_and_hosts_from_the_command_line(finished, data_dir):
     }
     alone = command("evaluate.py", model_dir, data_dir, *arguments, params=params)
     before = (model_dir / "metrics.jsonl").read_text()
-    again = subprocess.run(
-        alone,
-        cwd=ROOT,
-        env={**os.environ, "TF_CONFIG": json.dumps(config)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    again = forked.run(alone, env={**os.environ, "TF_CONFIG": json.dumps(config)})
     assert again.returncode == 0, again.stderr
     assert "mean of 2 seeds" in again.stdout
     assert (model_dir / "metrics.jsonl").read_text() == before
@@ -430,20 +414,13 @@ def test_averaged_weights_have_moments_of_their_own(data_dir, tmp_path):
 @pytest.mark.slow
 def test_two_hosts_train_and_evaluate_as_one(finished, data_dir, tmp_path):
     steps = {"loop.Schedule.num_steps": 4, "loop.Schedule.evaluate_every": 2}
-    hosts, outputs = [], [tmp_path / "0.log", tmp_path / "1.log"]
+    hosts = []
     for index, config in enumerate(children.cluster()):
         # One of them has kept the reference's features, the other must compute them.
         folder = data_dir if index else shutil.copytree(data_dir, tmp_path / "data")
         shutil.rmtree(tmp_path / "data" / "reference_features", ignore_errors=True)
-        hosts.append(
-            subprocess.Popen(
-                training(tmp_path / "two", folder, **steps),
-                cwd=ROOT,
-                env={**os.environ, "TF_CONFIG": json.dumps(config)},
-                stdout=outputs[index].open("w"),
-                stderr=subprocess.STDOUT,
-            )
-        )
+        environment = {**os.environ, "TF_CONFIG": json.dumps(config)}
+        hosts.append(forked.Script(training(tmp_path / "two", folder, **steps), env=environment))
     deadline = time.monotonic() + 500
     # One that dies would leave the other waiting.
     while any(host.poll() is None for host in hosts) and not any(host.poll() for host in hosts):
@@ -454,7 +431,7 @@ def test_two_hosts_train_and_evaluate_as_one(finished, data_dir, tmp_path):
     for host in hosts:
         host.kill()
         host.wait()
-    outputs = [path.read_text() for path in outputs]
+    outputs = ["".join(host.read()) for host in hosts]
     assert codes == [0, 0], outputs
     assert "report.html" in outputs[0] and "report.html" not in outputs[1]
     run(training(tmp_path / "one", data_dir, **{**steps, "loop.Schedule.num_steps": 1}))

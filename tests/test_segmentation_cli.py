@@ -1,12 +1,11 @@
 """The commands of segmentation as a user runs them, and what they refuse."""
 
 import json
-import os
 import pathlib
-import subprocess
 import sys
 import tarfile
 
+import forked
 import numpy as np
 import pytest
 from PIL import Image
@@ -32,14 +31,7 @@ PARAMS = {
 
 
 def script(*words, fails=False):
-    result = subprocess.run(
-        [sys.executable, *words],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    result = forked.run([sys.executable, *words])
     assert bool(result.returncode) == fails, result.stdout + result.stderr
     return result.stdout + result.stderr
 

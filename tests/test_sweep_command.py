@@ -2,9 +2,9 @@
 
 import csv
 import pathlib
-import subprocess
 import sys
 
+import forked
 import pytest
 
 from data_prep import digits, digits_features, segment_digits
@@ -36,13 +36,7 @@ rank/sweeps.Axis.values = [1, 2]
 
 
 def command(*arguments, script="sweep.py", fails=False):
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    result = forked.run([sys.executable, f"scripts/{script}", *arguments], timeout=900)
     output = result.stdout + result.stderr
     assert bool(result.returncode) == fails, output
     return output
