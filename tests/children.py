@@ -2,7 +2,6 @@
 times.
 """
 
-import contextlib
 import json
 import os
 import pathlib
@@ -104,22 +103,8 @@ def cluster():
     ]
 
 
-@contextlib.contextmanager
 def nursery():
-    """Yields start(*args, **kwargs) of a process that runs `train`: TensorFlow is imported once for
-    all of them.
+    """Context of start(*args, **kwargs) of a process that runs `train`: TensorFlow is imported once
+    for all of them.
     """
-    started = []
-
-    def start(*args, **kwargs):
-        with forked.importable():
-            process = forked.context().Process(target=train, args=args, kwargs=kwargs)
-            process.start()
-        started.append(process)
-        return process
-
-    try:
-        yield start
-    finally:
-        for process in started:
-            process.kill()
+    return forked.nursery(train)

@@ -11,6 +11,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import weakref
 
 ROOT = pathlib.Path(__file__).parent.parent
 _PATHS = [str(ROOT), str(ROOT / "tests")]
@@ -19,7 +20,7 @@ _PRELOADED = ["children", "sweep_jobs", "hamgan.evaluation.jobs", "matplotlib.py
 
 
 @contextlib.contextmanager
-def importable():
+def _importable():
     """Has what is started meanwhile find the tests' modules."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(_PATHS)
@@ -32,11 +33,30 @@ def importable():
             os.environ["PYTHONPATH"] = before
 
 
-def context():
-    """The multiprocessing context whose processes have TensorFlow when they start."""
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(_PRELOADED)
-    return found
+def start(target, args=(), kwargs=None):
+    """A multiprocessing.Process that runs `target` and has TensorFlow when it starts."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    process = context.Process(target=target, args=args, kwargs=kwargs or {})
+    with _importable():
+        process.start()
+    return process
+
+
+@contextlib.contextmanager
+def nursery(target):
+    """Yields start(*args, **kwargs) of a process that runs `target`; kills those that are left."""
+    started = []
+
+    def start_one(*args, **kwargs):
+        started.append(start(target, args, kwargs))
+        return started[-1]
+
+    try:
+        yield start_one
+    finally:
+        for process in started:
+            process.kill()
 
 
 def _work(script, arguments, cwd, environment, outputs):
@@ -72,18 +92,18 @@ class Script:
         for path in self._outputs:
             path.touch()
         environment = dict(os.environ if env is None else env)
-        with importable():
-            self._process = context().Process(
-                target=_work,
-                args=(
-                    os.path.join(cwd, script),
-                    words,
-                    str(cwd),
-                    environment,
-                    list(map(str, self._outputs)),
-                ),
-            )
-            self._process.start()
+        self._process = start(
+            _work,
+            [
+                os.path.join(cwd, script),
+                words,
+                str(cwd),
+                environment,
+                list(map(str, self._outputs)),
+            ],
+        )
+        # Python waits at its end for such processes, and a test that failed leaves its own running.
+        weakref.finalize(self, self._process.kill)
 
     @property
     def returncode(self):

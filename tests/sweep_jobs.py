@@ -1,6 +1,5 @@
 """Workers of a sweep as processes: TensorFlow is imported once for all of them."""
 
-import contextlib
 import json
 import pathlib
 import sys
@@ -50,20 +49,6 @@ def work(made, folder, url, behaviour, *, heartbeat=1):
         worker.work(found, objective, lost=lost, interruption=interruption, poll=0.2)
 
 
-@contextlib.contextmanager
 def workers():
-    """Yields start(*args, **kwargs) of a process that runs `work`."""
-    started = []
-
-    def start(*args, **kwargs):
-        with forked.importable():
-            process = forked.context().Process(target=work, args=args, kwargs=kwargs)
-            process.start()
-        started.append(process)
-        return process
-
-    try:
-        yield start
-    finally:
-        for process in started:
-            process.kill()
+    """Context of start(*args, **kwargs) of a process that runs `work`."""
+    return forked.nursery(work)
