@@ -31,12 +31,15 @@ class BuildWithConfigurations(build_py):
 
 
 MLFLOW = ["mlflow-skinny>=3", "sqlalchemy>=2", "alembic"]
+# Exports: the one converter that takes TensorFlow's functions, and a runtime to compare by.
+ONNX = ["onnx", "onnxruntime", "tf2onnx>=1.17"]
 SWEEP = [
     "optuna>=5,<6",
     # What Optuna keeps studies in; PostgreSQL by psycopg, with its library in the wheel.
     "sqlalchemy>=2",
     "psycopg[binary]>=3.2",
 ]
+WANDB = ["wandb>=0.20"]
 # Not Gradio, which asks for an older Pillow and over thirty more packages.
 WEB = ["starlette>=1,<2", "uvicorn>=0.30"]
 
@@ -123,21 +126,24 @@ setup(
         "setuptools<81",
     ],
     extras_require={
-        # Exports: the one converter that takes TensorFlow's functions, and a runtime to compare by.
-        "onnx": ["onnx", "onnxruntime", "tf2onnx>=1.17"],
+        "onnx": ONNX,
         # Films as MP4.
         "video": ["av", "imageio"],
         # scripts/serve.py.
         "web": WEB,
         # --sink=mlflow. The database store is the one that MLflow still develops.
         "mlflow": MLFLOW,
+        # --sink=wandb.
+        "wandb": WANDB,
         # scripts/sweep.py. 5 is the first with RetryHeartbeatStaleTrialCallback's name.
         "sweep": SWEEP,
         # Reads published segmentation weights (scripts/segment.py import); .npz needs none.
         "torch": ["torch"],
         "test": [
             *MLFLOW,
+            *ONNX,
             *SWEEP,
+            *WANDB,
             *WEB,
             # Inputs that nobody thought of (tests/test_layer_use.py).
             "hypothesis",

@@ -1,6 +1,11 @@
 """Records go elsewhere too, as they are, and whatever fails there ends no training."""
 
 import json
+import os
+import pathlib
+import struct
+import subprocess
+import sys
 
 import pytest
 
@@ -112,3 +117,78 @@ def test_mlflow_has_the_records_of_a_run_that_goes_on(tmp_path):
     assert found.data.metrics["sigma/generator/a b"] == 1.25
     assert found.data.metrics["evaluation/mine/fid"] == 12.5
     assert found.data.tags["event at 60"] == "rolled back"
+
+
+WANDB_RUN = """
+import sys
+from hamgan.run import sinks
+from hamgan.run.log import Log
+log = Log(sys.argv[1], sinks=sinks.parse(["wandb=mine"]))
+log.show_settings(0, {"trainer.Trainer.batch_size": "64"})
+at = {"time": 1.0, "step": int(sys.argv[2])}
+log.write({**at, "kind": "train", "loss/generator": int(sys.argv[2]) / 100})
+log.write({**at, "kind": "event", "event": "rolled back"})
+"""
+
+
+def wandb_records(path):
+    """What a run that isn't online writes for a later `wandb sync`: records of its protocol, in the
+    format of LevelDB's logs.
+    """
+    from wandb.proto import wandb_internal_pb2
+
+    data, at, whole, block = path.read_bytes(), 7, b"", 1 << 15
+    while at + 7 <= len(data):
+        if block - at % block < 7:  # no room for a head
+            at += block - at % block
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # all of a record, its last part
+            record, whole = wandb_internal_pb2.Record.FromString(whole), b""
+            yield record.WhichOneof("record_type"), record
+
+
+def test_wandb_has_the_records_of_a_run_that_goes_on(tmp_path):
+    pytest.importorskip("wandb", reason="Weights & Biases is an extra")
+    run = tmp_path / "digits"
+    run.mkdir()
+    environment = {
+        **os.environ,
+        "WANDB_MODE": "offline",
+        "WANDB_DIR": str(tmp_path),
+        "PYTHONPATH": str(pathlib.Path(__file__).parent.parent),
+    }
+    for step in (50, 100):
+        subprocess.run(
+            [sys.executable, "-c", WANDB_RUN, str(run), str(step)],
+            check=True,
+            env=environment,
+            timeout=300,
+        )
+    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    name = json.loads(open(Folder(str(run)).sinks).read())["wandb"]
+    assert [file.name for file in files] == [f"run-{name}.wandb"] * 2
+    for file, step in zip(files, (50, 100), strict=True):
+        found = list(wandb_records(file))
+        (begun,) = [record.run for kind, record in found if kind == "run"]
+        assert (begun.run_id, begun.project, begun.display_name) == (name, "mine", "digits")
+        settings = {
+            item.key: json.loads(item.value_json)
+            for kind, record in found
+            if kind == "config"
+            for item in record.config.update
+        }
+        assert settings["trainer.Trainer.batch_size"] == "64"
+        numbers = {
+            "/".join(item.nested_key): json.loads(item.value_json)
+            for kind, record in found
+            if kind == "history"
+            for item in record.history.item
+        }
+        assert (numbers["step"], numbers["loss/generator"]) == (step, step / 100)
+        alerts = [record.alert for kind, record in found if kind == "alert"]
+        assert [(alert.title, alert.text) for alert in alerts] == [
+            ("rolled back", f"at step {step}")
+        ]
