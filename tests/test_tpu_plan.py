@@ -160,6 +160,64 @@ def test_what_does_not_compile_is_named_by_layer(tmp_path):
     assert not list(tmp_path.glob("*.json"))
 
 
+@pytest.mark.parametrize(
+    "error, how_much",
+    [
+        (
+            "JaxRuntimeError: RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on "
+            "HBM, the total memory required for HLO temporaries (40.26G) exceeds available HBM "
+            "(15.75G). HLO module: jit_f.\nSee https://openxla.org/",
+            "total memory required for HLO temporaries (40.26G) exceeds available HBM (15.75G)",
+        ),
+        (
+            "XlaRuntimeError: RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of "
+            "memory in memory space hbm. Used 21.95G of 15.48G hbm.\n Exceeded hbm capacity",
+            "Used 21.95G of 15.48G hbm",
+        ),
+    ],
+)
+def test_a_step_larger_than_the_memory_is_an_answer(tmp_path, error, how_much):
+    """It isn't an error: the plan says so, and bisection goes on with less."""
+    python = fake_compiler(tmp_path / "python", {"error": error})
+    machine = chips.from_topology("v5e:2x4")
+    for _ in range(2):
+        answer = plan.compile_for(b"hlo", machine, python=python, cache=tmp_path)
+    assert (tmp_path / "python.count").read_text() == "x"
+    made = plan.Plan(machine=machine, batch_size=64, compiled=answer)
+    assert not made.fits and made.refused == how_much
+    assert made.lines(steps=1) == [
+        "v5e:2x4 (v5litepod-8), 8 replicas, batch 64: 8 a core",
+        f"HBM of a core: DOESN'T FIT: {how_much}",
+    ]
+    assert tpu_plan.row(("a = 1",), tpu_plan.summary(made)).startswith(
+        f"| a = 1 | NO | {how_much} | - |"
+    )
+
+
+def test_a_program_too_large_for_another_memory_does_not_compile(tmp_path):
+    error = "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 20M of 16M vmem."
+    python = fake_compiler(tmp_path / "python", {"error": error})
+    with pytest.raises(ValueError, match="can't run this step: RESOURCE_EXHAUSTED"):
+        plan.compile_for(b"", chips.from_topology("v5e:1x1"), python=python, cache=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", "isn't a table of prices in JSON"),
+        ("[]", "must have date, on_demand, source"),
+        ('{"date": "", "source": "", "on_demand": []}', "on_demand must have a price for each"),
+        ('{"date": "", "source": "", "on_demand": {"v4": "3"}}', r"of v4 \(on_demand\) .* got '3'"),
+        ('{"date": "", "source": "", "on_demand": {}, "spot": {"v4": -1}}', r"v4 \(spot\).*got -1"),
+        ('{"date": "", "source": "", "on_demand": {"v4": NaN}}', "got nan"),
+    ],
+)
+def test_wrong_tables_of_prices_are_refused(tmp_path, text, message):
+    (tmp_path / "prices.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"prices\.json.*{message}"):
+        chips.prices(tmp_path / "prices.json")
+
+
 def test_an_environment_without_jax_is_explained(tmp_path, monkeypatch):
     monkeypatch.delenv("HAMGAN_PLAN_PYTHON", raising=False)
     with pytest.raises(ValueError, match=r"has no jax and libtpu. .*pip install jax=="):
@@ -174,8 +232,22 @@ def test_sweeps_are_all_combinations():
         ("a.rank = 16", "b.modules = @X"),
         ("a.rank = 16", "b.modules = (1, 2)"),
     ]
+    assert tpu_plan.points(["a=((1, 2), (3, 4)), 5", "b='x,y',[[1, 2], [3]],{'k': 1, 'l': 2}"]) == [
+        ("a = ((1, 2), (3, 4))", "b = 'x,y'"),
+        ("a = ((1, 2), (3, 4))", "b = [[1, 2], [3]]"),
+        ("a = ((1, 2), (3, 4))", "b = {'k': 1, 'l': 2}"),
+        ("a = 5", "b = 'x,y'"),
+        ("a = 5", "b = [[1, 2], [3]]"),
+        ("a = 5", "b = {'k': 1, 'l': 2}"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["rank", "=1,2", "a=", "a= ", "a=1,,2", "a=(4,8", "a=4),8", "a='x"]
+)
+def test_sweeps_of_another_form_are_refused(text):
     with pytest.raises(ValueError, match="must be NAME=VALUE"):
-        tpu_plan.points(["rank"])
+        tpu_plan.points([text])
 
 
 @pytest.mark.slow

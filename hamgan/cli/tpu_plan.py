@@ -10,12 +10,13 @@ step takes 200 to 460 seconds on two cores; what was compiled is kept in ~/.cach
 --sweep="G/context.Hamburger.rank=8,16" plans each value, more of them each combination.
 """
 
-import dataclasses
+import io
 import itertools
 import json
 import re
 import subprocess
 import sys
+import tokenize
 
 from absl import flags
 from tqdm import tqdm
@@ -32,19 +33,38 @@ _COLUMNS = ("fits", "HBM", "GFLOP", "GB", "ms*", "images/s*")
 
 
 def points(sweeps):
-    """The combinations of 'NAME=A,B' texts, each a tuple of bindings.
+    """The combinations of 'NAME=A,B' texts, each a tuple of bindings. Values are gin's; commas in
+    brackets and strings belong to them.
 
     Raises:
       ValueError: a text of another form.
     """
     axes = []
     for text in sweeps:
-        name, equals, values = text.partition("=")
-        values = re.findall(r"(?:[^,(\[]|\([^)]*\)|\[[^\]]*\])+", values)
-        if not equals or not values:
+        name, equals, values = map(str.strip, text.partition("="))
+        values = _split(values)
+        if not (name and equals and all(values)):
             raise ValueError(f"--sweep must be NAME=VALUE,VALUE,..., got {text!r}.")
-        axes.append([f"{name.strip()} = {value.strip()}" for value in values])
+        axes.append([f"{name} = {value}" for value in values])
     return list(itertools.product(*axes))
+
+
+def _split(text):
+    """The parts of a text between commas that stand in no bracket and no string; [''] of one in
+    which these don't close.
+    """
+    starts, depth = [0], 0
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            depth += (token.string in ("(", "[", "{")) - (token.string in (")", "]", "}"))
+            if token.type == tokenize.ERRORTOKEN and token.string in "'\"" or depth < 0:
+                return [""]
+            if token.string == "," and not depth:
+                starts.append(token.end[1])
+    except tokenize.TokenError:
+        return [""]
+    ends = [start - 1 for start in starts[1:]] + [len(text)]
+    return [text[start:end].strip() for start, end in zip(starts, ends, strict=True)]
 
 
 def row(bindings, answer):
@@ -57,6 +77,8 @@ def row(bindings, answer):
 
 def summary(made):
     """The numbers of a `plan.Plan` by the table's columns."""
+    if made.refused:
+        return dict.fromkeys(_COLUMNS, "-") | {"fits": "NO", "HBM": made.refused}
     return dict(
         zip(
             _COLUMNS,
@@ -74,21 +96,35 @@ def summary(made):
 
 
 def sweep(combinations):
-    """Plans each combination in a process of its own and prints the table."""
-    own = [word for word in sys.argv[1:] if not re.match(r"--?sweep", word)]
-    rows = []
+    """Plans each combination in a process of its own and prints the table.
+
+    Raises:
+      ValueError: none of them could be planned.
+    """
+    own, rest = [], iter(sys.argv[1:])
+    for word in rest:
+        if re.fullmatch("--?sweep", word):
+            next(rest, None)
+        elif not re.match("--?sweep=", word):
+            own.append(word)
+    rows, planned, error = [], 0, ""
     for bindings in tqdm(combinations, unit="plan"):
         more = [f"--gin_param={binding}" for binding in bindings]
         words = [sys.executable, "-m", "hamgan.cli.tpu_plan", *own, *more, "--json"]
         done = subprocess.run(words, capture_output=True, text=True)
         found = re.search(rf"^{_MARK}(.*)$", done.stdout, re.MULTILINE)
-        error = re.search(r"^ERROR: (.*)$", done.stderr, re.MULTILINE)
-        words = error[1] if error else f"exit status {done.returncode}"
-        rows.append(row(bindings, json.loads(found[1]) if found else {"error": words}))
+        planned += bool(found)
+        if not found:
+            said = re.search(r"^(?:ERROR|FATAL Flags parsing error): *(.*)$", done.stderr, re.M)
+            last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            error = said[1] if said else last
+        rows.append(row(bindings, json.loads(found[1]) if found else {"error": error}))
     print(f"| settings | {' | '.join(_COLUMNS)} |")
     print("|---" * (len(_COLUMNS) + 1) + "|")
     print("\n".join(rows))
     print(f"* estimates. {plan.FORMULA}")
+    if not planned:
+        raise ValueError(f"None of {len(rows)} settings could be planned; the last one: {error}")
 
 
 def main():
@@ -96,21 +132,20 @@ def main():
     if FLAGS.sweep:
         sweep(points(FLAGS.sweep))
         return
-    python = plan.python_of_compiler(make=FLAGS.make_environment)
     experiment = configuration.load_experiment(**common.configuration_flags())
+    python = plan.python_of_compiler(make=FLAGS.make_environment)
     arguments = dict(python=python, cache=FLAGS.cache)
     made = plan.make_plan(experiment, machine, batch_size=FLAGS.batch_size, **arguments)
     if FLAGS.json:
-        print(_MARK + json.dumps(summary(made) | dataclasses.asdict(made)["compiled"]))
+        print(_MARK + json.dumps(summary(made) | made.compiled))
         return
     print("\n".join(made.lines(steps=experiment.schedule.num_steps, tier=FLAGS.tier)))
     if FLAGS.largest_batch:
 
         def fits(size):
             tried = plan.make_plan(experiment, machine, batch_size=size, **arguments)
-            print(
-                f"batch {size}: {tried.used / 1e9:.2f} GB, {'fits' if tried.fits else 'too much'}"
-            )
+            needs = tried.refused or f"{tried.used / 1e9:.2f} GB"
+            print(f"batch {size}: {needs}: {'fits' if tried.fits else 'too much'}", flush=True)
             return tried.fits
 
         start = made.batch_size

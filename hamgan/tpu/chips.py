@@ -202,11 +202,28 @@ def check_hosts(machine, *, image, tensorflow):
 
 
 def prices(path=PRICES):
-    """The table of prices, with its date and its source."""
-    table = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    for name in ("date", "source", "on_demand"):
-        if name not in table:
-            raise ValueError(f"{path}: a table of prices must have {name!r}, got {sorted(table)}.")
+    """The table of prices, with its date and its source.
+
+    Raises:
+      ValueError: it isn't such a table.
+    """
+    try:
+        table = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} isn't a table of prices in JSON: {error}") from None
+    missing = {"date", "source", "on_demand"} - (table.keys() if isinstance(table, dict) else set())
+    if missing:
+        raise ValueError(f"{path}: a table of prices must have {', '.join(sorted(missing))}.")
+    for tier in table.keys() & set(TIERS):
+        if not isinstance(table[tier], dict):
+            raise ValueError(f"{path}: {tier} must have a price for each chip, got {table[tier]}.")
+        for chip, price in table[tier].items():
+            number = isinstance(price, (int, float)) and not isinstance(price, bool)
+            if price is not None and not (number and 0 <= price < math.inf):
+                raise ValueError(
+                    f"{path}: the price of {chip} ({tier}) must be dollars for a chip and hour, or "
+                    f"null where it isn't known; got {price!r}."
+                )
     return table
 
 

@@ -23,6 +23,14 @@ _ENVIRONMENT_VARIABLE = "HAMGAN_PLAN_PYTHON"
 _CACHE = pathlib.Path("~/.cache/hamgan/tpu_plan")
 # What a program must leave free: of the runtime, and of what runs beside the step.
 HEADROOM = 0.05
+# A step larger than the HBM; of other memories it is a program that compiles at no batch size.
+_TOO_LARGE = re.compile(r"Ran out of memory (?:on|in memory space) hbm\b", re.IGNORECASE)
+# As compilers of two years say how much: 40.26G of 15.75G.
+_HOW_MUCH = re.compile(
+    r"total memory required for [\w ]+ \([\d.]+\w\) exceeds available HBM \([\d.]+\w\)"
+    r"|Used [\d.]+\w of [\d.]+\w hbm",
+    re.IGNORECASE,
+)
 FORMULA = "step seconds = max(FLOPs / peak FLOP/s, bytes / HBM bytes/s), of one core"
 
 
@@ -33,7 +41,8 @@ class Plan:
     Attributes:
       machine: a `chips.Machine`.
       batch_size: over all replicas.
-      compiled: what `compiler.compile_program` gave.
+      compiled: what `compiler.compile_program` gave, or {'refused': why} where the compiler found
+        that the step doesn't fit.
       discriminator_steps: real batches a step.
       image_size: side of the images.
     """
@@ -57,8 +66,13 @@ class Plan:
         return self.machine.chip.gigabytes * 1e9 / self.machine.chip.cores
 
     @property
+    def refused(self):
+        """What the compiler said of a step that is larger than the HBM, else None."""
+        return self.compiled.get("refused")
+
+    @property
     def fits(self):
-        return self.used <= (1 - HEADROOM) * self.available
+        return not self.refused and self.used <= (1 - HEADROOM) * self.available
 
     @property
     def step_seconds(self):
@@ -83,6 +97,12 @@ class Plan:
           table: of prices; None: the shipped one.
         """
         sizes, machine = self.compiled, self.machine
+        head = (
+            f"{machine.topology} ({machine.accelerator_type}), {machine.replicas} replicas, batch "
+            f"{self.batch_size}: {self.batch_size // machine.replicas} a core"
+        )
+        if self.refused:
+            return [head, f"HBM of a core: DOESN'T FIT: {self.refused}"]
         hours = steps * self.step_seconds / 3600
         table = table or chips.prices()
         price = chips.dollars_per_hour(machine, tier=tier, table=table)
@@ -90,10 +110,10 @@ class Plan:
         megabytes = real * self.image_size**2 * 3 / 1e6
         money = "no price in the table" if price is None else f"${hours * price:,.0f}"
         return [
-            f"{machine.topology} ({machine.accelerator_type}), {machine.replicas} replicas, batch "
-            f"{self.batch_size}: {self.batch_size // machine.replicas} a core",
+            head,
             f"HBM of a core: {_gb(self.used)} of {_gb(self.available)}: "
             f"arguments {_gb(sizes['arguments'])}, temporaries {_gb(sizes['temporaries'])}, "
+            f"new outputs {_gb(sizes['outputs'] - sizes['aliased'])}, "
             f"program {_gb(sizes['code'])}; free {_gb(self.available - self.used)}: "
             + ("fits" if self.fits else f"DOESN'T FIT ({HEADROOM:.0%} must stay free)"),
             f"a step of a core: {sizes['flops'] / 1e9:,.1f} GFLOP, {sizes['bytes'] / 1e9:,.2f} GB "
@@ -159,12 +179,17 @@ def compile_for(hlo, machine, *, python, cache=None, timeout=3600):
       cache: folder; None: ~/.cache/hamgan/tpu_plan.
       timeout: seconds.
 
+    Returns:
+      What `compiler.compile_program` gives; {'refused': why} of a program that needs more than the
+      HBM.
+
     Raises:
       ValueError: the compiler refuses the program, with the names of the layers it speaks of; it
         took too long.
     """
     key = hashlib.sha256(hlo)
-    key.update(f"{machine.topology} {machine.replicas} {PACKAGES}".encode())
+    # Another Python may have another compiler.
+    key.update(f"{machine.topology} {machine.replicas} {PACKAGES} {python}".encode())
     key.update(pathlib.Path(compiler.__file__).read_bytes())
     folder = pathlib.Path(cache or _CACHE).expanduser()
     known = folder / f"{key.hexdigest()[:32]}.json"
@@ -191,14 +216,17 @@ def compile_for(hlo, machine, *, python, cache=None, timeout=3600):
         raise ValueError(f"The compiler ended with {done.returncode}: {done.stderr[-2000:]}")
     answer = json.loads(found[1])
     if "error" in answer:
-        raise ValueError(f"{machine.topology} can't run this step: {_named(answer['error'])}")
+        if not _TOO_LARGE.search(answer["error"]):
+            raise ValueError(f"{machine.topology} can't run this step: {named(answer['error'])}")
+        how_much = _HOW_MUCH.search(answer["error"])
+        answer = {"refused": how_much[0] if how_much else answer["error"].splitlines()[0]}
     unfinished = known.with_suffix(f".{os.getpid()}")
     unfinished.write_text(json.dumps(answer))
     unfinished.replace(known)
     return answer
 
 
-def _named(message):
+def named(message):
     """A compiler's message, with the layers that it names first."""
     layers = re.findall(r"\b(?:generator|discriminator)[\w]*(?:/[\w.]+)+", message)
     first = ", ".join(dict.fromkeys(layers[:5]))

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tensorflow.python.distribute import one_device_strategy  # the public class takes no extended
 
 from hamgan import devices
+from hamgan.tpu import plan
 
 
 class PlannedStrategy(tf.distribute.Strategy):
@@ -108,7 +109,8 @@ def lower(experiment, *, replicas, batch_size=None, device="TPU"):
         with devices.planned(device):
             hlo = program.experimental_get_compiler_ir(*arguments)(stage="hlo_serialized")
     except (ValueError, tf.errors.OpError, TypeError, NotImplementedError) as error:
-        raise ValueError(f"The step has no XLA form: {error}") from error
+        # TensorFlow names every operation on the way to the one that has no form.
+        raise ValueError(f"The step has no XLA form: {plan.named(str(error))}") from error
     return Step(hlo, trainer.batch_size, trainer.discriminator_steps, size)
 
 
