@@ -11,7 +11,7 @@ import pytest
 from hamgan import augmentation, context, experiment, networks, regularization
 from hamgan import trainer as trainers
 from hamgan.cli import tpu_plan
-from hamgan.tpu import chips, plan, program
+from hamgan.tpu import chips, compiler, plan, program
 
 MODULES = {
     "none": None,
@@ -89,6 +89,7 @@ def test_every_chip_has_a_price_for_each_chip_and_hour():
 
 COMPILED = dict(arguments=int(1e9), outputs=int(6e8), aliased=int(5e8), temporaries=int(2e9))
 COMPILED |= dict(code=int(1e8), flops=197e9, bytes=8.19e9, all_reduces=3, seconds=1.0)
+COMPILED |= dict(hbm_bytes=1.638e9)
 
 
 def test_plan_is_the_roofline_of_a_core():
@@ -96,6 +97,7 @@ def test_plan_is_the_roofline_of_a_core():
     made = plan.Plan(machine=machine, batch_size=64, compiled=COMPILED, image_size=128)
     # 197 GFLOP take 1 ms of 197 TFLOP/s, 8.19 GB take 10 ms of 819 GB/s: memory it is.
     assert made.step_seconds == pytest.approx(0.010)
+    assert made.least_seconds == pytest.approx(0.002)
     assert made.images_per_second == pytest.approx(6400)
     assert made.used == int(3.2e9) and made.available == 16e9 and made.fits
     table = {"date": "2000-01", "source": "made", "on_demand": {"v5e": 2.0}}
@@ -105,6 +107,48 @@ def test_plan_is_the_roofline_of_a_core():
     assert plan.FORMULA in text and text.count("ESTIMATE") == 3
     # 6400 images of 128 x 128 x 3 bytes.
     assert "6,400 images/s, 315 MB/s decoded" in text
+
+
+def test_rounds_of_a_step_are_counted():
+    """The compiler counts a loop's round once."""
+    machine = chips.from_topology("v5e:2x4")
+    made = plan.Plan(machine=machine, batch_size=64, compiled=COMPILED, microbatches=4)
+    assert made.step_seconds == pytest.approx(0.040)
+    assert made.least_seconds == pytest.approx(0.008)
+    text = "\n".join(made.lines(steps=1))
+    assert "788.0 GFLOP, 32.76 GB read and written, 6.55 GB of them in HBM" in text
+    assert "FLOPs and bytes are 4 times its account" in text
+
+
+PROGRAM = """HloModule made
+
+%body.1 (p: f32[4]) -> f32[4] {
+  %p.1 = f32[1000]{0:T(128)} parameter(0)
+  ROOT %add.1 = f32[1000]{0:T(128)S(1)} add(%p.1, %p.1), metadata={op_name="f(%p)"}
+}
+
+%fused.1 (p: f32[4]) -> f32[4] {
+  %p.2 = f32[1000000]{0:T(128)} parameter(0)
+  ROOT %neg.1 = f32[1000000]{0:T(128)} negate(%p.2)
+}
+
+ENTRY %main (a: bf16[4,100]) -> f32[4] {
+  %a = bf16[4,100]{1,0:T(8,128)(2,1)} parameter(0)
+  %copy-start.1 = (bf16[4,100]{1,0:S(1)}, bf16[4,100]{1,0}, u32[]{:S(2)}) copy-start(%a)
+  %copy-done.1 = bf16[4,100]{1,0:T(8,128)(2,1)S(1)} copy-done(%copy-start.1)
+  %slice-start.1 = ((bf16[4,100]{1,0}), bf16[1,100]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%a)
+  %slice-done.1 = bf16[1,100]{1,0:S(1)} slice-done(%slice-start.1)
+  %fusion.1 = (f32[50]{0:T(128)}, pred[8]{0:S(1)}) fusion(%copy-done.1, %a), calls=%fused.1
+  %part = f32[50]{0:T(128)} get-tuple-element(%fusion.1), index=0
+  ROOT %while.1 = f32[1000]{0} while(%part), condition=%nothing, body=%body.1
+}
+"""
+
+
+def test_bytes_in_hbm_are_those_outside_of_fast_memory():
+    # Copied: 800 bytes; a slice of them: 200; the fusion reads 800 and writes 200; a round of the
+    # loop reads 4,000 twice.
+    assert compiler.hbm_bytes(PROGRAM) == 800 + 200 + 800 + 200 + 2 * 4000
 
 
 def test_chips_of_two_cores_share_memory_and_peaks():

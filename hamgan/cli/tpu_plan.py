@@ -29,7 +29,7 @@ with lazily.imports():
 
 FLAGS = flags.FLAGS
 _MARK = "plan: "
-_COLUMNS = ("fits", "HBM", "GFLOP", "GB", "ms*", "images/s*")
+_COLUMNS = ("fits", "HBM", "GFLOP", "GB", "GB in HBM", "ms*", "images/s*")
 
 
 def points(sweeps):
@@ -85,8 +85,9 @@ def summary(made):
             (
                 "yes" if made.fits else "NO",
                 f"{made.used / 1e9:.2f} GB",
-                round(made.compiled["flops"] / 1e9, 1),
-                round(made.compiled["bytes"] / 1e9, 2),
+                round(made.counted("flops") / 1e9, 1),
+                round(made.counted("bytes") / 1e9, 2),
+                round(made.counted("hbm_bytes") / 1e9, 2),
                 round(made.step_seconds * 1e3, 2),
                 round(made.images_per_second),
             ),

@@ -24,6 +24,84 @@ _ENVIRONMENT = {
 }
 
 
+_SHAPE = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\](\{[^}]*\})?")
+_INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.-]+) = (.*)")
+# What computes and moves nothing, or is told by the instruction that began it.
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
+_CALLED = re.compile(
+    r"\b(?:body|condition|true_computation|false_computation)=%?([\w.-]+)"
+    r"|\bbranch_computations=\{([^}]*)\}"
+)
+
+
+def hbm_bytes(program):
+    """Bytes that a compiled program reads from and writes to HBM.
+
+    The compiler's "bytes accessed" are of all operations, wherever their tensors are. Those that
+    its layouts place in memory space 1 are in the core's fast memory, VMEM. Here an instruction's
+    operands and results count if they are elsewhere, and each loop's round once.
+
+    Args:
+      program: the text of the compiled module.
+    """
+    computations, entry = {}, None
+    for line in program.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            name = re.match(r"(ENTRY )?%?([\w.-]+)", line)
+            lines = computations.setdefault(name[2], [])
+            entry = name[2] if name[1] else entry
+        elif computations:
+            lines.append(line)
+    total, waiting, seen = 0, [entry], set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name not in computations:
+            continue
+        seen.add(name)
+        sizes = {}
+        for line in computations[name]:
+            found = _INSTRUCTION.match(line)
+            if not found:
+                continue
+            shape, operation, operands = _parts(found[2])
+            sizes[found[1]] = _sizes(shape)
+            for one, several in _CALLED.findall(line):
+                waiting += [one] if one else re.findall(r"[\w.-]+", several)
+            if operation in _FREE or operation.endswith("-done") or operation == "while":
+                continue
+            if operation in ("copy-start", "slice-start"):
+                # Its result repeats the operand and goes on with where that goes to.
+                source = sizes.get(operands[0], [(0, False)])[0]
+                target = sizes[found[1]][0 if operation == "copy-start" else 1]
+                moved = [target, (target[0], source[1])]
+            else:
+                moved = sizes[found[1]] + [part for one in operands for part in sizes.get(one, [])]
+            total += sum(size for size, fast in moved if not fast)
+    return total
+
+
+def _parts(text):
+    """(shape, operation, [operand]) of an instruction's text after its name."""
+    depth, end = 0, 0
+    for end, letter in enumerate(text):  # noqa: B007
+        depth += (letter == "(") - (letter == ")")
+        if letter == " " and not depth:
+            break
+    operation, _, rest = text[end:].strip().partition("(")
+    return text[:end], operation, re.findall(r"%([\w.-]+)", rest.partition("), ")[0])
+
+
+def _sizes(shape):
+    """[(bytes, whether in fast memory)] of the arrays in a shape."""
+    found = []
+    for _, bits, sides, layout in _SHAPE.findall(shape):
+        size = int(bits or 8) / 8
+        for side in sides.split(",") if sides else []:
+            size *= int(side)
+        found.append((int(size), "S(1)" in layout))
+    return found
+
+
 def compile_program(hlo, *, topology, replicas):
     """What a program takes on one core of a TPU.
 
@@ -34,7 +112,8 @@ def compile_program(hlo, *, topology, replicas):
 
     Returns:
       {'arguments', 'outputs', 'aliased', 'temporaries', 'code': bytes of HBM; 'flops', 'bytes': of
-      a step; 'all_reduces'; 'seconds': of compiling}.
+      a step by the compiler's account; 'hbm_bytes': see `hbm_bytes`; 'all_reduces'; 'seconds': of
+      compiling}. All but the first count a loop's round once.
     """
     os.environ.update(_ENVIRONMENT)
     import numpy as np
@@ -76,6 +155,7 @@ def compile_program(hlo, *, topology, replicas):
         "code": memory.generated_code_size_in_bytes,
         "flops": costs["flops"],
         "bytes": costs["bytes accessed"],
+        "hbm_bytes": hbm_bytes(compiled),
         "all_reduces": len(re.findall(r" all-reduce(?:-start)?\(", compiled)),
         "seconds": round(seconds, 1),
     }

@@ -32,6 +32,10 @@ _HOW_MUCH = re.compile(
     re.IGNORECASE,
 )
 FORMULA = "step seconds = max(FLOPs / peak FLOP/s, bytes / HBM bytes/s), of one core"
+_ROUNDS = (
+    "the compiler counts one round of the loop over microbatches; FLOPs and bytes are {} times its "
+    "account, so the update, which is done once, is in them too often"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,7 @@ class Plan:
         that the step doesn't fit.
       discriminator_steps: real batches a step.
       image_size: side of the images.
+      microbatches: rounds of a step, of which the compiler counts one.
     """
 
     machine: chips.Machine
@@ -52,6 +57,7 @@ class Plan:
     compiled: dict
     discriminator_steps: int = 1
     image_size: int = 128
+    microbatches: int = 1
 
     @property
     def used(self):
@@ -74,15 +80,27 @@ class Plan:
     def fits(self):
         return not self.refused and self.used <= (1 - HEADROOM) * self.available
 
+    def counted(self, name):
+        """'flops', 'bytes' or 'hbm_bytes' of a step."""
+        return self.microbatches * self.compiled[name]
+
     @property
     def step_seconds(self):
-        """By roofline: an estimate from published peaks, which no program reaches. Time of
+        """By roofline, with all bytes that operations read and write, as if none stayed in the
+        core's fast memory: an estimate from published peaks, which no program reaches. Time of
         all-reduces and of the host isn't in it.
         """
+        return self._roofline(self.counted("bytes"))
+
+    @property
+    def least_seconds(self):
+        """`step_seconds` with the bytes that do move between HBM and core."""
+        return self._roofline(self.counted("hbm_bytes"))
+
+    def _roofline(self, size):
         chip = self.machine.chip
-        arithmetic = self.compiled["flops"] / (chip.tflops * 1e12 / chip.cores)
-        memory = self.compiled["bytes"] / (chip.bandwidth * 1e9 / chip.cores)
-        return max(arithmetic, memory)
+        arithmetic = self.counted("flops") / (chip.tflops * 1e12 / chip.cores)
+        return max(arithmetic, size / (chip.bandwidth * 1e9 / chip.cores))
 
     @property
     def images_per_second(self):
@@ -116,9 +134,13 @@ class Plan:
             f"new outputs {_gb(sizes['outputs'] - sizes['aliased'])}, "
             f"program {_gb(sizes['code'])}; free {_gb(self.available - self.used)}: "
             + ("fits" if self.fits else f"DOESN'T FIT ({HEADROOM:.0%} must stay free)"),
-            f"a step of a core: {sizes['flops'] / 1e9:,.1f} GFLOP, {sizes['bytes'] / 1e9:,.2f} GB "
-            f"read and written, {sizes['all_reduces']} all-reduces",
-            f"ESTIMATE {self.step_seconds * 1e3:,.2f} ms a step ({FORMULA}: "
+            f"a step of a core: {self.counted('flops') / 1e9:,.1f} GFLOP, "
+            f"{_gb(self.counted('bytes'))} read and written, "
+            f"{_gb(self.counted('hbm_bytes'))} of them in HBM, the rest in the core's fast memory; "
+            f"{sizes['all_reduces']} all-reduces",
+            *([_ROUNDS.format(self.microbatches)] if self.microbatches > 1 else []),
+            f"ESTIMATE {self.step_seconds * 1e3:,.2f} ms a step, {self.least_seconds * 1e3:,.2f} "
+            f"ms by the bytes in HBM alone ({FORMULA}: "
             f"{machine.chip.tflops:g} TFLOP/s, {machine.chip.bandwidth:g} GB/s a chip; no program "
             "reaches them, and all-reduces and the host aren't in it)",
             f"ESTIMATE {self.images_per_second:,.0f} images/s; the input must deliver {real:,.0f} "
@@ -289,4 +311,5 @@ def make_plan(experiment, machine, *, python, batch_size=None, cache=None, repor
         compiled=compiled,
         discriminator_steps=step.discriminator_steps,
         image_size=step.image_size,
+        microbatches=step.microbatches,
     )

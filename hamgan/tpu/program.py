@@ -68,6 +68,7 @@ class Step:
     batch_size: int
     discriminator_steps: int
     image_size: int
+    microbatches: int
 
 
 def lower(experiment, *, replicas, batch_size=None, device="TPU"):
@@ -111,7 +112,8 @@ def lower(experiment, *, replicas, batch_size=None, device="TPU"):
     except (ValueError, tf.errors.OpError, TypeError, NotImplementedError) as error:
         # TensorFlow names every operation on the way to the one that has no form.
         raise ValueError(f"The step has no XLA form: {plan.named(str(error))}") from error
-    return Step(hlo, trainer.batch_size, trainer.discriminator_steps, size)
+    step = trainer.discriminator_steps
+    return Step(hlo, trainer.batch_size, step, size, trainer.microbatches)
 
 
 def build(experiment, *, replicas, batch_size=None):
