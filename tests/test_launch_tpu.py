@@ -12,13 +12,14 @@ import time
 import pytest
 
 from hamgan.cli import launch_tpu
-from hamgan.tpu import bill, chips, gcloud, request
+from hamgan.tpu import bill, chips, gcloud, launch, queued, request
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ZONE = "--zone=us-west4-a"
 JOB = ["--model_dir=gs://bucket/run", "--data_dir=gs://bucket/tensorflow_datasets"]
 ADDRESS = "--repository=https://host.example/my hamgan.git"
 SSH = "gcloud compute tpus tpu-vm ssh hamgan --zone=us-west4-a --worker="
+ALIVE = "--ssh-flag=-oServerAliveInterval=30"
 QUEUE = "gcloud compute tpus queued-resources"
 FLAGS = (
     "--accelerator=tpu --tpu=local --gin_file=configs/hamgan_strong.gin "
@@ -33,14 +34,15 @@ RECORDED = {
         "--scopes=https://www.googleapis.com/auth/cloud-platform --spot",
     ],
     ("doctor", ZONE, *JOB, '--gin_param=a.b = "it\'s $HOME"'): [
-        f"{SSH}all '--command=cd ~/hamgan/source && ~/hamgan/venv/bin/python "
+        f"{SSH}all {ALIVE} '--command=cd ~/hamgan/source && ~/hamgan/venv/bin/python "
         "scripts/check_environment.py --tpu'",
-        f"{SSH}0 '--command=cd ~/hamgan/source && ~/hamgan/venv/bin/python scripts/doctor.py "
+        f"{SSH}0 {ALIVE} '--command=cd ~/hamgan/source && ~/hamgan/venv/bin/python "
+        "scripts/doctor.py "
         # A quote inside quotes, twice: for the VM's shell and for this one.
         + FLAGS
         + """ '"'"'--gin_param=a.b = "it'"'"'"'"'"'"'"'"'s $HOME"'"'"''""",
     ],
-    ("logs", ZONE): [f"{SSH}0 '--command=tail -n 100 -f ~/hamgan/train.log'"],
+    ("logs", ZONE): [f"{SSH}0 {ALIVE} '--command=tail -n 100 -f ~/hamgan/train.log'"],
     ("down", ZONE, "--project=p-1"): [
         f"{QUEUE} delete hamgan --zone=us-west4-a --project=p-1 --force --quiet"
     ],
@@ -57,6 +59,7 @@ class Recorded:
       failure: part of the command that fails.
       installed: whether the VM has an installation; one that is made again hasn't.
       description: more of what `describe` says.
+      text: what it says in place of JSON.
     """
 
     dry_run = False
@@ -69,10 +72,11 @@ class Recorded:
         *,
         installed=True,
         description=None,
+        text=None,
     ):
         self.states, self.answers = list(states), list(training)
         self.failure, self.ran = failure, []
-        self.installed, self.description = installed, description or {}
+        self.installed, self.description, self.text = installed, description or {}, text
 
     def __call__(self, words, *, capture=False):
         self.ran.append(words)
@@ -85,6 +89,8 @@ class Recorded:
                 return gcloud.Result(1, "", "ERROR: NOT_FOUND: Resource 'hamgan' was not found")
             if state == "UNAVAILABLE":
                 return gcloud.Result(1, "", "ERROR: the service is UNAVAILABLE")
+            if self.text is not None:
+                return gcloud.Result(0, self.text)
             description = {"state": {"state": state}, **self.description}
             return gcloud.Result(0, json.dumps(description), "")
         if "create" in words:
@@ -156,6 +162,15 @@ def test_installation_takes_the_requirements_in_order():
     ]
 
 
+def test_a_commit_is_copied():
+    archive, copy = dry_run("install", ZONE)[1:3]
+    file = re.fullmatch(r"git -C .* archive --format=tar.gz --output=(\S+) \w{40}", archive)[1]
+    assert copy == (
+        f"gcloud compute tpus tpu-vm scp {file} hamgan:launch_tpu.tar.gz --zone=us-west4-a "
+        "--worker=all --scp-flag=-oServerAliveInterval=30"
+    )
+
+
 def test_dry_run_is_what_runs():
     words = ["train", ZONE, *JOB, "--gin_param=a.b = 'c d'", ADDRESS]
     _, recorded = run(*words, "--detach", recorded=Recorded(training=("gone",)))
@@ -213,6 +228,79 @@ def test_up_goes_on_when_a_question_fails():
     with pytest.raises(ValueError, match="can't say whether"):
         run("up", ZONE, recorded=recorded)
     assert recorded.verbs() == ["create"]
+    # A day of looks, one in 30 s, and the first.
+    assert len([words for words in recorded.ran if "describe" in words]) == 1 + 24 * 120
+
+
+def test_up_sleeps_no_longer_than_it_may_wait():
+    now, slept = [100.0], []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        now[0] += seconds
+
+    place = request.Place(name="hamgan", zone="us-west4-a")
+    recorded = Recorded(("WAITING_FOR_RESOURCES",))
+    waiting = queued.Queued(place, run=recorded, sleep=sleep, clock=lambda: now[0])
+    with pytest.raises(ValueError, match="WAITING_FOR_RESOURCES after 70 s. The request stays"):
+        waiting.up(timeout=70.0)
+    assert slept == [30.0, 30.0, 10.0]
+
+
+def test_up_makes_what_it_deleted_though_creation_failed_once():
+    recorded = Recorded(("SUSPENDED", None, "ACTIVE"), failure="queued-resources create")
+    place = request.Place(name="hamgan", zone="us-west4-a")
+    waiting = queued.Queued(place, run=recorded, sleep=lambda _: None)
+    with pytest.raises(ValueError, match="status 7"):
+        waiting.up(ask=False)
+    recorded.failure = None
+    waiting.up(ask=False)
+    assert recorded.verbs() == ["delete", "create", "create"]
+
+
+# Not understood: each is said, with the command to look by hand, and is never "no request".
+SHAPES = [
+    "",
+    "ERROR",
+    '{"state": {"state": "ACT',
+    "[]",
+    "null",
+    '{"state": "ACTIVE"}',
+    '{"state": {"state": ["ACTIVE"]}}',
+    '{"state": {"state": null}}',
+    '{"state": null}',
+    "{}",
+    '{"state": {"state": "ASLEEP"}}',
+    '{"state": {"state": "SUSPENDED"}, "tpu": {"nodeSpec": ["a"]}}',
+    '{"state": {"state": "SUSPENDED"}, "tpu": {"nodeSpec": {"node": {}}}}',
+    '{"state": {"state": "SUSPENDED"}, "tpu": []}',
+    '{"state": {"state": "SUSPENDED"}, "guaranteed": "x"}',
+    '{"state": {"state": "SUSPENDED"}, "spot": true}',
+]
+
+
+@pytest.mark.parametrize("text", SHAPES)
+def test_descriptions_of_another_shape_are_no_answer(text):
+    by_hand = "See for yourself: gcloud compute tpus queued-resources describe hamgan --zone"
+    for words in (["up"], ["train", *JOB, ADDRESS], ["status"]):
+        recorded = Recorded(text=text, training=("gone",))
+        with pytest.raises(ValueError, match=f"got |which nothing is known.*{by_hand}"):
+            run(*words, ZONE, recorded=recorded)
+        assert recorded.verbs() == []
+    # Of a training that is watched: the next answer is as good.
+    recorded = Recorded(training=("0",))
+    look = launch.Launcher(
+        request.Place(name="hamgan", zone="us-west4-a"), run=recorded, sleep=lambda _: None
+    ).look
+    assert look() == launch.Look("ACTIVE", "0")
+    recorded.text = text
+    found = look()
+    assert found.state == "UNKNOWN" and found.training is None and by_hand in found.fault
+
+
+def test_parts_that_are_not_said_are_as_asked_for():
+    text = '{"state": {"state": "ACTIVE"}, "tpu": {"nodeSpec": [null]}, "spot": null}'
+    assert run("up", ZONE, recorded=Recorded(text=text))[1].verbs() == []
 
 
 def test_up_gives_up():
@@ -367,8 +455,20 @@ def test_a_question_that_fails_ends_no_watch():
     states = ("ACTIVE", "UNAVAILABLE", "UNAVAILABLE", "ACTIVE")
     status, _ = run("train", ZONE, *JOB, ADDRESS, recorded=Recorded(states, ("running", "0")))
     assert status == 0
-    with pytest.raises(ValueError, match="UNKNOWN, but didn't answer 10 times"):
+    # A day of looks, one a minute.
+    with pytest.raises(ValueError, match="UNKNOWN, but didn't answer 1440 times.*UNAVAILABLE"):
         run("train", ZONE, *JOB, ADDRESS, recorded=Recorded(("ACTIVE", "UNAVAILABLE")))
+    with pytest.raises(ValueError, match="ACTIVE, but didn't answer 1440 times.*ended with 255"):
+        run("train", ZONE, *JOB, ADDRESS, recorded=Recorded(training=("running", None)))
+
+
+def test_a_watch_goes_on_after_an_hour_without_network(capsys):
+    states = ("ACTIVE", *["UNAVAILABLE"] * 60, "ACTIVE")
+    for words in (["train", *JOB, ADDRESS], ["down", "--when_done"]):
+        recorded = Recorded(states, ("running", "0"))
+        assert run(*words, ZONE, recorded=recorded)[0] == 0
+        said = [line for line in capsys.readouterr().err.splitlines() if "it goes on" in line]
+        assert len(said) == 6 and all("the service is UNAVAILABLE" in line for line in said)
 
 
 @pytest.mark.parametrize(
@@ -423,14 +523,14 @@ def test_down_when_done():
 
 def test_down_when_done_waits_for_no_ghost():
     assert run("down", ZONE, "--when_done", recorded=Recorded((None,)))[0] == 0
-    for recorded in (
-        Recorded(("SUSPENDED",)),
-        Recorded(("FAILED",)),
-        Recorded(training=("gone",)),
-        Recorded(training=(None,)),
-        Recorded(("UNAVAILABLE",)),
+    for recorded, message in (
+        (Recorded(("SUSPENDED",)), "Nothing has trained in 60 looks.*the VM is kept"),
+        (Recorded(("FAILED",)), "Nothing has trained in 60 looks.*the VM is kept"),
+        (Recorded(training=("gone",)), "Nothing has trained in 60 looks.*the VM is kept"),
+        (Recorded(training=(None,)), "hamgan is ACTIVE, but didn't answer 1440 times"),
+        (Recorded(("UNAVAILABLE",)), "hamgan is UNKNOWN, but didn't answer 1440 times"),
     ):
-        with pytest.raises(ValueError, match="Nothing has trained in 60 looks.*the VM is kept"):
+        with pytest.raises(ValueError, match=message):
             run("down", ZONE, "--when_done", recorded=recorded)
         assert recorded.verbs() == []
 
@@ -468,6 +568,17 @@ def test_the_cost_is_that_of_what_is_there(capsys):
         run("cost", ZONE)
     with pytest.raises(ValueError, match="no hamgan in us-west4-a, so nothing is paid"):
         run("cost", ZONE, recorded=Recorded((None,)))
+
+
+def test_status_fails_where_there_is_no_answer(capsys):
+    assert run("status", ZONE)[0] == 0
+    assert capsys.readouterr().out == "hamgan: ACTIVE, training: running\n"
+    assert run("status", ZONE, recorded=Recorded((None,)))[0] == 0
+    with pytest.raises(ValueError, match="can't say whether.*it broke"):
+        run("status", ZONE, recorded=Recorded(failure="describe"))
+    with pytest.raises(ValueError, match="ssh ended with 7: it broke"):
+        run("status", ZONE, recorded=Recorded(failure="train.status"))
+    assert "hamgan: ACTIVE, training: no answer" in capsys.readouterr().out
 
 
 def test_a_log_that_cannot_be_read_is_said():
@@ -600,6 +711,46 @@ def test_missing_gcloud_is_explained(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ValueError, match="gcloud isn't on the PATH. Install"):
         gcloud.Runner()(["gcloud"])
+
+
+def fake_gcloud(folder, monkeypatch, script):
+    """A `gcloud` that is a shell script, first on the PATH."""
+    path = folder / "gcloud"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
+def test_a_question_that_hangs_is_a_question_without_an_answer(tmp_path, monkeypatch):
+    # As gcloud does it: what hangs is a child of a child.
+    fake_gcloud(tmp_path, monkeypatch, f"sleep 600 &\necho $! > {tmp_path}/pid\nwait")
+    result = gcloud.Runner(limit=0.5)(["gcloud", "describe"], capture=True)
+    assert result == gcloud.Result(gcloud.TIMED_OUT, "", "no answer within 0.5 s.")
+    child = pathlib.Path("/proc", (tmp_path / "pid").read_text().strip(), "stat")
+    end = time.monotonic() + 10
+    while child.exists() and child.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < end, "what gcloud started runs on"
+        time.sleep(0.02)
+
+
+def test_an_answer_need_not_be_utf8(tmp_path, monkeypatch):
+    script = 'case "$*" in *describe*) echo \'{"state": {"state": "ACTIVE"}}\';;\n'
+    script += "*) printf '\\377\\376 motd\\ntraining: 0\\n';; esac"
+    fake_gcloud(tmp_path, monkeypatch, script)
+    place = request.Place(name="hamgan", zone="us-west4-a")
+    assert launch.Launcher(place, run=gcloud.Runner()).look() == launch.Look("ACTIVE", "0")
+
+
+def test_a_look_survives_what_ssh_raises():
+    class Missing(Recorded):
+        def __call__(self, words, *, capture=False):
+            if "ssh" in words:
+                raise ValueError("gcloud isn't on the PATH.")
+            return super().__call__(words, capture=capture)
+
+    place = request.Place(name="hamgan", zone="us-west4-a")
+    found = launch.Launcher(place, run=Missing()).look()
+    assert found == launch.Look("ACTIVE", None, "gcloud isn't on the PATH.")
 
 
 def test_start_runs_in_a_shell(tmp_path):

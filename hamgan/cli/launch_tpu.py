@@ -146,9 +146,10 @@ def execute(flags, *, run=None, sleep=time.sleep, ask=input):
         return _down(launcher, flags, sleep, ask)
     elif flags.command == "cost":
         return _cost(launcher, flags)
+    elif flags.command == "status":
+        _status(launcher)
     else:
-        shown = getattr(launcher, flags.command)()
-        print(shown or "", end="\n" if shown else "")
+        launcher.logs()
     return 0
 
 
@@ -220,6 +221,14 @@ def _job(flags):
         gin_file=flags.gin_file,
         gin_params=tuple(flags.gin_param),
     )
+
+
+def _status(launcher):
+    found = launcher.status()
+    if not launcher.dry_run:
+        print(launcher.line(found), flush=True)
+    if found.fault:
+        raise ValueError(found.fault)
 
 
 def _down(launcher, flags, sleep, ask):

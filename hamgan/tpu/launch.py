@@ -3,13 +3,14 @@
 Python's own library is all this needs: it runs where nothing is installed.
 """
 
+import dataclasses
 import re
 import shlex
 import time
 
 from hamgan.tpu import chips
 from hamgan.tpu.gcloud import note
-from hamgan.tpu.queued import GONE, UNKNOWN, WAITING, Deleted, Queued
+from hamgan.tpu.queued import DAY, GONE, UNKNOWN, WAITING, Deleted, Queued
 
 # The last is there when an installation has come to its end.
 SOURCE, VENV, INSTALLED = "~/hamgan/source", "~/hamgan/venv", "~/hamgan/installed"
@@ -17,6 +18,8 @@ WORDS = "~/hamgan/train.words"  # of the command that was started last
 _SURELY = 5  # looks in a row
 _EVALUATION_WAITS = 7 * 24 * 3600  # seconds for a new checkpoint
 _VM = ("compute", "tpus", "tpu-vm")
+# After three of these without an answer ssh and scp end: the machine may have been taken away.
+_ALIVE = "-oServerAliveInterval=30"
 _FREE_PYTHON = (
     'python3 -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))" || '
     '{ echo "ERROR: the image has $(python3 --version), but tensorflow-tpu needs 3.10, 3.11 or '
@@ -36,6 +39,21 @@ _RUNNING = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What a look at a request and its training found.
+
+    Attributes:
+      state: of the request; None: there is none.
+      training: 'running', 'gone' or an exit status; None: no machine is there, or no answer.
+      fault: why there is no answer, None where there is one.
+    """
+
+    state: str | None
+    training: str | None = None
+    fault: str | None = None
+
+
 class Launcher(Queued):
     """The commands of one TPU.
 
@@ -43,12 +61,12 @@ class Launcher(Queued):
       place: a `Place`.
       run: a `Runner`, or what takes its place.
       tensorflow: version of the wheel that is installed there.
-      sleep: waits so many seconds.
+      sleep, clock: see `Queued`.
     """
 
-    def __init__(self, place, *, run, tensorflow="2.20.0", sleep=time.sleep):
+    def __init__(self, place, *, run, tensorflow="2.20.0", sleep=time.sleep, clock=time.monotonic):
         chips.check_hosts(place.machine, image=place.runtime_version, tensorflow=tensorflow)
-        super().__init__(place, run=run, sleep=sleep)
+        super().__init__(place, run=run, sleep=sleep, clock=clock)
         several = place.machine.hosts > 1
         self._tpu = place.name if several else "local"
         # On a slice the image's server holds the chips of every host; a process that loads libtpu
@@ -59,7 +77,7 @@ class Launcher(Queued):
         """Runs a line in the VM's shell."""
         worker = "all" if everywhere else "0"
         words = ["gcloud", *_VM, "ssh", self.place.name, *self.place.where, f"--worker={worker}"]
-        words += [f"--command={command}"]
+        words += [f"--ssh-flag={_ALIVE}", f"--command={command}"]
         return self._checked(words, capture=capture) if check else self.run(words, capture=capture)
 
     def install(self, source):
@@ -80,7 +98,7 @@ class Launcher(Queued):
             words = ["git", "-C", source.repository, "archive", "--format=tar.gz"]
             self._checked([*words, f"--output={source.archive}", source.commit])
             words = ["gcloud", *_VM, "scp", source.archive, f"{self.place.name}:launch_tpu.tar.gz"]
-            self._checked([*words, *self.place.where, "--worker=all"])
+            self._checked([*words, *self.place.where, "--worker=all", f"--scp-flag={_ALIVE}"])
             unpack = f"tar -xzf ~/launch_tpu.tar.gz -C {SOURCE}"
             self.ssh(f"{fresh} && mkdir -p {SOURCE} && {unpack}", everywhere=True)
         pip = f"cd {SOURCE} && {VENV}/bin/pip install --quiet --no-deps"
@@ -175,18 +193,15 @@ class Launcher(Queued):
         return ["scripts/train.py", *job.flags(self._tpu), "--mode=train"]
 
     def look(self):
-        """(state of the request, what `training` says of an active one).
-
-        The state is UNKNOWN where gcloud can't say: one answer that fails ends nothing.
-        """
+        """A `Look`, whose state is UNKNOWN where gcloud can't say: that ends nothing."""
+        state = UNKNOWN
         try:
             state = self.state()
+            return Look(state, *(self._asked() if state == "ACTIVE" else ()))
         except ValueError as error:
-            note(str(error))
-            return UNKNOWN, None
-        return state, self.training() if state == "ACTIVE" else None
+            return Look(state, fault=str(error))
 
-    def keep(self, job, *, source, poll=60.0, patience=10, attempts=5):
+    def keep(self, job, *, source, poll=60.0, patience=DAY, attempts=5):
         """Waits for the end of a training; makes the TPU again and goes on when it is taken away.
 
         Interrupting this doesn't stop the training.
@@ -195,7 +210,7 @@ class Launcher(Queued):
           job: a `request.Job`.
           source: a `request.Source`.
           poll: seconds between looks.
-          patience: looks without an answer, after which this ends.
+          patience: seconds of looks without an answer, after which this ends.
           attempts: to start it, in a row, without seeing it run.
 
         Returns:
@@ -207,7 +222,8 @@ class Launcher(Queued):
         """
         silent = tried = 0
         while True:
-            state, training = self.look()
+            found = self.look()
+            state, training = found.state, found.training
             if training and training.isdigit():
                 return int(training)
             if training == "running":
@@ -230,19 +246,29 @@ class Launcher(Queued):
                         f"{self.place.name}: the training was started {tried} times and doesn't "
                         "stay. See ~/hamgan/supervisor.log there."
                     )
-            # Of one that is taken away, the machine is gone before its state says so.
-            is_silent = not training and state not in (*WAITING, *GONE)
-            silent = silent + 1 if is_silent else 0
-            if silent >= patience:
-                raise ValueError(f"{self.place.name} is {state}, but didn't answer {silent} times.")
+            silent = self._silent(silent, found, poll, patience)
             self._sleep(poll)
 
-    def wait(self, *, poll=60.0, patience=60):
+    def _silent(self, before, found, poll, patience):
+        """How many looks in a row had no answer, with this one; too many are a ValueError."""
+        if not found.fault:
+            return 0
+        looks = before + 1
+        if looks * poll >= patience:
+            raise ValueError(
+                f"{self.place.name} is {found.state}, but didn't answer {looks} times. "
+                f"{found.fault}"
+            )
+        self._note_silence(looks, found.fault)
+        return looks
+
+    def wait(self, *, poll=60.0, vain=60, patience=DAY):
         """Waits until the training has ended well.
 
         Args:
           poll: seconds between looks.
-          patience: looks in a row that find no training at work, after which this ends.
+          vain: looks in a row that find no training at work, after which this ends.
+          patience: seconds of looks without an answer, after which this ends.
 
         Returns:
           Whether there is a machine; False: the request is gone.
@@ -250,10 +276,10 @@ class Launcher(Queued):
         Raises:
           ValueError: the training ended otherwise, or nothing trains; the machine stays.
         """
-        vain, missing, shown = 0, 0, None
+        idle, silent, missing, shown = 0, 0, 0, None
         while True:
-            state, training = found = self.look()
-            line = self._line(*found)
+            found = self.look()
+            state, training, line = found.state, found.training, self.line(found)
             if line != shown:
                 note(f"{time.strftime('%H:%M:%S')} {line}")
                 shown = line
@@ -267,23 +293,33 @@ class Launcher(Queued):
                 return True
             if training and training.isdigit():
                 raise ValueError(f"The training didn't end well, so the VM is kept: {line}")
-            vain = 0 if training == "running" or state in WAITING else vain + 1
-            if vain >= patience:
+            silent = self._silent(silent, found, poll, patience)
+            if not silent:
+                idle = 0 if training == "running" or state in WAITING else idle + 1
+            if idle >= vain:
                 raise ValueError(
-                    f"Nothing has trained in {patience} looks, one in {poll:.0f} s, so the VM is "
+                    f"Nothing has trained in {vain} looks, one in {poll:.0f} s, so the VM is "
                     f"kept: {line}"
                 )
             self._sleep(poll)
 
-    def _line(self, state, training):
-        rest = training or ("no answer" if state == "ACTIVE" else "-")
-        return f"{self.place.name}: {state or 'not there'}, training: {rest}"
+    def line(self, found):
+        """What a `Look` found, as one line."""
+        rest = found.training or ("no answer" if found.state == "ACTIVE" else "-")
+        return f"{self.place.name}: {found.state or 'not there'}, training: {rest}"
 
     def training(self):
         """'running', 'gone' (none is, or the VM was restarted), an exit status; None: no answer."""
+        return self._asked()[0]
+
+    def _asked(self):
+        """(what `training` says, why it says nothing)."""
         result = self.ssh(_wait_words(), capture=True, check=False)
-        found = re.search(r"^training: (\S+)$", result.output, re.MULTILINE)
-        return found[1] if found else None
+        found = re.search(r"^training: (running|gone|[0-9]+)$", result.output, re.MULTILINE)
+        if found:
+            return found[1], None
+        said = (result.errors.strip() or result.output.strip() or "nothing")[-300:]
+        return None, f"{self.place.name} has no answer, ssh ended with {result.status}: {said}"
 
     def answer(self, *, poll=30.0, patience=10):
         """`training`, asked again where the VM doesn't answer; None after so many looks."""
@@ -309,13 +345,12 @@ class Launcher(Queued):
             )
 
     def status(self):
-        """One line: the request's state, and the training's."""
-        state, training = self.look()
+        """A `Look`; in a dry run both questions are printed."""
+        found = self.look()
         if self.dry_run:
             note("The next runs only if the one above says ACTIVE:")
             self.training()
-            return ""
-        return self._line(state, training)
+        return found
 
 
 def _wait_words():

@@ -23,7 +23,24 @@ WAITING = (
 GONE = ("SUSPENDED", "FAILED")
 # Of a request of which gcloud doesn't say it.
 UNKNOWN = "UNKNOWN"
+DAY = 24 * 3600.0  # seconds
 _QUEUE = ("compute", "tpus", "queued-resources")
+# What is read of gcloud's description, where it is there, and its kind.
+_PARTS = {
+    ("state",): dict,
+    ("state", "state"): str,
+    ("createTime",): str,
+    ("tpu",): dict,
+    ("tpu", "nodeSpec"): list,
+    ("tpu", "nodeSpec", 0): dict,
+    ("tpu", "nodeSpec", 0, "node"): dict,
+    ("tpu", "nodeSpec", 0, "node", "acceleratorType"): str,
+    ("spot",): dict,
+    ("guaranteed",): dict,
+    ("guaranteed", "reserved"): bool,
+    ("reservationName",): str,
+    ("provisioningModel",): str,
+}
 
 
 class Deleted(ValueError):
@@ -37,10 +54,12 @@ class Queued:
       place: a `Place`.
       run: a `Runner`, or what takes its place.
       sleep: waits so many seconds.
+      clock: seconds from some moment on.
     """
 
-    def __init__(self, place, *, run, sleep=time.sleep):
-        self.place, self.run, self._sleep = place, run, sleep
+    def __init__(self, place, *, run, sleep=time.sleep, clock=time.monotonic):
+        self.place, self.run, self._sleep, self._clock = place, run, sleep, clock
+        self._owed = False
 
     @property
     def dry_run(self):
@@ -50,10 +69,9 @@ class Queued:
         """gcloud's description of the request, a dictionary; None when there is none.
 
         Raises:
-          ValueError: gcloud can't say.
+          ValueError: gcloud can't say, or not so that it is understood.
         """
-        words = ["gcloud", *_QUEUE, "describe", self.place.name, *self.place.where]
-        result = self.run([*words, "--format=json"], capture=True)
+        result = self.run([*self.describe_words(), "--format=json"], capture=True)
         if self.dry_run or result.status and "NOT_FOUND" in result.errors:
             return None
         if result.status:
@@ -61,22 +79,39 @@ class Queued:
                 f"gcloud can't say whether there is a {self.place.name} in {self.place.zone}: "
                 f"{result.errors.strip()} Check zone and project, and run: gcloud auth login"
             )
-        return description_of(result.output)
+        try:
+            return description_of(result.output)
+        except ValueError as error:
+            raise ValueError(f"{error} {self._by_hand()}") from None
 
     def state(self):
-        """State of the request, None when there is none; raises as `found` does."""
-        return state_of(self.found())
+        """State of the request, None when there is none.
+
+        Raises:
+          ValueError: as `found`; or it is one that nothing is known about.
+        """
+        return self._known(self.found())
+
+    def _known(self, found):
+        state = state_of(found)
+        if state not in (None, "ACTIVE", *WAITING, *GONE):
+            raise ValueError(
+                f"{self.place.name} is {state!r}, which nothing is known about. {self._by_hand()}"
+            )
+        return state
+
+    def _by_hand(self):
+        return f"See for yourself: {shlex.join(self.describe_words())}"
 
     def kind(self, found):
         """The accelerator type of what `found` gave; what was asked for, where it isn't said."""
-        nodes = (found.get("tpu") or {}).get("nodeSpec") or [{}]
-        return (nodes[0].get("node") or {}).get("acceleratorType") or self.place.type
+        return _part(found, "tpu", "nodeSpec", 0, "node", "acceleratorType") or self.place.type
 
     def tier(self, found):
         """Likewise its tier, one of `request.TIERS`."""
-        if "spot" in found:
+        if found.get("spot") is not None:
             return "spot"
-        if (found.get("guaranteed") or {}).get("reserved") or found.get("reservationName"):
+        if _part(found, "guaranteed", "reserved") or found.get("reservationName"):
             return "reserved"
         if found.get("provisioningModel") == "FLEX_START":  # of the alpha track alone
             return "flex_start"
@@ -108,6 +143,9 @@ class Queued:
                 f"{wanted}, or another --name."
             )
 
+    def describe_words(self):
+        return ["gcloud", *_QUEUE, "describe", self.place.name, *self.place.where]
+
     def create_words(self):
         """The words of the request."""
         place = self.place
@@ -129,7 +167,7 @@ class Queued:
         words = ["gcloud", *_QUEUE, "delete", self.place.name, *self.place.where]
         return [*words, "--force", "--quiet"]
 
-    def up(self, *, poll=30.0, timeout=None, failures=3, patience=10, ask=True):
+    def up(self, *, poll=30.0, timeout=None, failures=3, patience=DAY, ask=True):
         """Asks for the TPU and waits until it is there; makes again what was taken away.
 
         What is there is used. Called again it goes on.
@@ -138,19 +176,21 @@ class Queued:
           poll: seconds between looks.
           timeout: seconds, after which waiting ends and the request stays; None: never.
           failures: of requests; after so many no more is made.
-          patience: looks in a row to which gcloud has no answer, after which this ends.
+          patience: seconds of looks without an answer, after which this ends.
           ask: make a request where there is none.
 
         Raises:
           Deleted: there is none any more.
           ValueError: what is there is another, a command failed, the time is over.
         """
-        found, start, shown, unanswered = self.found(), time.monotonic(), None, 0
+        found, start, shown, silent = self.found(), self._clock(), None, 0
+        # Deleted by this, to be made again: it isn't somebody else's deletion.
+        ask = ask or self._owed
         if self.dry_run:
             note("The next runs only if the one above finds no request:")
             self._checked(self.create_words())
             return
-        state = state_of(found)
+        state = self._known(found)
         if found is not None:
             self.check(found)
         while state != "ACTIVE":
@@ -158,12 +198,12 @@ class Queued:
                 failures -= state == "FAILED"
                 if failures < 1:
                     raise ValueError(
-                        f"{self.place.name} is FAILED again. Why: gcloud {shlex.join(_QUEUE)} "
-                        f"describe {self.place.name} {shlex.join(self.place.where)}"
+                        f"{self.place.name} is FAILED again. Why: "
+                        f"{shlex.join(self.describe_words())}"
                     )
                 note(f"{self.place.name} is {state}: it is deleted and made again.")
                 self._checked(self.delete_words())
-                state, ask = None, True
+                state, ask, self._owed = None, True, True
             if state in (None, "DELETING") and not ask:
                 raise Deleted(
                     f"{self.place.name} was deleted. If its training wasn't over, up, install and "
@@ -172,23 +212,21 @@ class Queued:
             if state is None:
                 self._checked(self.create_words())
                 # Once: what is deleted from now on is deleted by somebody else.
-                state, ask = "CREATING", False
-            elif state not in WAITING:
-                raise ValueError(f"{self.place.name} is {state!r}, which nothing is known about.")
-            waited = time.monotonic() - start
-            if timeout is not None and waited > timeout:
+                state, ask, self._owed = "CREATING", False, False
+            waited = self._clock() - start
+            if timeout is not None and waited >= timeout:
                 raise ValueError(
                     f"{self.place.name} is {state} after {waited:.0f} s. The request stays; the "
                     f"same command goes on. To give it up: {shlex.join(self.delete_words())}"
                 )
-            self._sleep(poll)
+            self._sleep(poll if timeout is None else min(poll, timeout - waited))
             try:
-                state, unanswered = self.state(), 0
+                state, silent = self.state(), 0
             except ValueError as error:
-                unanswered += 1
-                if unanswered >= patience:
+                silent += 1
+                if silent * poll >= patience:
                     raise
-                note(str(error))
+                self._note_silence(silent, error)
             if state != shown:
                 note(f"{time.strftime('%H:%M:%S')} {self.place.name}: {state}")
                 shown = state
@@ -220,6 +258,11 @@ class Queued:
         self._checked(self.delete_words())
         return True
 
+    def _note_silence(self, looks, fault):
+        """Says what is wrong, at first and once in a while."""
+        if looks % 10 == 1:
+            note(f"{time.strftime('%H:%M:%S')} no answer, {looks} in a row; it goes on. {fault}")
+
     def _checked(self, words, *, capture=False):
         result = self.run(words, capture=capture)
         if result.status:
@@ -236,7 +279,7 @@ def description_of(text):
     """The dictionary of gcloud's JSON.
 
     Raises:
-      ValueError: it isn't one.
+      ValueError: it isn't one, or a part that is read has another kind.
     """
     try:
         found = json.loads(text)
@@ -244,9 +287,25 @@ def description_of(text):
         found = None
     if not isinstance(found, dict):
         raise ValueError(f"gcloud's description must be JSON of a request, got {text[:80]!r}.")
+    for path, kind in _PARTS.items():
+        value = _part(found, *path)
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(
+                f"gcloud's description must have a {kind.__name__} as {'.'.join(map(str, path))}, "
+                f"got {str(value)[:80]!r}."
+            )
+    return found
+
+
+def _part(found, *path):
+    """What stands at a path of names and positions; None where nothing does."""
+    for step in path:
+        if not found:
+            return None
+        found = found[step] if isinstance(found, list) else found.get(step)
     return found
 
 
 def state_of(found):
-    """The state of a request, None where there is none."""
-    return None if found is None else (found.get("state") or {}).get("state", UNKNOWN)
+    """The state of a request, UNKNOWN where it isn't said; None where there is no request."""
+    return None if found is None else _part(found, "state", "state") or UNKNOWN
