@@ -46,7 +46,10 @@ RECORDED = {
     ("down", ZONE, "--project=p-1"): [
         f"{QUEUE} delete hamgan --zone=us-west4-a --project=p-1 --force --quiet"
     ],
-    ("cost", ZONE): [f"{QUEUE} describe hamgan --zone=us-west4-a --format=json"],
+    ("cost", ZONE): [
+        f"{QUEUE} describe hamgan --zone=us-west4-a --format=json",
+        "gcloud compute tpus tpu-vm describe hamgan --zone=us-west4-a '--format=value(createTime)'",
+    ],
 }
 
 
@@ -60,6 +63,7 @@ class Recorded:
       installed: whether the VM has an installation; one that is made again hasn't.
       description: more of what `describe` says.
       text: what it says in place of JSON.
+      created: createTime of the VM; None: gcloud can't say.
     """
 
     dry_run = False
@@ -73,9 +77,10 @@ class Recorded:
         installed=True,
         description=None,
         text=None,
+        created=None,
     ):
         self.states, self.answers = list(states), list(training)
-        self.failure, self.ran = failure, []
+        self.failure, self.ran, self.created = failure, [], created
         self.installed, self.description, self.text = installed, description or {}, text
 
     def __call__(self, words, *, capture=False):
@@ -83,6 +88,8 @@ class Recorded:
         text = " ".join(words)
         if self.failure and self.failure in text:
             return gcloud.Result(7, "", "it broke")
+        if "describe" in words and "tpu-vm" in words:
+            return gcloud.Result(0, f"{self.created}\n") if self.created else gcloud.Result(1)
         if "describe" in words:
             state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
             if state is None:
@@ -564,10 +571,54 @@ def test_the_cost_is_that_of_what_is_there(capsys):
     assert bill.cost(place, hours=1.0)[1].split(":")[0] == of_request.splitlines()[1].split(":")[0]
     price = chips.dollars_per_hour(place.machine, tier="spot")
     assert price is None or f"x ${price:.2f}/h" in of_request
-    with pytest.raises(ValueError, match="no createTime"):
+    with pytest.raises(ValueError, match="createTime must be like 2026-.*got None"):
         run("cost", ZONE)
     with pytest.raises(ValueError, match="no hamgan in us-west4-a, so nothing is paid"):
         run("cost", ZONE, recorded=Recorded((None,)))
+
+
+YEAR_OF_2020 = {"createTime": "2020-01-01T00:00:00Z"}
+STEPS = ["--steps_done=250", "--steps=1000"]
+
+
+@pytest.mark.parametrize(
+    "state", ["CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "FAILED"]
+)
+def test_a_machine_that_was_never_there_cost_nothing(state, capsys):
+    recorded = Recorded((state,), description=YEAR_OF_2020)
+    assert run("cost", ZONE, *STEPS, recorded=recorded)[0] == 0
+    text = capsys.readouterr().out
+    assert re.findall(r"\$[\d,.]+\d", text) == ["$0.00"] and f"is {state}" in text
+    assert "to the end" not in text
+
+
+@pytest.mark.parametrize(
+    "state, now",
+    [
+        ("SUSPENDED", "nothing is paid for now"),
+        ("SUSPENDING", "it may be paid for until it is gone"),
+        ("DELETING", "it may be paid for until it is gone"),
+        ("ASLEEP", "it isn't known whether anything is paid for"),
+        (None, "UNKNOWN: it isn't known whether anything is paid for"),
+    ],
+)
+def test_a_machine_that_may_have_been_there_cost_at_most_so_much(state, now, capsys):
+    text = json.dumps({"state": {"state": state}, **YEAR_OF_2020})
+    assert run("cost", ZONE, *STEPS, recorded=Recorded(text=text))[0] == 0
+    text = capsys.readouterr().out
+    assert now in text and "so far: at most" in text and "to the end: no pace is known" in text
+
+
+def test_hours_count_from_the_machine_where_gcloud_knows_it(capsys):
+    created = time.strftime("%Y-%m-%dT%H:%M:%S.5Z", time.gmtime(time.time() - 2 * 3600))
+    recorded = Recorded(description=YEAR_OF_2020, created=created)
+    assert run("cost", ZONE, *STEPS, recorded=recorded)[0] == 0
+    text = capsys.readouterr().out
+    assert "at most 2.0 h" in text and "6.0 h more" in text and "this machine was made" in text
+    # Of the request alone: waiting in the queue would be counted as training.
+    assert run("cost", ZONE, *STEPS, recorded=Recorded(description=YEAR_OF_2020))[0] == 0
+    text = capsys.readouterr().out
+    assert "no pace is known" in text and "this request was made" in text
 
 
 def test_status_fails_where_there_is_no_answer(capsys):
@@ -620,8 +671,7 @@ def test_cost_to_the_end():
 
 
 def test_hours_count_from_the_request():
-    found = {"createTime": "1970-01-01T01:30:00.123456Z"}
-    assert bill.hours_of(found, now=3 * 3600) == pytest.approx(1.5)
+    assert bill.hours_since("1970-01-01T01:30:00.123456Z", now=3 * 3600) == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize(

@@ -252,26 +252,33 @@ def _down(launcher, flags, sleep, ask):
 def _cost(launcher, flags):
     place, found = launcher.place, launcher.found()
     if launcher.dry_run:
+        gcloud.note("The next runs only if the one above says ACTIVE:")
+        launcher.machine_created()
         return 0
     if found is None:
         raise ValueError(f"There is no {place.name} in {place.zone}, so nothing is paid for.")
     # As it is there, whatever these flags say.
     there = dict(type=launcher.kind(found), tier=launcher.tier(found))
     place = dataclasses.replace(place, **there, max_run_duration=None)
-    hours = bill.hours_of(found, now=time.time())
+    state = queued.state_of(found)
+    created = launcher.machine_created() if state == "ACTIVE" else None
+    never = state in bill.NEVER_THERE
+    since = created or found.get("createTime")
     lines = bill.cost(
         place,
-        hours=hours,
+        hours=0.0 if never else bill.hours_since(since, now=time.time()),
+        state=state,
+        trained=created is not None,
         steps_begun=flags.steps_begun or 0,
         steps_done=flags.steps_done,
         steps=flags.steps,
     )
-    if (state := queued.state_of(found)) != "ACTIVE":
-        lines.append(f"{place.name} is {state}: nothing is paid for now.")
-    lines.append(
-        "Hours count from this request: waiting costs nothing, and machines that were there before "
-        "it aren't in them (--steps_begun: the step that it began with)."
-    )
+    if not never:
+        what = "machine was made" if created else "request was made, and waiting costs nothing"
+        lines.append(
+            f"Hours count from when this {what}. Machines that were there before it aren't in them "
+            "(--steps_begun: the step that it began with)."
+        )
     print("\n".join(lines))
     return 0
 

@@ -344,6 +344,13 @@ class Launcher(Queued):
                 "VM, and has a training begun? See: launch_tpu.py status"
             )
 
+    def machine_created(self):
+        """createTime of the VM, which may be days after that of the request; None: not known."""
+        words = ["gcloud", *_VM, "describe", self.place.name, *self.place.where]
+        result = self.run([*words, "--format=value(createTime)"], capture=True)
+        found = re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", result.output)
+        return found[0] if found and not result.status else None
+
     def status(self):
         """A `Look`; in a dry run both questions are printed."""
         found = self.look()
