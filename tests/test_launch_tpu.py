@@ -1,10 +1,12 @@
 """The TPU launcher: what it would run, word for word, and what it does when a machine is taken."""
 
+import contextlib
 import json
 import os
 import pathlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -873,6 +875,53 @@ def test_supervisor_hands_on_the_end(tmp_path):
     finally:
         process.kill()
     assert (tmp_path / "train.status").read_text() == "5\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
+def test_a_killed_supervisor_leaves_no_training_beside_another(tmp_path):
+    script = tmp_path / "saves.py"
+    script.write_text(
+        "import os, pathlib, signal, sys, time\n"
+        "def save(*_):\n"
+        "    print('saves', flush=True)\n"
+        "    while not pathlib.Path('go').exists():\n"
+        "        time.sleep(0.02)\n"
+        "    print('saved', flush=True)\n"
+        "    sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "pathlib.Path('child').write_text(str(os.getpid()))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(120)\n"
+    )
+    words = [sys.executable, "-m", "hamgan.tpu.supervisor", f"--folder={tmp_path}", "--"]
+    where = dict(cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    log = tmp_path / "train.log"
+
+    def until(text):
+        end = time.monotonic() + 60
+        while not (log.exists() and text in log.read_text().split()):
+            assert time.monotonic() < end, text
+            time.sleep(0.05)
+
+    process = subprocess.Popen([*words, sys.executable, str(script)], **where)
+    try:
+        until("ready")
+        process.kill()
+        process.wait()
+        until("saves")
+        second = subprocess.run([*words, "true"], **where, capture_output=True, text=True)
+        assert second.returncode == 1 and "what it started still saves" in second.stderr
+        (tmp_path / "go").touch()
+        until("saved")
+        end = time.monotonic() + 30
+        while subprocess.run([*words, "true"], **where, capture_output=True).returncode:
+            assert time.monotonic() < end
+        assert (tmp_path / "train.status").read_text() == "0\n"
+    finally:
+        process.kill()
+        (tmp_path / "go").touch()
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
 
 
 def test_help_names_every_command():

@@ -7,10 +7,13 @@ What can't get better ends: several failures in a row, each within a short time.
 library is all this needs.
 
 In the folder: `supervisor.pid`, `supervisor.boot` (of which start of the machine), `train.log`
-(everything the command prints), `train.status` (the exit status, when it is over).
+(everything the command prints), `train.status` (the exit status, when it is over),
+`supervisor.lock`, which the command holds too: one that outlives its supervisor is told to end
+(Linux), and no other is started beside it while it saves.
 """
 
 import argparse
+import ctypes
 import fcntl
 import os
 import pathlib
@@ -21,6 +24,7 @@ import time
 
 PID, LOG, STATUS, BOOT = "supervisor.pid", "train.log", "train.status", "supervisor.boot"
 _STOPPED = 128 + signal.SIGTERM
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def supervise(command, *, folder, failures=5, soon=600.0, wait=30.0, longest_wait=600.0):
@@ -41,7 +45,8 @@ def supervise(command, *, folder, failures=5, soon=600.0, wait=30.0, longest_wai
       was told to stop it is never 0: it hasn't come to its end.
 
     Raises:
-      ValueError: no command, a number out of range, or another supervisor is at work there.
+      ValueError: no command, a number out of range, or another supervisor, or the command of one
+        that was killed, is at work there.
     """
     if not command:
         raise ValueError("A command to run must follow --, got none.")
@@ -53,12 +58,15 @@ def supervise(command, *, folder, failures=5, soon=600.0, wait=30.0, longest_wai
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ValueError(f"Another supervisor is at work in {folder}.") from None
+            raise ValueError(
+                f"Another supervisor is at work in {folder}, or one was killed and what it started "
+                f"still saves. Wait for its end; its process: fuser {folder / 'supervisor.lock'}"
+            ) from None
         (folder / STATUS).unlink(missing_ok=True)
         (folder / PID).write_text(f"{os.getpid()}\n")
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id")
         (folder / BOOT).write_text(boot.read_text() if boot.exists() else "")
-        status = _Attempts(command, log).run(failures, soon, wait, longest_wait)
+        status = _Attempts(command, log, lock).run(failures, soon, wait, longest_wait)
         # Whole or not at all: who waits for this file reads it at once.
         unfinished = folder / f"{STATUS}.new"
         unfinished.write_text(f"{status}\n")
@@ -67,8 +75,8 @@ def supervise(command, *, folder, failures=5, soon=600.0, wait=30.0, longest_wai
 
 
 class _Attempts:
-    def __init__(self, command, log):
-        self.command, self.log = command, log
+    def __init__(self, command, log, lock):
+        self.command, self.log, self.lock = command, log, lock
         self.child, self.stopped = None, False
 
     def run(self, failures, soon, wait, longest_wait):
@@ -98,7 +106,12 @@ class _Attempts:
     def _once(self):
         # A group of its own, so that Ctrl-C reaches it once, through this process.
         self.child = subprocess.Popen(
-            self.command, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True
+            self.command,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=[self.lock.fileno()],
+            preexec_fn=_ends_with_parent(),
         )
         if self.stopped:  # told so between two attempts
             self.child.terminate()
@@ -117,6 +130,21 @@ class _Attempts:
 
     def _note(self, text):
         print(f"supervisor {time.strftime('%Y-%m-%d %H:%M:%S')}: {text}", file=self.log)
+
+
+def _ends_with_parent():
+    """What a child calls before its command, so that SIGTERM comes when its parent dies."""
+    if sys.platform != "linux":
+        return None
+    # Before the fork: loading a library isn't safe after it.
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def prepare():
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # killed since the fork
+            os._exit(_STOPPED)
+
+    return prepare
 
 
 def main():
