@@ -149,6 +149,47 @@ def test_lock_files_hold_all_that_is_required(python):
     assert check_environment.pairing_errors(pair) == []
 
 
+class Lines:
+    """Takes a report's place: {what was checked: its error}."""
+
+    def __init__(self):
+        self.errors = {}
+
+    def check(self, what, error, remedy):
+        self.errors[what] = error
+
+    skip = check
+
+
+@pytest.mark.parametrize("libtpu", check_environment.LIBTPU_PAIRS["2.20.0"])
+def test_every_pair_that_loads_passes(libtpu, monkeypatch):
+    python = "{}.{}".format(*sys.version_info)
+    locked = requirements(f"requirements-tpu-{python}.lock")
+    installed = {
+        re.sub(r"[-_.]+", "-", r.name).lower(): str(r.specifier).removeprefix("==")
+        for r in locked
+        if not r.marker or r.marker.evaluate()
+    }
+    monkeypatch.setattr(check_environment, "_check_devices", lambda *_, **__: True)
+
+    def lines(**others):
+        there = {**installed, "libtpu": libtpu, **others}
+        monkeypatch.setattr(check_environment, "installed_packages", lambda: there)
+        report = Lines()
+        check_environment.check_tensorflow(report, tpu=True)
+        return {w: e for w, e in report.errors.items() if w.startswith("versions")}
+
+    pinned = installed["libtpu"]
+    note = "" if libtpu == pinned else f", but for libtpu {libtpu}, which loads too"
+    assert lines() == {
+        f"versions as required{note}": "",
+        "versions that work together": "",
+    }
+    wrong = lines(libtpu="0.0.52")
+    assert "libtpu must be" in wrong["versions as required"]
+    assert "not 0.0.52" in wrong["versions that work together"]
+
+
 def test_pairs_that_do_not_load_are_told():
     errors = check_environment.pairing_errors
     assert "0.0.21" in errors({"tensorflow-tpu": "2.20.0", "libtpu": "0.0.52"})[0]

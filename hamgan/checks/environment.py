@@ -123,13 +123,19 @@ def pairing_errors(installed):
     return errors
 
 
-def requirement_errors(requirements, installed):
+def is_known_pair(installed):
+    """Whether tensorflow-tpu and libtpu of `installed` were seen to work together."""
+    return installed.get("libtpu") in LIBTPU_PAIRS.get(installed.get("tensorflow-tpu"), ())
+
+
+def requirement_errors(requirements, installed, *, waived=()):
     """What `installed` lacks of a list of requirements.
 
     Args:
       requirements: lines as pip takes them; comments, empty lines and those for other Pythons are
         passed over.
       installed: {normalised name: version}.
+      waived: normalised names that aren't asked for.
 
     Returns:
       A list of sentences, empty when all is there.
@@ -142,6 +148,8 @@ def requirement_errors(requirements, installed):
         if not line:
             continue
         requirement = Requirement(line)
+        if _normalised(requirement.name) in waived:
+            continue
         # `extra == "test"` and the like are false here: only what every environment needs is asked
         # for.
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
@@ -283,13 +291,19 @@ def check_tensorflow(report, *, tpu):
         wheel_error(installed, tpu=tpu),
         f"in a fresh virtual environment: {install}",
     )
+    as_required = "versions as required"
+    # The pin is one of several that load.
+    waived = ("libtpu",) if tpu and is_known_pair(installed) else ()
     try:
-        errors = requirement_errors(_requirements(tpu), installed)
+        requirements = _requirements(tpu)
+        errors = requirement_errors(requirements, installed, waived=waived)
+        if requirement_errors(requirements, installed) != errors:
+            as_required += f", but for libtpu {installed['libtpu']}, which loads too"
     except ImportError as error:
         errors = [f"{error} (it is needed to compare versions)"]
     except OSError as error:
         errors = [f"{error} (run the script of a complete checkout)"]
-    report.check("versions as required", "; ".join(errors), install)
+    report.check(as_required, "; ".join(errors), install)
     report.check("versions that work together", "; ".join(pairing_errors(installed)), install)
     # Without a TPU libtpu would look for Google's metadata server for minutes.
     if tpu and not glob.glob("/dev/accel*") and not glob.glob("/dev/vfio/[0-9]*"):
