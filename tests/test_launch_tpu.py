@@ -341,6 +341,25 @@ def test_a_running_training_is_left_alone():
     assert status == 0 and recorded.verbs() == []
 
 
+def test_a_training_that_has_ended_is_not_started_again(capsys):
+    class Ended(Recorded):
+        def __call__(self, words, *, capture=False):
+            if "cat ~/hamgan/train.words" in " ".join(words):
+                return gcloud.Result(0, f"scripts/train.py {FLAGS} --mode=train\n")
+            return super().__call__(words, capture=capture)
+
+    status, recorded = run("train", ZONE, *JOB, ADDRESS, recorded=Ended(training=("0",)))
+    assert status == 0 and recorded.verbs() == []
+    said = capsys.readouterr().err
+    assert "has ended well: gs://bucket/run. Nothing is started" in said and "--again" in said
+    # More steps are another training; so is what was asked for, and what ended otherwise.
+    more = "--gin_param=loop.Schedule.num_steps = 2000000"
+    for words, answers in (([more], ("0", "0")), (["--again"], ("0", "0")), ([], ("3", "0"))):
+        recorded = Ended(training=answers)
+        assert run("train", ZONE, *JOB, ADDRESS, *words, recorded=recorded)[0] == 0
+        assert recorded.verbs() == ["doctor", "start"]
+
+
 def test_nothing_starts_when_the_doctor_finds_something():
     recorded = Recorded(training=("gone",), failure="doctor.py")
     with pytest.raises(ValueError, match="status 7.*tpus queued-resources delete hamgan"):
@@ -521,6 +540,16 @@ def test_down_asks():
     assert run("down", ZONE, ask=lambda _: "y")[1].verbs() == ["delete"]
 
 
+def test_down_names_the_machine_of_the_evaluation(capsys):
+    see = "launch_tpu.py status --name=hamgan-evaluate --zone=us-west4-a --project=p-1"
+    for recorded in (Recorded(), Recorded((None,))):
+        run("down", ZONE, "--project=p-1", "--yes", recorded=recorded)
+        assert see in capsys.readouterr().err
+    run("down", ZONE, "--project=p-1", ask=lambda _: "n")
+    run("down", ZONE, "--project=p-1", "--name=hamgan-evaluate", "--yes")
+    assert "launch_tpu.py status" not in capsys.readouterr().err
+
+
 def test_down_when_done():
     recorded = Recorded(training=("running", "running", "0"))
     assert run("down", ZONE, "--when_done", recorded=recorded)[1].verbs() == ["delete"]
@@ -694,6 +723,7 @@ def test_hours_count_from_the_request():
         (["train", ZONE, *JOB, "--repository=gs://a/b"], "repository must be .* got 'gs://a/b'"),
         (["train", ZONE, *JOB, "--repository="], "repository must be .* got ''"),
         (["train", ZONE, *JOB, "--steps=100"], "--steps is for cost, not for train"),
+        (["up", ZONE, "--again"], "--again is for train, not for up"),
         (["up", ZONE, "--when_done"], "--when_done is for down, not for up"),
         (["up", ZONE, "--timeout=nan"], "timeout must be a number of seconds from 0, got nan"),
         (["up", ZONE, "--timeout=-5"], "timeout must be .* got -5"),

@@ -27,6 +27,7 @@ import math
 import os
 import pathlib
 import re
+import shlex
 import sys
 import time
 
@@ -35,9 +36,11 @@ from hamgan.tpu import bill, gcloud, launch, queued, request
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMANDS = "up install doctor train evaluate logs status cost down".split()
 _NEED_JOB = ("doctor", "train", "evaluate")
+_EVALUATE = "-evaluate"  # ends the name of evaluate's machine
 # What is of one command or two: said to another, it would be passed over in silence.
 _ONLY = {
     "detach": ("train",),
+    "again": ("train",),
     "when_done": ("down",),
     "yes": ("down",),
     "timeout": ("up", "evaluate"),
@@ -80,6 +83,7 @@ def parser():
     how = result.add_argument_group("how")
     how.add_argument("--dry_run", action="store_true", help="print the commands, run none")
     how.add_argument("--detach", action="store_true", help="train: start it and return")
+    how.add_argument("--again", action="store_true", help="train: also what has ended well")
     how.add_argument("--when_done", action="store_true", help="down: when training has ended well")
     how.add_argument("--yes", action="store_true", help="down: without a question")
     how.add_argument("--timeout", type=float, help="up, evaluate: seconds to wait for the machine")
@@ -113,7 +117,7 @@ def execute(flags, *, run=None, sleep=time.sleep, ask=input):
     _check(flags)
     is_judge = flags.command == "evaluate"
     place = request.Place(
-        name=f"{flags.name}-evaluate" if is_judge else flags.name,
+        name=f"{flags.name}{_EVALUATE}" if is_judge else flags.name,
         type=flags.type or ("v5litepod-1" if is_judge else "v5litepod-8"),
         **{name: getattr(flags, name) for name in ("zone", "project", "tier")},
         runtime_version=flags.runtime_version,
@@ -182,6 +186,13 @@ def _train(launcher, flags, job):
     training = None
     if state in ("ACTIVE", None):
         training = launcher.answer()
+    if training == "0" and not flags.again and launcher.is_last(job):
+        gcloud.note(
+            f"This training has ended well: {job.model_dir}. Nothing is started. To train on, give "
+            "more steps (--gin_param='loop.Schedule.num_steps = N') or another --model_dir; "
+            "--again starts the same command, e.g. after a change of its gin file."
+        )
+        return 0
     # Of one that runs, changes since are nobody's business.
     source = _source(flags, job, strict=training != "running")
     if training == "running":
@@ -232,6 +243,18 @@ def _status(launcher):
 
 
 def _down(launcher, flags, sleep, ask):
+    status = _deleted(launcher, flags, sleep, ask)
+    place = launcher.place
+    if not status and not place.name.endswith(_EVALUATE):
+        words = ["status", f"--name={place.name}{_EVALUATE}", *place.where]
+        gcloud.note(
+            f"The machine of its evaluation is another, and may be paid for. See: launch_tpu.py "
+            f"{shlex.join(words)}"
+        )
+    return status
+
+
+def _deleted(launcher, flags, sleep, ask):
     if flags.when_done and flags.dry_run:
         launcher.status()
         gcloud.note("The next runs only when the training has ended with status 0:")

@@ -181,13 +181,21 @@ class Launcher(Queued):
         Raises:
           ValueError: what runs isn't this job's training.
         """
-        answer = self.ssh(f"cat {WORDS}", capture=True, check=False)
-        words, mine = answer.output.strip(), shlex.join(self._train_words(job))
-        if not answer.status and words and words != mine:
+        words = self._last_words()
+        if words and not self.is_last(job, words):
             raise ValueError(
-                f"{self.place.name} trains something else. It runs: {words}  Asked for: {mine}  "
-                "Give its flags, or another --name."
+                f"{self.place.name} trains something else. It runs: {words}  Asked for: "
+                f"{shlex.join(self._train_words(job))}  Give its flags, or another --name."
             )
+
+    def is_last(self, job, words=None):
+        """Whether what the machine started last is this job's training, or isn't known."""
+        words = words or self._last_words()
+        return words in ("", shlex.join(self._train_words(job)))
+
+    def _last_words(self):
+        answer = self.ssh(f"cat {WORDS}", capture=True, check=False)
+        return "" if answer.status else answer.output.strip()
 
     def _train_words(self, job):
         return ["scripts/train.py", *job.flags(self._tpu), "--mode=train"]
