@@ -61,7 +61,9 @@ def cost(
         return [*lines, f"no price of {place.type} as {place.tier}: enter it in {chips.PRICES}"]
     lines.append(f"so far: at most {hours:.1f} h x ${price:.2f}/h = ${hours * price:,.2f}")
     if steps and not trained:
-        lines.append("to the end: no pace is known, since in some of these hours nothing trained")
+        lines.append(
+            "to the end: no pace is known, since these hours may hold some without training"
+        )
     elif steps:
         more = hours * (steps - steps_done) / (steps_done - steps_begun)
         lines.append(
