@@ -835,6 +835,14 @@ def test_a_look_survives_what_ssh_raises():
     assert found == launch.Look("ACTIVE", None, "gcloud isn't on the PATH.")
 
 
+def test_a_gcloud_that_cannot_be_run_is_explained(tmp_path, monkeypatch):
+    (tmp_path / "gcloud").write_text("no program")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for capture in (False, True):
+        with pytest.raises(ValueError, match="gcloud can't be run: .*Permission denied"):
+            gcloud.Runner()(["gcloud"], capture=capture)
+
+
 def test_start_runs_in_a_shell(tmp_path):
     """The VM's shell starts the supervisor, which runs the training with the words given."""
     source = tmp_path / "hamgan" / "source"
