@@ -33,7 +33,7 @@ _STEPS_A_CALL = {"full": 3, "digits": 10}
 # Networks: settings of both, and the images of a step.
 SIZES = {
     "full": dict(width=64, image_size=128, num_classes=1000, batch_size=4),
-    "digits": dict(width=4, image_size=32, num_classes=10, batch_size=64),
+    "digits": dict(width=4, image_size=32, num_classes=10, batch_size=32),
 }
 _FAILURES = (tf.errors.OpError, ValueError, MemoryError)
 # Sides of what the machine's rate is measured with: products of matrices, and a convolution like
