@@ -103,10 +103,15 @@ def take(trainer, source, names):
 
 
 def _take_average(trainer, held, by_class, rows):
-    """The other run's average where it has one, else the weights."""
+    """The other run's average where it has one, else the weights; these too of what isn't trained,
+    frozen layers among them: the average of what stays is what stays.
+    """
+    averaged = {variable.path for variable in trainer.ema.trainable_variables}
     for path, variable in contents.network_variables("", trainer.ema).items():
         name = f"generator{path}"
-        value = held.get(f"generator_ema{path}", held.get(name))
+        value = held[name]
+        if path.removeprefix("/") in averaged:
+            value = held.get(f"generator_ema{path}", value)
         variable.assign(_rows_of(value, rows) if name in by_class else value)
 
 

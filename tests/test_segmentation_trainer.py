@@ -11,6 +11,7 @@ from PIL import Image
 
 from data_prep import segment_digits
 from hamgan import inspection, loop
+from hamgan.cli import segment_train
 from hamgan.run import checkpoints, contents, records
 from hamgan.run.folder import Folder
 from hamgan.run.history import History
@@ -206,6 +207,19 @@ def test_backbone_alone_starts_a_network(tmp_path):
     path = checkpoints.Checkpoints(str(tmp_path / "none"), step).save()
     with pytest.raises(ValueError, match="of no segmentation run"):
         training.start_from(second.network, path)
+
+
+def test_weights_that_do_not_fit_leave_no_configuration(dataset, tmp_path):
+    first = trainer()
+    path = checkpoints.Checkpoints(str(tmp_path / "first"), first.variables()).save()
+    part = {k: v for k, v in first.variables().items() if not k.endswith("kernel")}
+    torn = checkpoints.Checkpoints(str(tmp_path / "torn"), part).save()
+    folder = tmp_path / "run"
+    with pytest.raises(ValueError, match="not in the checkpoint"):
+        segment_train.begin(first, torn, str(folder), None, writes=True)
+    assert not folder.exists()
+    segment_train.begin(first, path, str(folder), None, writes=True)
+    assert {kept.name for kept in folder.iterdir()} == {"config.gin", "metrics.jsonl"}
 
 
 # The loop

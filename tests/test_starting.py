@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hamgan import starting
+from hamgan.cli import train
 from hamgan.run import checkpoints, class_names
 
 CLASSES = ["cat", "dog", "eel"]
@@ -22,6 +23,13 @@ def make_trainer(num_classes=3, **kwargs):
     )
 
 
+def copy_untrained(trainer):
+    """Of what isn't trained the average is a copy, as each step leaves it."""
+    pairs = trainer.ema.non_trainable_variables, trainer.generator.non_trainable_variables
+    for ours, original in zip(*pairs, strict=True):
+        ours.assign(original)
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """(a run's folder, the values of its variables)."""
@@ -29,6 +37,7 @@ def source(tmp_path_factory):
     trainer = make_trainer(ema_decay=0.9)
     for seed, network in enumerate((trainer.generator, trainer.discriminator, trainer.ema)):
         helpers.randomize(network, seed)
+    copy_untrained(trainer)
     class_names.write(folder, CLASSES)
     checkpoints.Checkpoints(f"{folder}/checkpoints", trainer.variables()).save()
     return folder, made.values(trainer)
@@ -93,6 +102,39 @@ def test_frozen_layers_stay_and_others_learn():
     assert kernels - frozen <= changed
     assert "generator/block_1/norm_1/moving_mean" in changed
     assert not any("generator_optimizer" in name and "block_1" in name for name in before)
+
+
+def test_the_average_of_frozen_layers_starts_at_their_weights_and_stays(source):
+    folder, before = source
+    trainer = make_trainer(ema_decay=0.9, freeze=("generator/block_1",), seed=8)
+    starting.take(trainer, folder, CLASSES)
+
+    def averages():
+        found = {n: v for n, v in made.values(trainer).items() if n.startswith("generator_ema/")}
+        return {n.removeprefix("generator_ema/"): v for n, v in found.items()}
+
+    taken = averages()
+    frozen = [name for name in taken if name.startswith("block_1/") and name.endswith("kernel")]
+    assert len(frozen) == 3
+    trainer.train_steps(trainer.batches(made.MadeDataset()), 1)
+    for name in frozen:
+        weight, average = (before[f"{kind}/{name}"] for kind in ("generator", "generator_ema"))
+        assert not np.array_equal(weight, average)
+        np.testing.assert_array_equal(taken[name], weight, err_msg=name)
+        np.testing.assert_array_equal(averages()[name], weight, err_msg=name)
+    others = "dense/kernel"
+    np.testing.assert_array_equal(taken[others], before[f"generator_ema/{others}"])
+
+
+def test_weights_that_do_not_fit_leave_no_configuration(source, tmp_path):
+    folder, _ = source
+    parts = dict(dataset=made.MadeDataset(), init_from=folder, writes=True)
+    wide = made.small_trainer(generator=functools.partial(made.small_generator, width=2))
+    with pytest.raises(ValueError, match="holds other networks"):
+        train.begin(str(tmp_path), trainer=wide, **parts)
+    assert not list(tmp_path.iterdir())
+    train.begin(str(tmp_path), trainer=make_trainer(), **parts)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.gin", "metrics.jsonl"}
 
 
 def test_freezing_what_is_not_there_is_refused():

@@ -26,6 +26,7 @@ from hamgan.run.folder import Folder
 
 with lazily.imports():
     from hamgan import distribution
+    from hamgan.cli import configuration
     from hamgan.evaluation import report
     from hamgan.run import checkpoints, contents, lock, records
     from hamgan.segmentation import experiment as experiments
@@ -50,9 +51,7 @@ def main():
         trainer, dataset = experiments.build(experiment, strategy=strategy, data_dir=FLAGS.data_dir)
         of_run = gans.identity_of(dataset)
         writes = distribution.is_chief(strategy)
-        gans.settle(model_dir, of_run, writes=writes)
-        if weights:
-            start(trainer, weights, model_dir, writes=writes)
+        begin(trainer, weights, model_dir, of_run, writes=writes)
         ended = experiments.train(
             trainer,
             dataset,
@@ -87,13 +86,21 @@ def found_weights(weights, model_dir):
     return checkpoints.find(model_dir, weights)
 
 
-def start(trainer, weights, model_dir, *, writes):
-    """Gives the trainer's network the weights of a checkpoint, and notes it in the run's records.
+def begin(trainer, weights, model_dir, of_run, *, writes):
+    """Compares the run with what is in model_dir; gives a new one's network the weights of a
+    checkpoint (None: its own), and notes it in the run's records.
 
     Raises:
-      ValueError: they don't fit the network.
+      ValueError: it is another run, or the weights don't fit the network.
     """
-    count, others = training.start_from(trainer.network, weights)
+    gans.compare(model_dir, of_run)
+    # Before the configuration is kept: what fails now may be asked for again with other settings.
+    started = training.start_from(trainer.network, weights) if weights else None
+    if writes:
+        configuration.settle_configuration(model_dir)
+    if not started:
+        return
+    count, others = started
     message = f"{count} variables from {weights}"
     message += f"; initial values: {', '.join(others)}" if others else ""
     print(message)

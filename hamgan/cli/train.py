@@ -87,7 +87,7 @@ def main():
             evaluates=FLAGS.mode == "train_and_evaluate",
         )
         if FLAGS.dry_run:
-            show(model_dir, **parts)
+            show(model_dir, init_from=FLAGS.init_from, **parts)
             return
         writes = distribution.is_chief(strategy)
         of_run = begin(model_dir, init_from=FLAGS.init_from, writes=writes, **parts)
@@ -133,9 +133,11 @@ def build(experiment, model_dir, *, strategy, data_dir, evaluates):
     )
 
 
-def show(model_dir, *, trainer, dataset, schedule, **_):
+def show(model_dir, *, trainer, dataset, schedule, init_from, **_):
     """What would be trained, of --dry_run."""
     text = configuration.resolved_configuration(model_dir)
+    if taken := take(init_from, model_dir, trainer, dataset):
+        print(f"It would begin with {taken.words()}.")
     training.dry_run(
         trainer=trainer, dataset=dataset, schedule=schedule, configuration=text, model_dir=model_dir
     )
@@ -166,30 +168,39 @@ def identity_of(dataset):
     )
 
 
-def settle(model_dir, of_run, *, writes):
-    """Compares what is asked for with the run in model_dir, and keeps the configuration there.
+def compare(model_dir, of_run):
+    """Refuses another run than the one in model_dir. Every host compares.
 
-    Every host compares, one of them writes: not before the run's checkpoints were asked, beside
-    which another run's configuration must not stand.
+    Its checkpoints are asked too: where its configuration is gone, another one must not stand
+    beside them.
     """
     checkpoints.check_run(model_dir, of_run)
-    (configuration.settle_configuration if writes else configuration.resolved_configuration)(
-        model_dir
-    )
+    configuration.resolved_configuration(model_dir)
 
 
 def begin(model_dir, *, trainer, dataset, init_from, writes, **_):
     """The run's identity, compared with what is there; a new one takes the weights of another."""
     of_run = identity_of(dataset)
-    settle(model_dir, of_run, writes=writes)
-    if init_from and not checkpoints.available(model_dir):
-        taken = starting.take(trainer, init_from, dataset.class_names)
-        if writes:
-            print(f"Begun with {taken.words()}.", flush=True)
-            event = {"kind": "event", "step": 0, "event": "begun with another run's weights"}
-            facts = {"checkpoint": taken.checkpoint, "taken": taken.words()}
-            log.Log(model_dir).write({**event, **facts})
+    compare(model_dir, of_run)
+    # Before the configuration is kept: what fails now may be asked for again with other settings.
+    taken = take(init_from, model_dir, trainer, dataset)
+    if writes:
+        configuration.settle_configuration(model_dir)
+    if taken and writes:
+        print(f"Begun with {taken.words()}.", flush=True)
+        event = {"kind": "event", "step": 0, "event": "begun with another run's weights"}
+        facts = {"checkpoint": taken.checkpoint, "taken": taken.words()}
+        log.Log(model_dir).write({**event, **facts})
     return of_run
+
+
+def take(init_from, model_dir, trainer, dataset):
+    """`starting.Taken` of a new run that begins with another one's weights; None: it doesn't, or
+    goes on with its own.
+    """
+    if not init_from or checkpoints.available(model_dir):
+        return None
+    return starting.take(trainer, init_from, dataset.class_names)
 
 
 def finish(ended, evaluator, model_dir, *, writes):
