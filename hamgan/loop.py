@@ -197,7 +197,7 @@ class _Run:
             if name := contents.first_not_finite(self.variables):
                 self.roll_back(f"{name} isn't finite in {self.path}.", first_bad=name)
         self.log.show_configuration(self.step)
-        self.log.show_settings(self.step, self.settings)
+        self.log.show_settings(self.settings)
         # Of a run that goes on too: it may have ended between a checkpoint and its evaluation.
         self.sample_and_evaluate()
         while not self.is_to_stop() and self.step < self.schedule.num_steps:

@@ -12,6 +12,12 @@ from tensorboard.backend.event_processing import (
 )
 from tensorboard.plugins import base_plugin
 from tensorboard.plugins.custom_scalar import custom_scalars_plugin
+from tensorboard.plugins.hparams import (
+    api_pb2,
+    backend_context,
+    get_experiment,
+    list_session_groups,
+)
 from tensorboard.plugins.scalar import scalars_plugin
 
 from hamgan.run import curves, log
@@ -25,6 +31,14 @@ def shown(folder):
         tag: [(e.step, float(tf.make_ndarray(e.tensor_proto))) for e in events.Tensors(tag)]
         for tag in events.Tags()["tensors"]
     }
+
+
+def read_by_tensorboard(folder):
+    """What TensorBoard's pages ask, of all runs in a folder."""
+    multiplexer = plugin_event_multiplexer.EventMultiplexer()
+    multiplexer.AddRunsFromDirectory(str(folder))
+    multiplexer.Reload()
+    return data_provider.MultiplexerDataProvider(multiplexer, str(folder))
 
 
 def test_tensorboard_shows_what_was_added(tmp_path):
@@ -97,10 +111,7 @@ def test_first_cards_come_first(tmp_path):
     made.show_configuration(0)
     for record in RECORDS:
         made.write(record)
-    multiplexer = plugin_event_multiplexer.EventMultiplexer()
-    multiplexer.AddRunsFromDirectory(str(tmp_path))
-    multiplexer.Reload()
-    provider = data_provider.MultiplexerDataProvider(multiplexer, str(tmp_path))
+    provider = read_by_tensorboard(tmp_path)
     plugins = {}
     shared = base_plugin.TBContext(
         data_provider=provider, logdir=str(tmp_path), plugin_name_to_instance=plugins
@@ -122,4 +133,49 @@ def test_first_cards_come_first(tmp_path):
         ("Losses", ["loss/generator"]),
         ("Images a second", ["images_per_second"]),
         ("Mean IoU", ["evaluation/mean_iou"]),
+    ]
+
+
+def compared_by_hparams(folder):
+    """({setting: whether it differs}, [({setting: value}, {tag: last value})] by session)."""
+    shared = base_plugin.TBContext(data_provider=read_by_tensorboard(folder), logdir=str(folder))
+    backend, asking = backend_context.Context(shared), context.RequestContext()
+    asked = api_pb2.GetExperimentRequest(include_metrics=True)
+    experiment = get_experiment.Handler(asking, backend, "", asked).run()
+    asked = api_pb2.ListSessionGroupsRequest(
+        allowed_statuses=[api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_RUNNING],
+        col_params=[api_pb2.ColParams(metric=info.name) for info in experiment.metric_infos],
+        include_metrics=True,
+        slice_size=10,
+    )
+    groups = list_session_groups.Handler(asking, backend, "", asked).run().session_groups
+    sessions = [
+        (
+            {name: value.number_value for name, value in group.hparams.items()},
+            {value.name.tag: value.value for value in group.metric_values},
+        )
+        for group in groups
+    ]
+    return {info.name: info.differs for info in experiment.hparam_infos}, sessions
+
+
+def write_run(folder, rank, fid):
+    """Two processes that train, the second of which goes back, and one that evaluates."""
+    for _ in range(2):
+        made = log.Log(str(folder))
+        made.show_settings({"seed": "3", "rank": str(rank)})
+        made.write({"kind": "train", "step": 5, "loss/generator": 9.0})
+    made.write({"kind": "event", "step": 5, "event": "rolled back", "to": 1})
+    made.write({"kind": "train", "step": 2, "loss/generator": fid / 100})
+    log.Log(str(folder)).write({"kind": "evaluation", "step": 2, "fid": fid})
+
+
+def test_hparams_compares_runs_by_fid_and_losses(tmp_path):
+    for rank, fid in ((4, 20.0), (8, 10.0)):
+        write_run(tmp_path / f"rank{rank}", rank, fid)
+    differs, sessions = compared_by_hparams(tmp_path)
+    assert differs == {"seed": False, "rank": True}
+    assert sorted(sessions, key=str) == [
+        ({"seed": 3, "rank": 4}, {"evaluation/fid": 20, "loss/generator": pytest.approx(0.2)}),
+        ({"seed": 3, "rank": 8}, {"evaluation/fid": 10, "loss/generator": pytest.approx(0.1)}),
     ]

@@ -50,7 +50,7 @@ def test_records_go_out_once_and_failures_are_said(tmp_path, capsys):
         return made[-1]
 
     log = Log(str(tmp_path), sinks=[make])
-    log.show_settings(0, {"trainer.Trainer.batch_size": "64", "networks.Generator.norm": "@bn"})
+    log.show_settings({"trainer.Trainer.batch_size": "64", "networks.Generator.norm": "@bn"})
     for record in (TRAIN, EVALUATION, EVALUATION, EVENT, {**TRAIN, "step": 100}):
         log.write(record)
     (sink,) = made
@@ -75,7 +75,7 @@ def test_records_go_out_once_and_failures_are_said(tmp_path, capsys):
 
 def test_a_host_that_leaves_the_writing_to_another_makes_none(tmp_path):
     log = Log(str(tmp_path), writes=False, sinks=[pytest.fail])
-    log.show_settings(0, {"a.b": "1"})
+    log.show_settings({"a.b": "1"})
     log.write(TRAIN)
 
 
@@ -99,7 +99,7 @@ def test_mlflow_has_the_records_of_a_run_that_goes_on(tmp_path):
     run.mkdir()
     for step in (50, 100):  # two processes, as it were
         log = Log(str(run), sinks=sinks.parse([f"mlflow={uri}"]))
-        log.show_settings(0, {"trainer.Trainer.batch_size": "64", "G/context.Hamburger.rank": "8"})
+        log.show_settings({"trainer.Trainer.batch_size": "64", "G/context.Hamburger.rank": "8"})
         log.write({**TRAIN, "step": step, "loss/generator": step / 100})
     log.write(EVALUATION)
     log.write(EVENT)
@@ -124,7 +124,7 @@ import sys
 from hamgan.run import sinks
 from hamgan.run.log import Log
 log = Log(sys.argv[1], sinks=sinks.parse(["wandb=mine"]))
-log.show_settings(0, {"trainer.Trainer.batch_size": "64"})
+log.show_settings({"trainer.Trainer.batch_size": "64"})
 at = {"time": 1.0, "step": int(sys.argv[2])}
 log.write({**at, "kind": "train", "loss/generator": int(sys.argv[2]) / 100})
 log.write({**at, "kind": "event", "event": "rolled back"})

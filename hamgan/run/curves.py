@@ -1,4 +1,5 @@
-"""TensorBoard's file of a run's scalars, written event by event, and which are shown first.
+"""TensorBoard's file of a run's scalars and settings, written event by event, and which are shown
+first.
 
 `tf.summary` has no public way to say that a run has gone back, and steps that were given up would
 stay in the curves. The format is TFRecord files of `Event`s.
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 import tensorflow as tf
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import summary as layouts
+from tensorboard.plugins.hparams import api as hparams
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
 _Event = tf.compat.v1.Event
@@ -39,7 +41,7 @@ def layout() -> bytes:
 
 
 class Curves:
-    """A file of scalars in a folder; it begins with the first of them.
+    """A file of scalars and settings in a folder; it is begun when the first of them comes.
 
     Args:
       folder: that TensorBoard reads, made if it isn't there.
@@ -56,9 +58,14 @@ class Curves:
           tf.errors.OpError: the file can't be begun or written.
         """
         for tag, value in scalars.items():
-            # Of TensorBoard's own protocol buffers, which are the same and of another class.
-            summary = tf.compat.v1.Summary.FromString(scalar_pb(tag, value).SerializeToString())
-            self._write(_Event(wall_time=time.time(), step=step, summary=summary))
+            self._write_summary(step, scalar_pb(tag, value))
+
+    def describe(self, settings: Mapping[str, bool | float | str]) -> None:
+        """Has HParams show settings; here, because it takes as a run's metrics what stands in the
+        same folder. Raises as `add` does.
+        """
+        # At step 0, which no `leave` takes away.
+        self._write_summary(0, hparams.hparams_pb(dict(settings)))
 
     def leave(self, last: int) -> None:
         """Has TensorBoard forget the steps after `last`; raises as `add` does."""
@@ -72,6 +79,11 @@ class Curves:
         if self._file is not None:
             with self._left_when_failing():
                 self._file.flush()
+
+    def _write_summary(self, step, made):
+        # Of TensorBoard's own protocol buffers, which are the same and of another class.
+        summary = tf.compat.v1.Summary.FromString(made.SerializeToString())
+        self._write(_Event(wall_time=time.time(), step=step, summary=summary))
 
     def _write(self, event):
         if self._file is None:

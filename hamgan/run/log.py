@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import tensorflow as tf
-from tensorboard.plugins.hparams import api as hparams
 from tqdm import tqdm
 
 from hamgan.run import curves, records
@@ -168,14 +167,15 @@ class Log:
                 yield
             self._shown.flush()
 
-    def show_settings(self, step: int, settings: Mapping[str, str]) -> None:
+    def show_settings(self, settings: Mapping[str, str]) -> None:
         """Has sinks and TensorBoard's HParams show the settings, {binding: value as text}."""
         if self._curves is None or not settings:
             return
         for sink in self._sinks:
             sink.begin(settings)
-        with self._showing(step):
-            hparams.hparams({name: _number_in(text) for name, text in settings.items()})
+        with surviving_failed_writes("TensorBoard"):
+            self._curves.describe({name: _number_in(text) for name, text in settings.items()})
+            self._curves.flush()
 
     def history(self) -> History:
         """What has been written, as far as it still counts."""
