@@ -11,11 +11,12 @@ import pytest
 import tensorflow as tf
 
 from hamgan import arguments, context, decomposition, experiment, labels
-from hamgan.cli import configuration
+from hamgan.cli import configuration, segment_common
 from hamgan.evaluation import protocol as protocols
 from hamgan.evaluation import scores, settings
 from hamgan.loop import Schedule
 from hamgan.run.folder import Folder
+from hamgan.segmentation import experiment as segmentation
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = f"{ROOT}/configs/digits.gin"
@@ -494,3 +495,30 @@ def test_decomposition_of_ones_own_has_its_own_number(tmp_path, monkeypatch):
     layer = load(files=[own]).generator().context
     with pytest.raises(ValueError, match="can be saved only by its name"):
         layer.get_config()
+
+
+SEGMENTATION = dict(root=segmentation.SegmentationExperiment, header=segment_common.HEADER)
+
+
+def test_another_kind_of_configuration_is_told_with_its_command(tmp_path):
+    with pytest.raises(ValueError, match="segmentation/digits.gin is a .*use scripts/segment.py"):
+        load(files=["segmentation/digits"])
+    # Neither the command's header nor what goes with the other kind is in the way.
+    with pytest.raises(ValueError, match="of segmentation: use scripts/train.py .hamgan-train"):
+        load("trainer.Trainer.batch_size = 8", **SEGMENTATION)
+    with pytest.raises(ValueError, match="of a sweep, .* of a GAN: use scripts/sweep.py --sweep"):
+        load(files=["sweeps/digits_rank"])
+    with pytest.raises(ValueError, match="digits.gin is a configuration of a GAN, .*of a sweep"):
+        configuration.load_sweep("configs/digits.gin")
+    (tmp_path / "mine.gin").write_text("WIDTH = 2\n")
+    with pytest.raises(ValueError, match="must be a configuration of a GAN, and sets nothing of"):
+        load(files=[str(tmp_path / "mine.gin")])
+
+
+def test_sweeps_are_found_by_name_and_listed():
+    assert configuration.load_sweep("digits_rank").name == "digits_rank"
+    with pytest.raises(ValueError) as told:
+        configuration.load_sweep("digits_rnk")
+    assert "There is no --sweep=digits_rnk." in str(told.value)
+    assert "configs/sweeps/digits_rank.gin" in str(told.value)
+    assert "configs/digits.gin" not in str(told.value)

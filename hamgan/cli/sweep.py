@@ -382,7 +382,12 @@ def _publish(sweep, found, output_dir):
 
 def define_flags():
     """Defines the flags of the command."""
-    paths.define_path("sweep", None, "Gin file of the sweep: configs/sweeps/*.gin.", required=True)
+    paths.define_path(
+        "sweep",
+        None,
+        "Gin file of the sweep, or the name of a shipped one in configs/sweeps: digits_rank.",
+        required=True,
+    )
     flags.DEFINE_multi_string(
         "gin_param",
         [],

@@ -6,7 +6,7 @@ import tempfile
 import gin
 
 from hamgan import experiment
-from hamgan.cli.configuration import checks, lookup, reach, sources, trust
+from hamgan.cli.configuration import checks, lookup, reach, roots, sources, trust
 from hamgan.cli.configuration import of_data as data_settings
 
 # What a --gin_param may name, whether the gin file speaks of it or not.
@@ -45,20 +45,25 @@ def load_experiment(
       header: statements that a gin_param may need, imports of what it may name.
 
     Raises:
-      ValueError: no configuration, a file that isn't there, a name that nothing has, a value that
-        an argument doesn't take, a gin_param that reaches nothing, a change to a protocol that has
-        a name, or a configuration in model_dir that names what it may not.
+      ValueError: no configuration, or one of something else, a file that isn't there, a name that
+        nothing has, a value that an argument doesn't take, a gin_param that reaches nothing, a
+        change to a protocol that has a name, or a configuration in model_dir that names what it may
+        not.
     """
     lookup.read_files_by(sources.open_file, root=sources.ROOT)
     files = [sources.find(file) for file in gin_files]
-    if not files:
-        trust.read_saved(model_dir, trusted_modules)
-    if protocol:
-        files = [*files, sources.protocol_file(protocol)]
+    named = files or [trust.read_saved(model_dir, trusted_modules)]
+    with sources.readable(files, gin_params):
+        gin.parse_config_files_and_bindings(files, None, finalize_config=False)
+    # Before the parameters: those of another kind of configuration aren't known here.
+    roots.check_kind(named, root)
+    protocols = [sources.protocol_file(protocol)] if protocol else []
+    files = [*files, *protocols]
     with sources.readable(files, gin_params):
         gin.parse_config_files_and_bindings(
-            files, [*header, *data_settings.statements(of_data or {}), *gin_params]
+            protocols, [*header, *data_settings.statements(of_data or {}), *gin_params]
         )
+    roots.check_there(named, root)
     checks.check_names(gin_params)
     data_settings.drop_unused()
     checks.check_values()

@@ -87,19 +87,22 @@ def is_shipped(path):
     return os.path.abspath(path).startswith(os.path.join(ROOT, "configs") + os.sep)
 
 
-def find(file):
-    """The path of a --gin_file: as it stands, or among the shipped ones, by path or name."""
-    by_name = os.path.join(ROOT, "configs", f"{file}.gin")
+def find(file, *, flag="gin_file", folder="configs"):
+    """The path of a flag's gin file: as it stands, or among those shipped in a folder, by path or
+    name.
+    """
+    by_name = os.path.join(ROOT, folder, f"{file}.gin")
     for path in (file, os.path.join(ROOT, file), by_name):
         if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
             return path
-    raise ValueError(f"There is no --gin_file={file}. Shipped: {shipped()}.")
+    raise ValueError(f"There is no --{flag}={file}. Shipped: {shipped(folder)}.")
 
 
-def shipped():
+def shipped(folder="configs"):
     return ", ".join(
         sorted(
-            os.path.relpath(path, ROOT) for path in glob.glob(f"{glob.escape(ROOT)}/configs/*.gin")
+            os.path.relpath(path, ROOT)
+            for path in glob.glob(os.path.join(glob.escape(ROOT), folder, "*.gin"))
         )
     )
 

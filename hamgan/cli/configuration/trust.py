@@ -73,7 +73,9 @@ def _not_trusted(path, does, module):
 
 
 def read_saved(model_dir, trusted_modules):
-    """Has gin parse the configuration in model_dir, and checks what its names stand for."""
+    """Has gin parse the configuration in model_dir, and checks what its names stand for; returns
+    its path.
+    """
     path = check_saved(model_dir, trusted_modules)
     with sources.readable([path], ()):
         gin.parse_config_files_and_bindings([path], None, finalize_config=False)
@@ -90,6 +92,7 @@ def read_saved(model_dir, trusted_modules):
             raise _not_trusted(path, f"names {selector!r} of {module!r}", module)
         if called and not inspect.isclass(target) and not _may_call(module, trusted_modules):
             raise _not_trusted(path, f"calls the function {selector!r}", module)
+    return path
 
 
 def _may_call(module, trusted_modules):
