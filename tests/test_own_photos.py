@@ -9,6 +9,7 @@ import sys
 import crops
 import forked
 import gin
+import made
 import made_inception
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from PIL import Image
 from data_prep import folder as folder_job
 from data_prep import inception, packing, sources
 from hamgan import fitting
-from hamgan.cli import common, configuration
+from hamgan.cli import common, configuration, train
 from hamgan.data import summary
 from hamgan.evaluation import features, own_features, terminal
 from hamgan.evaluation import summary as evaluations
@@ -95,6 +96,22 @@ def test_what_is_set_explicitly_wins(data_dir, tmp_path):
     assert not {"IMAGE_SIZE", "NUM_CLASSES"} & set(of_data)
     with pytest.raises(ValueError, match="num_classes .5. must be the number of classes"):
         load(data_dir, "NUM_CLASSES = 5")[0].dataset(data_dir=data_dir)
+
+
+def test_a_dry_run_says_that_the_network_would_be_trained(data_dir, tmp_path, capsys):
+    os.symlink(f"{data_dir}/photos_32", tmp_path / "photos_32")
+    place = str(tmp_path)
+    small = ["WIDTH = 1", "trainer.Trainer.batch_size = 2", "protocol.Protocol.num_samples = 8"]
+    experiment, of_data = load(place, *small)
+    features = train.prepare_features(of_data, data_dir=place, dry_run=True)
+    assert not features and not (tmp_path / "photos_32_features").exists()
+    told = capsys.readouterr().out
+    assert "a network would be trained on these images" in told and "76 images of photos" in told
+    common_parts = dict(strategy=made.one_device(), data_dir=place, evaluates=True)
+    parts = train.build(experiment, f"{place}/run", **common_parts, features=features)
+    assert parts["evaluator"] is None
+    with pytest.raises(ValueError, match="No SavedModel at"):
+        train.build(experiment, f"{place}/run", **common_parts)
 
 
 def test_other_configurations_take_facts_and_keep_their_length(data_dir):

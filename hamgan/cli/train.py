@@ -76,15 +76,18 @@ def main():
     if not FLAGS.dry_run and not (task and task[0]):
         alone = lock.writing(model_dir, take_over=FLAGS.take_over)
     with alone:
-        if of_data and FLAGS.mode == "train_and_evaluate" and not (FLAGS.dry_run or task):
-            prepare_features(of_data, data_dir=FLAGS.data_dir)
+        evaluates = FLAGS.mode == "train_and_evaluate"
+        features = True
+        if of_data and evaluates and not task:
+            features = prepare_features(of_data, data_dir=FLAGS.data_dir, dry_run=FLAGS.dry_run)
         strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu)
         parts = build(
             experiment,
             model_dir,
             strategy=strategy,
             data_dir=FLAGS.data_dir,
-            evaluates=FLAGS.mode == "train_and_evaluate",
+            evaluates=evaluates,
+            features=features,
         )
         if FLAGS.dry_run:
             show(model_dir, init_from=FLAGS.init_from, **parts)
@@ -97,30 +100,43 @@ def main():
         finish(ended, parts["evaluator"], model_dir, writes=writes)
 
 
-def prepare_features(of_data, *, data_dir):
-    """Trains the feature network of the data set's own, where it is what scores and isn't there."""
+def prepare_features(of_data, *, data_dir, dry_run):
+    """Trains the feature network of the data set's own, where it is what scores and isn't there;
+    says only that it would be, of a dry run. Returns whether what scores is there now.
+    """
     name = of_data["data.ImageDataset.name"]
     handle = own_features.folder_of("{data_dir}", name)
-    if configuration.value_of("features.FeatureNetwork.handle") != handle:
-        return
     folder = own_features.folder_of(data_dir, name)
-    if not os.path.exists(folder) and "://" not in folder:
-        print(
-            "There is no TF-GAN Inception in data_dir, so a network is trained on these images to "
-            "score by (see docs/data.md).",
-            flush=True,
-        )
-        built = own_features.ensure(name, data_dir)
-        print(f"{built.folder}: {own_features.in_words(built.about)}", flush=True)
+    if configuration.value_of("features.FeatureNetwork.handle") != handle:
+        return True
+    if os.path.exists(folder) or "://" in folder:
+        return True
+    print(
+        f"There is no TF-GAN Inception in data_dir, so a network {'would be' if dry_run else 'is'} "
+        "trained on these images to score by (see docs/data.md).",
+        flush=True,
+    )
+    if dry_run:
+        images, _ = own_features.images_for(name, data_dir)
+        count = images.num_examples(images.train_split)
+        print(f"{folder}: of {count:,} images of {name}", flush=True)
+        return False
+    built = own_features.ensure(name, data_dir)
+    print(f"{built.folder}: {own_features.in_words(built.about)}", flush=True)
+    return True
 
 
-def build(experiment, model_dir, *, strategy, data_dir, evaluates):
-    """The parts of a training, arguments of `loop.train`."""
+def build(experiment, model_dir, *, strategy, data_dir, evaluates, features=True):
+    """The parts of a training, arguments of `loop.train`; where the network of features isn't
+    there yet, without an evaluator.
+    """
     trainer, dataset = training.build(
         experiment, strategy=strategy, data_dir=data_dir, evaluates=evaluates
     )
     evaluator, grid = None, None
-    if evaluates:
+    if evaluates and not features:
+        training.evaluated_generator(trainer, experiment.protocol)  # which may be refused
+    elif evaluates:
         evaluator, grid = training.evaluation_parts(
             trainer, dataset, experiment.protocol, model_dir=model_dir, data_dir=data_dir
         )

@@ -172,6 +172,19 @@ def ensure(
       ValueError: there is no such data set, or too few images in it; the network that is there was
         trained on other images, or is none of these.
     """
+    images, size = images_for(name, data_dir)
+    folder = folder_of(data_dir, name)
+    if tf.io.gfile.exists(folder):
+        return _found(folder, images)
+    return _build(folder, images, size=size, steps=steps, progress=progress)
+
+
+def images_for(name: str, data_dir: str) -> tuple[ImageDataset, int]:
+    """(the images that a data set's network is trained on, the side of its input).
+
+    Raises:
+      ValueError: there is no such data set, or too few images in it.
+    """
     found = summary.summarise(name, data_dir)
     if "train" not in found.splits or found.splits["train"] < _LEAST_IMAGES:
         raise ValueError(
@@ -190,10 +203,7 @@ def ensure(
         reference_split=held_out,
         flip=True,
     )
-    folder = folder_of(data_dir, name)
-    if tf.io.gfile.exists(folder):
-        return _found(folder, images)
-    return _build(folder, images, size=size, steps=steps, progress=progress)
+    return images, size
 
 
 def _found(folder, images):
