@@ -9,8 +9,18 @@ from setuptools.command.build_py import build_py
 
 with open("hamgan/__init__.py") as file:
     VERSION = re.search(r'^__version__ = "(.+)"$', file.read(), re.MULTILINE)[1]
+
+
+def for_an_index(text):
+    """The README where nothing lies beside it: without images and their captions, links into the
+    repository as plain text.
+    """
+    text = re.sub(r"!\[[^\]]*\]\([^)]*\)\s*(\*[^*]+\*\s*)?", "", text)
+    return re.sub(r"\[([^\]]+)\]\((?!https?://)[^)]*\)", r"\1", text)
+
+
 with open("README.md") as file:
-    README = file.read()
+    README = for_an_index(file.read())
 
 
 class BuildWithConfigurations(build_py):

@@ -4,6 +4,7 @@ import configparser
 import importlib
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -159,6 +160,23 @@ def test_metadata_is_complete(built):
     assert f"Version: {hamgan.__version__}\n" in text
     for line in ("Summary: ", "Classifier: ", "Project-URL: ", "License: Apache-2.0", "# HamGAN"):
         assert line in text
+    # Where nothing lies beside the text.
+    assert "](https://arxiv.org/abs/2109.04553)" in text and "docs/training.md: " in text
+    assert not re.search(r"\]\((?!https://)", text) and "![" not in text
+
+
+def test_commands_are_documented():
+    page = (ROOT / "docs" / "sampling.md").read_text()
+    listed = page.partition("brings the commands")[2].partition("the same as")[0]
+    assert set(re.findall(r"`(?:hamgan)?-(\w+)`", listed)) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("words", [[], ["train"]])
+def test_segmentation_is_called_as_it_was_installed(words):
+    argv = ["/usr/bin/hamgan-segment", *words, "--help"]
+    code = f"import sys; sys.argv = {argv}; from hamgan.cli import commands; commands.segment()"
+    told = run(code).stdout
+    assert "    hamgan-segment train --gin_file=" in told and "scripts/segment.py" not in told
 
 
 def test_a_configuration_is_found_by_name_from_anywhere(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ def run():
     """Takes the command's name from the command line, and runs it with the flags that follow."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--help", "-h", "help"):
-        print(__doc__.strip())
+        print(common.as_called(__doc__.strip(), sys.argv[0]))
         return
     if name not in COMMANDS:
         sys.exit(f"\nERROR: The command must be one of {', '.join(COMMANDS)}, got {name!r}.")
