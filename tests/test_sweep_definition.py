@@ -341,7 +341,7 @@ def test_a_point_is_counted():
 @pytest.mark.slow
 def test_the_job_tells_all_that_trials_need():
     found = facts("digits_dim_rank.gin", values={"dim": 8, "rank": 2})
-    assert (found["steps"], found["batch_size"]) == (400, 64)
+    assert (found["steps"], found["batch_size"]) == (400, 32)
     assert found["settings"]["G/context.Hamburger.dim"] == "8"
     assert {*results.COST_COLUMNS} <= found.keys() and found["module_memory_bytes"] > 0
 
