@@ -2,16 +2,18 @@
 
 import functools
 
+import gin
 import helpers
 import keras
 import made
 import numpy as np
 import pytest
+import served
 import tensorflow as tf
 from PIL import Image
 
-from hamgan import context, decomposition, stateless
-from hamgan.cli import explore
+from hamgan import context, decomposition, sampling, stateless
+from hamgan.cli import explore, sampled
 from hamgan.exploring import ham_view, inversion
 
 KEYS = np.array([[5, 6]], np.int32)
@@ -193,6 +195,67 @@ def test_networks_without_factors_are_refused():
     )
     with pytest.raises(ValueError, match="gives no factors"):
         ham_view.view(other, tf.constant(helpers.array(1, 8)), 0, keys=KEYS)
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(folder of a run, its experiment); its standing statistics are quick."""
+    folder = str(tmp_path_factory.mktemp("around") / "run")
+    quick = functools.partial(sampling.StandingStatistics, batches=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "StandingStatistics", quick)
+        yield folder, served.make_run(folder)
+    gin.clear_config()
+
+
+def sample_of(run, path, **flags):
+    """Pixels that the sample command writes of class dog and seed 5."""
+    folder, experiment = run
+    request = sampled.Request(
+        model_dir=folder, output=str(path), classes=["dog"], seeds=["5"], **flags
+    )
+    sampled.run(request, experiment)
+    with np.load(path) as file:
+        return file["images"][0].astype(int)
+
+
+@pytest.mark.parametrize("flags", [{}, dict(weights="raw")])
+def test_the_image_looked_at_is_that_of_the_sample_command(run, tmp_path, flags):
+    expected = sample_of(run, tmp_path / "sample.npz", **flags)
+    folder, experiment = run
+    drawing, discriminator = explore.load(sampled.Request(model_dir=folder, **flags), experiment)
+    network = "discriminator" if flags else "generator"
+    found = explore.look(drawing, discriminator, 1, network=network, seed=5)
+    assert np.abs(np.rint((found.image + 1) * 127.5) - expected).max() <= 1
+    if not flags:  # the moments make a difference
+        z, _, keys = drawing.sampler(None, 1.0).inputs(np.array([5], np.int32))
+        without = drawing.generator(z, np.array([1]), training=False, keys=keys)
+        assert np.abs(without - found.image).max() > 0.1
+
+
+def test_an_inversion_is_of_the_generator_of_the_sample_command(run):
+    folder, experiment = run
+    drawing, discriminator = explore.load(sampled.Request(model_dir=folder), experiment)
+    images = np.zeros([1, 32, 32, 3], np.float32)
+    settings = dict(feature_weight=0.0, starts=1, steps=1, learning_rate=0.05, progress=False)
+    result = explore.find(drawing, discriminator, images, np.array([1]), seed=5, **settings)
+    sampler = drawing.sampler(None, 1.0)
+    _, _, keys = sampler.inputs(np.array([5], np.int32))
+    with drawing.applied(sampler):
+        (expected,) = sampler.of_inputs(result.z, result.shares, keys)
+    np.testing.assert_allclose(result.images, expected, atol=1e-4)
+    without = drawing.generator(result.z, result.shares, training=False, keys=keys)
+    assert np.abs(without - expected).max() > 0.1
+
+
+def test_a_class_is_one():
+    names = ["cat", "dog"]
+    assert explore.class_of("dog", names) == 1 and explore.class_of("all", ["cat"]) == 0
+    with pytest.raises(ValueError, match="--class must be one class, got 'all', which are 2: name"):
+        explore.class_of("all", names)
 
 
 def test_pictures_to_be_found_again_are_read_as_they_are_shown(tmp_path):

@@ -12,8 +12,12 @@ ham        the codes of an image's pixels as maps, the image without each base, 
            updates K and by other initial bases; numbers beside it as JSON
 
 Images are of the data set, its reference split, or one file of --image.
+
+The generator is that of scripts/sample.py, its weights and moments of batch norm: `ham` looks at
+the image that `--classes=CLASS --seeds=SEED` draws there, up to rounding.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -26,11 +30,11 @@ from hamgan import choices
 from hamgan.cli import common, lazily, paths
 
 with lazily.imports():
-    from hamgan import distribution, pictures, sampling, stateless
-    from hamgan.cli import configuration
+    from hamgan import pictures
+    from hamgan.cli import configuration, sampled
     from hamgan.drawing import choice
     from hamgan.exploring import ham_view, inversion
-    from hamgan.run import checkpoints, class_names, contents, records
+    from hamgan.run import contents, records
 
 FLAGS = flags.FLAGS
 
@@ -54,55 +58,75 @@ def check_output(path):
         raise ValueError(f"--output must end in .png, got {path!r}.")
 
 
-def load(path, experiment, *, weights):
-    """(generator, discriminator) of a checkpoint."""
-    generator, discriminator = experiment.generator(), experiment.discriminator()
-    sampling.restore(generator, path, weights=weights or experiment.protocol.weights)
-    contents.restore(path, contents.network_variables("discriminator", discriminator), partial=True)
-    return generator, discriminator
+def class_of(text, names):
+    """The label of a class by its name, or as #3 by its number; ValueError for several."""
+    labels = choice.classes([text], names)
+    if len(labels) > 1:
+        raise ValueError(
+            f"--class must be one class, got {text!r}, which are {len(labels)}: name one, or write "
+            f"#0 to #{len(names) - 1}."
+        )
+    return labels[0]
+
+
+def load(request, experiment):
+    """(`sampled.Drawing` of a request, the discriminator of its checkpoint)."""
+    drawing = sampled.Drawing(request, experiment)
+    with drawing.strategy.scope():
+        discriminator = experiment.discriminator()
+    variables = contents.network_variables("discriminator", discriminator)
+    contents.restore(drawing.checkpoint, variables, partial=True)
+    return drawing, discriminator
+
+
+@contextlib.contextmanager
+def prepared(drawing):
+    """A sampler of the generator, within its moments of batch norm, on one device."""
+    import tensorflow as tf
+
+    sampler = drawing.sampler(None, 1.0)
+    device = drawing.strategy.extended.worker_devices[0]
+    with drawing.applied(sampler), tf.device(device):
+        yield sampler
 
 
 def main():
-    import tensorflow as tf
-
     at = parse_pixels(FLAGS.pixels)
     check_output(FLAGS.output)
     experiment = configuration.load_experiment(**common.configuration_flags())
-    path = checkpoints.find(FLAGS.model_dir, FLAGS.checkpoint)
+    names = "model_dir checkpoint weights batch_norm accelerator tpu".split()
+    request = sampled.Request(**{name: FLAGS[name].value for name in names})
+    drawing, discriminator = load(request, experiment)
     place = FLAGS.output or os.path.join(FLAGS.model_dir, "exploring", "")
     folder = os.path.dirname(place) or "."
     if not records.can_write(folder):
         raise ValueError(f"{folder} can't be written to: choose another --output.")
-    strategy = distribution.create_strategy(FLAGS.accelerator, FLAGS.tpu, across_hosts=False)
-    with tf.device(strategy.extended.worker_devices[0]):
-        networks = load(path, experiment, weights=FLAGS.weights)
-        generator = networks[0]
-        names = class_names.read(FLAGS.model_dir, generator.num_classes)
-        label = None
-        if FLAGS["class"].value is not None:
-            (label,) = choice.classes([FLAGS["class"].value], names)
-        if FLAGS.what == "ham":
-            label = label or 0
-            name = f"ham-{FLAGS.network}-{label}-seed{FLAGS.seed}-{os.path.basename(path)}.png"
-            found = look(*networks, label, network=FLAGS.network, seed=FLAGS.seed)
-            title = f"{FLAGS.network}, {names[label]}, seed {FLAGS.seed}, {os.path.basename(path)}"
-            draw_ham(found, _file(place, name), at=at, title=title)
-        else:
-            images, labels = real_images(
-                experiment, label, image=FLAGS.image, count=FLAGS.count, data_dir=FLAGS.data_dir
-            )
-            found = find(
-                *networks,
-                images,
-                labels,
-                feature_weight=FLAGS.feature_weight,
-                starts=FLAGS.starts,
-                steps=FLAGS.steps,
-                learning_rate=FLAGS.learning_rate,
-                seed=FLAGS.seed,
-            )
-            name = f"inversion-{os.path.basename(path)}.png"
-            draw_inversion(found, images, labels, _file(place, name), names=names)
+    name = os.path.basename(drawing.checkpoint)
+    label = FLAGS["class"].value
+    label = None if label is None else class_of(label, drawing.names)
+    if FLAGS.what == "ham":
+        label, network, seed = label or 0, FLAGS.network, FLAGS.seed
+        found = look(drawing, discriminator, label, network=network, seed=seed)
+        title = f"{network}, {drawing.names[label]}, seed {seed}, {name}"
+        path = _file(place, f"ham-{network}-{label}-seed{seed}-{name}.png")
+        draw_ham(found, path, at=at, title=title)
+    else:
+        images, labels = real_images(
+            experiment, label, image=FLAGS.image, count=FLAGS.count, data_dir=FLAGS.data_dir
+        )
+        found = find(
+            drawing,
+            discriminator,
+            images,
+            labels,
+            feature_weight=FLAGS.feature_weight,
+            starts=FLAGS.starts,
+            steps=FLAGS.steps,
+            learning_rate=FLAGS.learning_rate,
+            seed=FLAGS.seed,
+        )
+        path = _file(place, f"inversion-{name}.png")
+        draw_inversion(found, images, labels, path, names=drawing.names)
 
 
 def _file(place, name):
@@ -110,23 +134,13 @@ def _file(place, name):
     return os.path.join(place, name) if place.endswith(os.sep) else place
 
 
-def keys_of(count, *, seed):
-    """Keys of samples from a seed on, as `sampling.Sampler` has them."""
-    parent = stateless.key(0, stateless.EVALUATION)
-    return stateless.example_keys(
-        stateless.fold(parent, stateless.GENERATOR_BASES), np.arange(seed, seed + count)
-    )
-
-
-def look(generator, discriminator, label, *, network, seed):
+def look(drawing, discriminator, label, *, network, seed):
     """The view of what a ham found in one sample."""
-    z, _, keys = stateless.generator_inputs(
-        stateless.key(0, stateless.EVALUATION),
-        np.array([seed]),
-        latent_dim=generator.latent_dim,
-        num_classes=generator.num_classes,
-    )
-    return ham_view.of_sample(generator, discriminator, z, label, keys=keys, network=network)
+    with prepared(drawing) as sampler:
+        z, _, keys = sampler.inputs(np.array([seed], np.int32))
+        return ham_view.of_sample(
+            drawing.generator, discriminator, z, label, keys=keys, network=network
+        )
 
 
 def draw_ham(found, output, *, at, title):
@@ -173,18 +187,20 @@ def decode_file(path, size):
     return pixels.preprocess(tf.constant(image), size)[None].numpy()
 
 
-def find(generator, discriminator, images, labels, *, feature_weight, seed, **search):
+def find(drawing, discriminator, images, labels, *, feature_weight, seed, **search):
     """The inversion of images."""
-    return inversion.invert(
-        generator,
-        images,
-        keys=keys_of(len(images), seed=seed).numpy(),
-        labels=labels,
-        discriminator=discriminator if feature_weight else None,
-        feature_weight=feature_weight,
-        seed=seed,
-        **search,
-    )
+    with prepared(drawing) as sampler:
+        _, _, keys = sampler.inputs(np.arange(seed, seed + len(images), dtype=np.int32))
+        return inversion.invert(
+            drawing.generator,
+            images,
+            keys=keys.numpy(),
+            labels=labels,
+            discriminator=discriminator if feature_weight else None,
+            feature_weight=feature_weight,
+            seed=seed,
+            **search,
+        )
 
 
 def draw_inversion(found, images, labels, output, *, names):
@@ -218,8 +234,17 @@ def define_flags():
     common.define_checkpoint()
     flags.DEFINE_enum("what", "ham", ["ham", "inversion"], "What to look at.")
     flags.DEFINE_enum("weights", None, [*choices.WEIGHTS], "Default: what the run is scored by.")
+    flags.DEFINE_enum(
+        "batch_norm",
+        None,
+        choices.BATCH_NORMS[:2],
+        "Moments of batch norm, of training or of what these weights generate; default: as in "
+        "sample.py.",
+    )
     flags.DEFINE_string("class", None, "A class by its name, or #3 by its number.")
-    flags.DEFINE_integer("seed", 0, "ham: of the sample. inversion: of what it begins with.", 0)
+    flags.DEFINE_integer(
+        "seed", 0, "ham: of the sample. inversion: of what it begins with.", 0, 2**31 - 1
+    )
     flags.DEFINE_enum("network", "generator", ["generator", "discriminator"], "ham: whose.")
     flags.DEFINE_list("pixels", [], "ham: pixels of the map to show the codes of, ROW:COLUMN.")
     paths.define_path("image", None, "inversion: an image file; default: images of the data set.")
