@@ -96,6 +96,33 @@ def test_seeds_that_are_not_there_are_refused(exported, seed):
         call(exported[0], "seed", seed=[seed], label=[0])
 
 
+@pytest.mark.parametrize(
+    "signature, inputs, message",
+    [
+        ("seed", dict(psi=np.nan), r"psi must be finite and at least 0, got\] \[nan"),
+        ("seed", dict(psi=-0.5), r"psi must be finite and at least 0, got\] \[-0.5"),
+        ("seed", dict(psi=np.inf), r"psi must be finite and at least 0, got\] \[inf"),
+        ("z", dict(psi=np.nan), r"psi must be finite and at least 0, got\] \[nan"),
+        ("seed", dict(truncation=np.nan), r"truncation must be positive .*, got\] \[nan"),
+        ("seed", dict(truncation=0.0), r"truncation must be positive .*, got\] \[0\]"),
+        ("seed", dict(truncation=-np.inf), r"truncation must be positive .*, got\] \[-inf"),
+        ("z", dict(z=np.full([1, 8], np.nan, np.float32)), r"z must be finite, got\] \[nan"),
+        ("seed", dict(label=[0, 1, 2]), r"seed and label .* the same number of rows, got.*1.*3"),
+        ("seed_name", dict(seed=[0, 1, 2], name=["cat"]), r"the same number of rows, got.*3.*1"),
+        ("z", dict(label=[0, 1, 2]), r"z and label .* the same number of rows, got.*1.*3"),
+    ],
+)
+def test_what_the_sampler_refuses_is_refused(exported, signature, inputs, message):
+    good = {
+        "seed": dict(seed=[1], label=[0]),
+        "seed_name": dict(seed=[1], name=["cat"]),
+        "z": dict(z=np.zeros([1, 8], np.float32), label=[0]),
+    }
+    call(exported[0], signature, **good[signature])
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        call(exported[0], signature, **{**good[signature], **inputs})
+
+
 @pytest.mark.slow
 def test_it_is_loaded_where_hamgan_cannot_be_imported(exported, monkeypatch):
     _, path, sampler = exported

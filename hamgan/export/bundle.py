@@ -116,7 +116,8 @@ class Bundle:
         difference = check.check_onnx(path, self._generator, seed=self._seed)
         self._files["generator.onnx"] = (
             "ONNX graph of z and label; its initial bases are constants, those of the "
-            "SavedModel's signature z"
+            "SavedModel's signature z. Nothing is checked: z must be finite, label be in 0 to "
+            f"{self._generator.num_classes - 1}, as many as z has rows"
         )
         compared = (
             "onnxruntime isn't installed, so it isn't compared"

@@ -32,7 +32,8 @@ def save(path, generator, *, seed=0):
     pixels float32 [B, S, S, 3] in [-1, 1].
 
     ONNX has no keyed random numbers: the initial bases are constants, those of the SavedModel's
-    images from noise.
+    images from noise. It has no assertions either: whoever calls the graph sees to it that noise is
+    finite and labels are those of classes, one for each row.
 
     Raises:
       ValueError: the extra `onnx` isn't installed.

@@ -9,7 +9,7 @@ Four signatures take a seed or noise, and a label or a class's name:
     seed, seed_name, z, z_name
 
 each with any batch, `psi` and (of seeds) `truncation`, and give `images` uint8 [B, S, S, 3] and
-`pixels` float32 in [-1, 1].
+`pixels` float32 in [-1, 1]. What `sampling.Sampler` refuses is an `InvalidArgumentError`.
 """
 
 import tensorflow as tf
@@ -69,33 +69,37 @@ class ExportedGenerator(tf.Module):
         self._num_classes = generator.num_classes
 
     def _images(self, z, label, keys):
-        label = tf.cast(label, tf.int32)
-        inside = tf.debugging.Assert(
-            tf.reduce_all((label >= 0) & (label < self._num_classes)),
-            [f"label must be in 0 to {self._num_classes - 1}, or name a class", label],
+        label = _checked(
+            tf.cast(label, tf.int32),
+            lambda label: (label >= 0) & (label < self._num_classes),
+            f"label must be in 0 to {self._num_classes - 1}, or name a class",
         )
-        with tf.control_dependencies([inside] if inside is not None else []):
-            pixels = self._call(z, tf.identity(label), keys)
+        pixels = self._call(z, label, keys)
         images = tf.cast(tf.clip_by_value(tf.round((pixels + 1) * 127.5), 0, 255), tf.uint8)
         return {"images": images, "pixels": pixels}
 
     def _of_seed(self, seed, label, psi, truncation):
         parent = stateless.key(self._seed, stateless.EVALUATION)
-        inside = tf.debugging.Assert(
-            tf.reduce_all((seed >= 0) & (seed < 2**31)), ["seed must be in 0 to 2147483647", seed]
+        seed = _checked(
+            seed, lambda seed: (seed >= 0) & (seed < 2**31), "seed must be in 0 to 2147483647"
         )
-        with tf.control_dependencies([inside]):
-            seed = tf.cast(seed, tf.int32)
+        seed = tf.cast(_as_many(seed, label, "seed"), tf.int32)
+        truncation = _checked(
+            truncation, lambda bound: bound > 0, "truncation must be positive (inf: of all noise)"
+        )
         z, _, keys = stateless.generator_inputs(
             parent, seed, latent_dim=self._latent_dim, num_classes=self._num_classes
         )
         noise = stateless.example_keys(stateless.fold(parent, stateless.NOISE), seed)
         within = stateless.truncated_normal([self._latent_dim], noise, truncation)
         z = tf.where(tf.math.is_inf(truncation), z, within)
-        return self._images(psi * z, label, keys)
+        return self._images(_checked_psi(psi) * z, label, keys)
 
     def _of_noise(self, z, label, psi):
-        return self._images(psi * z, label, keys_of_noise(self._seed, tf.shape(z)[0]))
+        z = _checked(z, tf.math.is_finite, "z must be finite")
+        z = _as_many(z, label, "z")
+        keys = keys_of_noise(self._seed, tf.shape(z)[0])
+        return self._images(_checked_psi(psi) * z, label, keys)
 
     def signatures(self):
         """{name: concrete function} for `tf.saved_model.save`."""
@@ -124,6 +128,32 @@ class ExportedGenerator(tf.Module):
 
         functions = {"seed": of_seed, "seed_name": of_seed_name, "z": of_z, "z_name": of_z_name}
         return {name: function.get_concrete_function() for name, function in functions.items()}
+
+
+def _checked(value, holds, rule):
+    """A tensor; the error says the rule and the values that don't hold."""
+    fine = holds(value)
+    bad = tf.boolean_mask(tf.reshape(value, [-1]), ~tf.reshape(fine, [-1]))
+    check = tf.debugging.Assert(tf.reduce_all(fine), [f"{rule}, got", bad])
+    with tf.control_dependencies([check]):
+        return tf.identity(value)
+
+
+def _checked_psi(psi):
+    return _checked(
+        psi, lambda psi: tf.math.is_finite(psi) & (psi >= 0), "psi must be finite and at least 0"
+    )
+
+
+def _as_many(value, label, name):
+    """A tensor [B, ...] with as many rows as labels: one of either isn't repeated."""
+    counts = [tf.shape(value)[0], tf.shape(label)[0]]
+    check = tf.debugging.Assert(
+        tf.equal(*counts),
+        [f"{name} and label (or name) must have the same number of rows, got", counts],
+    )
+    with tf.control_dependencies([check]):
+        return tf.identity(value)
 
 
 def _inference_of(generator):
