@@ -1,12 +1,14 @@
 """What is drawn of a checkpoint: choices, paths between images, files."""
 
 import json
+import os
 import zipfile
 
 import helpers
 import made
 import numpy as np
 import pytest
+import tensorflow as tf
 import test_sampling
 from PIL import Image
 
@@ -172,18 +174,43 @@ def test_a_folder_takes_no_images_for_others(tmp_path, capsys):
     outputs.write_folder(str(folder), sampler, wanted(6))
     with pytest.raises(ValueError, match="classes = asked for there, drawn by seed asked for"):
         outputs.write_folder(str(folder), sampler, wanted(6, labels=False))
-    # What a power loss leaves of a file is no image.
     first = folder / "0000-cat-seed0000000.png"
     before = first.read_bytes()
-    first.write_bytes(b"")
     capsys.readouterr()
     outputs.write_folder(str(folder), sampler, wanted(4))
-    assert first.read_bytes() == before
     assert "holds 2 more images" in capsys.readouterr().out
     (tmp_path / "photo.png").write_bytes(before)
     with pytest.raises(ValueError, match="holds 1 PNG files that aren't samples"):
         outputs.write_folder(str(tmp_path), sampler, wanted(6))
     assert not (tmp_path / "samples.json").exists()
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_file_that_is_not_whole_is_drawn_again(tmp_path, capsys, labels):
+    sampler = make_sampler(4)
+    outputs.write_folder(str(tmp_path), sampler, wanted(6, labels=labels))
+    files = sorted(tmp_path.glob("*.png"))
+    before = {file: file.read_bytes() for file in files}
+    for file, size in zip(files, (0, 40, len(before[files[2]]) - 1), strict=False):
+        os.truncate(file, size)
+    times = {file: file.stat().st_mtime_ns for file in files[3:]}
+    capsys.readouterr()
+    outputs.write_folder(str(tmp_path), sampler, wanted(6, labels=labels))
+    said = capsys.readouterr().out
+    assert f"3 PNG files of {tmp_path} aren't whole, the first {files[0].name}: those" in said
+    assert "3 of 6 images are there already" in said
+    assert {file: file.read_bytes() for file in files} == before
+    assert {file: file.stat().st_mtime_ns for file in files[3:]} == times
+    assert sorted(tmp_path.iterdir()) == [*files, tmp_path / "samples.json"]
+
+
+@pytest.mark.parametrize("text, reason", [('{"seed": "a', "Unterminated"), ("[]", "holds list")])
+def test_a_folder_whose_record_is_damaged_is_named(tmp_path, text, reason):
+    (tmp_path / "samples.json").write_text(text)
+    with pytest.raises(
+        ValueError, match=f"samples.json must be a JSON object .* {len(text)} bytes .*{reason}"
+    ):
+        outputs.write_folder(str(tmp_path), make_sampler(4), wanted(4))
 
 
 def test_a_data_set_of_classes_with_one_name_is_refused_before_it_is_drawn(tmp_path, monkeypatch):
@@ -218,6 +245,63 @@ def test_arrays_go_on_where_they_were(tmp_path, monkeypatch):
     assert json.loads(str(found["about"])) == {"checkpoint": "a"}
     assert [p.name for p in tmp_path.iterdir()] == ["samples.npz"]
     assert zipfile.ZipFile(path).testzip() is None
+
+
+def damage_a_half_done_output(write, path, sampler, asked, monkeypatch):
+    """Draws 10 images in parts of 4 into an output that can't be written, as where the process is
+    killed then; cuts the first part, and changes a byte of the second one.
+    """
+
+    def killed(self, name):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs.shards.Shards, "read", killed)
+        with pytest.raises((KeyboardInterrupt, tf.errors.UnknownError)):  # of tf.data
+            write(str(path), sampler, asked)
+    (folder,) = path.parent.glob("*.parts-*")
+    first, second, _ = sorted(folder.iterdir())
+    os.truncate(first, 1000)
+    content = bytearray(second.read_bytes())
+    content[2000] ^= 1
+    second.write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("write", [outputs.write_npz, outputs.write_tfds])
+def test_parts_that_are_not_whole_are_drawn_again(tmp_path, monkeypatch, capsys, write):
+    monkeypatch.setattr(outputs, "_PART", 4)
+    sampler, asked = make_sampler(4), wanted()
+    expected = expected_images(sampler, asked)
+    path = tmp_path / ("big.npz" if write is outputs.write_npz else "big")
+    folder = damage_a_half_done_output(write, path, sampler, asked, monkeypatch)
+    capsys.readouterr()
+    drawn, numbered = [], sampler.numbered
+    monkeypatch.setattr(
+        sampler,
+        "numbered",
+        lambda seeds, labels=None: drawn.extend(seeds) or numbered(seeds, labels),
+    )
+    write(str(path), sampler, asked)
+    assert drawn == list(range(8))
+    said = capsys.readouterr().out
+    for images in ("0 to 3", "4 to 7"):
+        assert f"{folder}: images {images} are damaged, and drawn again" in said
+    assert "2 of 10 images are there already" in said
+    if write is outputs.write_npz:
+        found = np.load(path)["images"]
+    else:
+        dataset = data.ImageDataset(
+            name="big",
+            data_dir=str(tmp_path),
+            image_size=32,
+            num_classes=3,
+            reference_split="train",
+        )
+        (batch,) = dataset.reference_batches(batch_size=10)
+        found = pictures.to_uint8(batch["image"])
+    np.testing.assert_array_equal(found, expected)
+    assert not folder.exists()
 
 
 def test_a_data_set_is_one_to_train_on(tmp_path):

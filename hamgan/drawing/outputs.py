@@ -1,5 +1,5 @@
 """Where images go: one picture, arrays, a folder of files, a data set. What takes long can be
-interrupted: the same command goes on where it was.
+interrupted: the same command goes on where it was, and what isn't whole is drawn again.
 """
 
 import collections
@@ -28,6 +28,8 @@ _PICTURE_PIXELS = 64 * 2**20
 # Images in one file of what is half-done: a minute's work or so.
 _PART = 1024
 _WRITERS = 4
+# The last chunk of a PNG file, with its length and checksum.
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 def format_of(path):
@@ -112,7 +114,8 @@ def draw_all(sampler, wanted):
 
 
 def write_folder(path, sampler, wanted):
-    """Writes each image into a file named by its class and seed; those that are there stay.
+    """Writes each image into a file named by its class and seed; those that are there, and whole,
+    stay.
 
     Raises:
       ValueError: the folder holds other images than these would be.
@@ -120,6 +123,13 @@ def write_folder(path, sampler, wanted):
     tf.io.gfile.makedirs(path)
     there = _images_in(path)
     _settle(os.path.join(path, ABOUT), wanted, there)
+    damaged = [name for name in sorted(there) if not _is_whole_png(os.path.join(path, name))]
+    if damaged:
+        print(
+            f"{len(damaged):,} PNG files of {path} aren't whole, the first {damaged[0]}: those "
+            "asked for are drawn again."
+        )
+        there -= set(damaged)
     if wanted.labels is None:  # which class is only known when it is drawn
         seeds = {name.rpartition("-seed")[2] for name in there}
         missing = [i for i, seed in enumerate(wanted.seeds) if f"{seed:07d}.png" not in seeds]
@@ -147,11 +157,18 @@ def write_folder(path, sampler, wanted):
 
 
 def _images_in(path):
-    """The names of the PNG files of a folder; without empty ones, which a power loss leaves."""
-    if "://" in path:
-        return {name for name in tf.io.gfile.listdir(path) if name.endswith(".png")}
-    with os.scandir(path) as entries:
-        return {e.name for e in entries if e.name.endswith(".png") and e.stat().st_size}
+    """The names of the PNG files of a folder."""
+    return {name for name in tf.io.gfile.listdir(path) if name.endswith(".png")}
+
+
+def _is_whole_png(path):
+    """Whether a file has a PNG's end; a power loss, or a full disk, may leave the beginning."""
+    if "://" in path:  # buckets show whole files only, and each look takes its time
+        return True
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - len(_PNG_END)))
+        return file.read() == _PNG_END
 
 
 def _file(wanted, index):
@@ -175,8 +192,7 @@ def _settle(path, wanted, there):
     about = wanted.about | {"classes": "drawn by seed" if wanted.labels is None else "asked for"}
     text = json.dumps(about, indent=1, sort_keys=True)
     if tf.io.gfile.exists(path):
-        with tf.io.gfile.GFile(path) as file:
-            before = json.loads(file.read())
+        before = _read_about(path)
         differing = [
             f"{key} = {before.get(key)} there, {about.get(key)} asked for"
             for key in sorted(before.keys() | about.keys())
@@ -196,6 +212,23 @@ def _settle(path, wanted, there):
     records.write_whole(path, text.encode())
 
 
+def _read_about(path):
+    """What the images of a folder are of."""
+    with tf.io.gfile.GFile(path, "rb") as file:
+        text = file.read()
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds {type(found).__name__}")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} must be a JSON object that says what the images beside it are of; it has "
+            f"{len(text):,} bytes and can't be read: {error}. Delete the folder, or choose another "
+            "--output."
+        ) from error
+    return found
+
+
 # Arrays and data sets, over files of what is half-done
 
 
@@ -207,6 +240,10 @@ def _parts(path, sampler, wanted):
     folder = f"{path.rstrip('/')}.parts-{wanted.digest()}" if len(ranges) > 1 else None
     found = shards.Shards(folder, count=count, ranges=ranges, about=wanted.about)
     missing = found.missing()
+    for part in sorted(set(ranges) - set(missing)):
+        if not _is_whole_part(folder, part, wanted):
+            print(f"{folder}: images {part[0]:,} to {part[1] - 1:,} are damaged, and drawn again.")
+            missing.append(part)
     done = count - sum(end - start for start, end in missing)
     if done:
         print(f"{done:,} of {count:,} images are there already.")
@@ -216,6 +253,16 @@ def _parts(path, sampler, wanted):
             arrays = [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
             found.write(part, dict(zip(("images", "labels", "seeds"), arrays, strict=True)))
     return found, folder
+
+
+def _is_whole_part(folder, part, wanted):
+    """Whether a file of what is half-done can be read, and has its checksum."""
+    alone = shards.Shards(folder, count=len(wanted), ranges=[part], about=wanted.about)
+    try:
+        next(alone.read("images"))
+    except ValueError:
+        return False
+    return True
 
 
 def write_npz(path, sampler, wanted):
