@@ -376,9 +376,18 @@ def decode_photo(encoded: bytes, size: int, *, max_pixels: int = photos.MAX_PIXE
     That is as a careful viewer shows it: `photos.shown`, as a square.
 
     Raises:
-      ValueError: as `photos.shown`.
+      ValueError: as `photos.shown`, or the file is damaged.
     """
-    return _square_function(size)(photos.plain(encoded, max_pixels=max_pixels)).numpy()
+    plain = photos.plain(encoded, max_pixels=max_pixels)
+    try:
+        return _square_function(size)(plain).numpy()
+    except tf.errors.InvalidArgumentError as error:
+        kind = photos.kind_of(encoded[: photos.HEAD_BYTES]) or "file"
+        # What went wrong stands behind where it did in the graph.
+        reason = error.message.partition("\n\t [[")[0].splitlines()[-1]
+        raise ValueError(
+            f"it is damaged, a {kind} of {len(encoded):,} bytes that can't be decoded: {reason}"
+        ) from error
 
 
 # Two names from when data sets and photographs were decoded differently.

@@ -5,6 +5,7 @@ repeated.
 import io
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -317,6 +318,12 @@ def test_name_of_a_folder():
 # Damage.
 
 
+def test_the_reason_why_an_image_cannot_be_decoded_is_told():
+    whole = encode(picture(60, 60), "PNG")
+    with pytest.raises(ValueError, match="damaged, a PNG of 1,000 bytes .*: Invalid PNG data"):
+        sources.decode_photo(whole[:1000], 8)
+
+
 @pytest.fixture
 def damaged(tmp_path):
     """A tree with four files that can't be decoded."""
@@ -344,6 +351,8 @@ def test_bad_files_stop_the_job_and_are_named(damaged, tmp_path, decode):
     dataset_folder = tmp_path / "data" / "made_8" / "1.0.0"
     listed = (dataset_folder / "bad_files.txt").read_text().splitlines()
     assert {line.split(": ")[0] for line in listed} == BAD
+    (cut,) = [line for line in listed if line.startswith("cat/cut.jpg")]
+    assert re.search(r"it is damaged, a JPEG of [\d,]+ bytes that can't be decoded: .*JPEG", cut)
     assert all(name in str(error.value) for name in BAD)
     assert not (dataset_folder / "dataset_info.json").exists()
 
