@@ -92,13 +92,32 @@ def test_a_package_that_is_missing_is_told(monkeypatch):
         sinks.parse(["wandb=project"])
 
 
-def test_mlflow_has_the_records_of_a_run_that_goes_on(tmp_path):
+@pytest.mark.parametrize(
+    "model_dir, name",
+    [
+        (".", "mine"),
+        ("./", "mine"),
+        ("../mine/x/..", "mine"),
+        ("runs/digits/", "digits"),
+        ("gs://bucket/runs/digits/", "digits"),
+        ("gs://bucket", "bucket"),
+        ("/", "/"),
+    ],
+)
+def test_a_run_is_called_as_its_folder(tmp_path, monkeypatch, model_dir, name):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    assert sinks.run_name(model_dir) == name
+
+
+def test_mlflow_has_the_records_of_a_run_that_goes_on(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow", reason="MLflow is an extra")
     uri = f"sqlite:///{tmp_path}/store.db"
     run = tmp_path / "digits"
     run.mkdir()
+    monkeypatch.chdir(run)
     for step in (50, 100):  # two processes, as it were
-        log = Log(str(run), sinks=sinks.parse([f"mlflow={uri}"]))
+        log = Log(".", sinks=sinks.parse([f"mlflow={uri}"]))
         log.show_settings({"trainer.Trainer.batch_size": "64", "G/context.Hamburger.rank": "8"})
         log.write({**TRAIN, "step": step, "loss/generator": step / 100})
     log.write(EVALUATION)

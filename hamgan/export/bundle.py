@@ -7,7 +7,7 @@ import tensorflow as tf
 from hamgan import grids, pictures
 from hamgan.evaluation import settings
 from hamgan.export import card, check, onnx_graph, saved_model
-from hamgan.run import contents, records
+from hamgan.run import contents, records, sinks
 from hamgan.run.folder import Folder
 
 FORMATS = {
@@ -151,7 +151,7 @@ class Bundle:
             row_labels=[self._class_names[c] for c in classes],
         )
         text = card.card(
-            title=os.path.basename(os.path.normpath(model_dir)),
+            title=sinks.run_name(model_dir),
             facts=facts,
             evaluations=evaluations,
             data=card.data_of(contents.read_identity(checkpoint), evaluations),
