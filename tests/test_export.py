@@ -1,5 +1,6 @@
 """Exports: they give the same images, without hamgan where they say so."""
 
+import json
 import os
 
 import helpers
@@ -8,6 +9,7 @@ import made
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from hamgan import networks, normalization, sampling
 from hamgan.export import bundle, card, check, onnx_graph, saved_model
@@ -250,13 +252,16 @@ def test_card_tells_scores_with_protocol_and_interval(tmp_path):
         facts={"step": "7"},
         evaluations=found,
         data=card.data_of(None, found),
+        source={"licence": "CC BY 4.0"},
         class_names=["a: b", "c"],
         licence=None,
         files={"saved_model": "words"},
     )
     _, head, body = text.split("---\n", 2)
     head = yaml.safe_load(head)
-    assert head["license"] == "other" and head["datasets"] == ["animals"]
+    assert head["license"] == "other"
+    assert "datasets" not in head  # the hub may have another one of this name, or none
+    assert "- licence of the images: CC BY 4.0" in body and "No licence of the images" not in body
     ((result,),) = [entry["results"] for entry in head["model-index"]]
     assert result["metrics"] == [{"type": "fid", "value": 12.5, "name": "FID"}]
     assert "50,176 samples" in result["dataset"]["name"]
@@ -268,10 +273,42 @@ def test_card_tells_scores_with_protocol_and_interval(tmp_path):
 
 def test_card_of_what_was_never_evaluated():
     text = card.card(
-        title="t", facts={}, evaluations=[], data={}, class_names=["a"], licence="mit", files={}
+        title="t",
+        facts={},
+        evaluations=[],
+        data={},
+        source={},
+        class_names=["a"],
+        licence="mit",
+        files={},
     )
+    assert "No licence of the images is known here" in text
     assert "This checkpoint hasn't been evaluated." in text and "model-index" not in text
     assert 'license: "mit"' in text
+
+
+def test_whose_the_images_are_is_what_their_own_description_says(tmp_path):
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="animals",
+        version="2.0.0",
+        data_dir=tmp_path,
+        split_datasets={"train": tf.data.Dataset.from_tensors({"label": 1})},
+        features=tfds.features.FeaturesDict({"label": tf.int64}),
+        homepage="https://animals.example",
+        citation="@misc{animals,\n  title={Animals}}",
+    )
+    path = tmp_path / "animals" / "2.0.0" / "dataset_info.json"
+    described = json.loads(path.read_text()) | {"redistributionInfo": {"license": "CC BY 4.0"}}
+    path.write_text(json.dumps(described))
+    info = tfds.builder_from_directory(path.parent).info
+    assert card.source_of(info, {"name": "animals", "version": "2.0.0"}) == {
+        "licence": "CC BY 4.0",
+        "homepage": "https://animals.example",
+        "citation": "@misc{animals, title={Animals}}",
+    }
+    for other in ({"name": "animals", "version": "1.0.0"}, {}):
+        assert card.source_of(info, other) == {}
+    assert card.source_of(None, {"name": "animals", "version": "2.0.0"}) == {}
 
 
 def test_nothing_is_written_over(tmp_path):

@@ -50,6 +50,19 @@ def facts_of(path, generator, *, weights, moments):
     }
 
 
+def description_of_data(experiment, data_dir):
+    """TFDS's description of the run's images; None where they aren't here."""
+    import tensorflow as tf
+
+    try:
+        return experiment.dataset(data_dir=data_dir).info
+    # An export needs no images: a data set of one's own may have no description either.
+    except (ValueError, OSError, AttributeError, tf.errors.OpError) as error:
+        reason = str(error).splitlines()[0]
+        print(f"The card can't say whose the images are, licence and citation: {reason}")
+        return None
+
+
 def main():
     path = checkpoints.find(FLAGS.model_dir, FLAGS.checkpoint)
     experiment = configuration.load_experiment(**common.configuration_flags())
@@ -90,7 +103,12 @@ def main():
         exported.write(FLAGS.formats, about=json.dumps(facts))
         if "card" in FLAGS.formats:
             exported.write_card(
-                FLAGS.model_dir, path, weights=weights, facts=facts, licence=FLAGS.license
+                FLAGS.model_dir,
+                path,
+                weights=weights,
+                facts=facts,
+                licence=FLAGS.license,
+                info=description_of_data(experiment, FLAGS.data_dir),
             )
 
 

@@ -126,7 +126,7 @@ class Bundle:
         )
         self._report(f"{self._named('generator.onnx')}: {compared}.")
 
-    def write_card(self, model_dir, checkpoint, *, weights, facts, licence):
+    def write_card(self, model_dir, checkpoint, *, weights, facts, licence, info=None):
         """Writes model card and samples.
 
         Args:
@@ -135,6 +135,7 @@ class Bundle:
           weights: 'raw' or 'ema', which of its weights these are.
           facts: {name: text} of the network.
           licence: SPDX identifier of the weights' licence, or None.
+          info: TFDS's description of the training images; None: they aren't here.
         """
         evaluations = card.evaluations_of(
             Folder(model_dir).metrics,
@@ -150,11 +151,13 @@ class Bundle:
             columns=8,
             row_labels=[self._class_names[c] for c in classes],
         )
+        data = card.data_of(contents.read_identity(checkpoint), evaluations)
         text = card.card(
             title=sinks.run_name(model_dir),
             facts=facts,
             evaluations=evaluations,
-            data=card.data_of(contents.read_identity(checkpoint), evaluations),
+            data=data,
+            source=card.source_of(info, data),
             class_names=self._class_names,
             licence=licence,
             files=self._files,

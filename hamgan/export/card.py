@@ -42,8 +42,32 @@ def data_of(identity, evaluations):
     return {}
 
 
+def source_of(info, data):
+    """Whose the images are, as far as TFDS's description of the data set says it.
+
+    Args:
+      info: `tfds.core.DatasetInfo`, or None where the data set isn't here.
+      data: what is known of the images a network was trained on: `data_of`.
+
+    Returns:
+      {'licence', 'homepage' or 'citation': a line}; nothing where `info` is of another data set, or
+      of another version of it.
+    """
+    if info is None or (info.name, str(info.version)) != (data.get("name"), data.get("version")):
+        return {}
+    found = {
+        "licence": info.redistribution_info.license,
+        "homepage": info.homepage,
+        "citation": info.citation,
+    }
+    return {name: " ".join(text.split()) for name, text in found.items() if text}
+
+
 def metadata(*, title, evaluations, data, licence):
-    """The card's head: {key: value} as the hub's metadata format has it."""
+    """The card's head: {key: value} as the hub's metadata format has it.
+
+    Without `datasets`, which are the hub's: TFDS's names aren't.
+    """
     dataset = data.get("name") or "unknown"
     results = [
         {
@@ -65,14 +89,13 @@ def metadata(*, title, evaluations, data, licence):
         "library_name": "keras",
         "pipeline_tag": "unconditional-image-generation",
         "tags": list(_TAGS),
-        "datasets": [dataset],
     }
     if results:
         head["model-index"] = [{"name": title, "results": results}]
     return head
 
 
-def card(*, title, facts, evaluations, data, class_names, licence, files):
+def card(*, title, facts, evaluations, data, source, class_names, licence, files):
     """The text of README.md.
 
     Args:
@@ -80,6 +103,7 @@ def card(*, title, facts, evaluations, data, class_names, licence, files):
       facts: {name: text} of the network and its checkpoint.
       evaluations: records of `evaluations_of`.
       data: what is known of the images, `ImageDataset.identity()`.
+      source: whose they are, `source_of`.
       class_names: by label.
       licence: SPDX identifier of the weights' licence; None: none was given.
       files: {file's name: what it is}.
@@ -95,6 +119,9 @@ def card(*, title, facts, evaluations, data, class_names, licence, files):
     lines += ["## Scores", "", *_scores(evaluations), ""]
     lines += ["## Data and licence", ""]
     lines += [f"- {name}: {value}" for name, value in data.items()] or ["- unknown"]
+    lines += [f"- {name} of the images: {text}" for name, text in source.items()]
+    if "licence" not in source:
+        lines.append("- No licence of the images is known here: ask whoever made the data set.")
     lines.append(
         f"- licence of the weights: {licence}"
         if licence
