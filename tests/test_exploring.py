@@ -204,10 +204,12 @@ def test_networks_without_factors_are_refused():
 def run(tmp_path_factory):
     """(folder of a run, its experiment); its standing statistics are quick."""
     folder = str(tmp_path_factory.mktemp("around") / "run")
+    experiment = served.make_run(folder)
+    # Only now: gin keeps what it finds under a name for all later tests.
     quick = functools.partial(sampling.StandingStatistics, batches=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "StandingStatistics", quick)
-        yield folder, served.make_run(folder)
+        yield folder, experiment
     gin.clear_config()
 
 
