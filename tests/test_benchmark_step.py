@@ -73,7 +73,7 @@ def test_rows_of_made_results(tmp_path):
     cases = [step.Case("digits"), step.Case("digits", module="none", batch_size=8)]
     rates, (first, second) = step.measure_steps(cases, run=of_jobs, progress=False)
     assert rates == {"float32": 400.0}
-    assert first["seconds"] == 3.0 and first["images_per_second"] == 64 / 3
+    assert first["seconds"] == 3.0 and first["images_per_second"] == 32 / 3
     assert first["share"] == 600 / 3 / 400 and first["memory"] == 3 * 10**9
     assert second["errors"] == {"work": "killed", "memory": "killed", "time": "out of memory"}
     table = step_report.step_table([first, second])
@@ -112,13 +112,13 @@ def test_scaling_varies_one_number_at_a_time():
         **chosen, batch_sizes=None, microbatches=None, devices=["1", "2", "4"]
     )
     assert [(case.images, case.microbatches, case.devices) for case in cases] == [
-        (64, 1, 1),
         (32, 1, 1),
-        (128, 1, 1),
-        (64, 2, 1),
-        (64, 4, 1),
-        (64, 1, 2),
-        (64, 1, 4),
+        (16, 1, 1),
+        (64, 1, 1),
+        (32, 2, 1),
+        (32, 4, 1),
+        (32, 1, 2),
+        (32, 1, 4),
     ]
     with pytest.raises(ValueError, match="--devices must be whole numbers from 1 on, got '0'"):
         benchmark_steps.scaling_cases(

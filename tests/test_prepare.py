@@ -631,7 +631,8 @@ def test_packed_equals_on_the_fly(photos_dir, tmp_path):
 
 def test_truncated_jpeg_of_a_dataset_is_named(photos_dir, tmp_path):
     with pytest.raises(
-        ValueError, match=r"1 files can't be used.*\n  damaged\[\d\] cut.JPEG: InvalidArgument"
+        ValueError,
+        match=r"1 files can't be used.*\n  damaged\[\d\] cut.JPEG: ValueError: it is damaged",
     ):
         pack_photos(photos_dir, tmp_path, ["damaged"])
     packed, _ = pack_photos(photos_dir, tmp_path, ["damaged"], skip_bad=True)

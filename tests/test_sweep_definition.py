@@ -352,7 +352,7 @@ def test_the_job_tells_all_that_trials_need():
         (dict(values={"dim": 8, "rank": 16}), "rank must not exceed d"),
         (
             dict(values={"dim": 8, "rank": 2}, replicas=3),
-            r"Batch size \(64\) must be divisible by the number of replicas \(3\)",
+            r"Batch size \(32\) must be divisible by the number of replicas \(3\)",
         ),
         (dict(values={"dim": 8, "rank": 0}), "rank must be at least 1, got 0"),
         (
