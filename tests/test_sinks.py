@@ -107,7 +107,7 @@ def test_a_package_that_is_missing_is_told(monkeypatch):
 def test_a_run_is_called_as_its_folder(tmp_path, monkeypatch, model_dir, name):
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path / "mine")
-    assert sinks.run_name(model_dir) == name
+    assert Folder(model_dir).name == name
 
 
 def test_mlflow_has_the_records_of_a_run_that_goes_on(tmp_path, monkeypatch):

@@ -182,6 +182,23 @@ def define_checkpoint():
     )
 
 
+def define_generator():
+    """Defines the flags that choose a checkpoint's generator: its weights, its moments."""
+    flags.DEFINE_enum(
+        "weights",
+        None,
+        [*choices.WEIGHTS],
+        "The weights themselves, or their moving average; default: what the run is scored by.",
+    )
+    flags.DEFINE_enum(
+        "batch_norm",
+        None,
+        choices.BATCH_NORMS[:2],
+        "Moments of batch norm, of training or of what these weights generate; default: as in "
+        "sample.py.",
+    )
+
+
 def define_sink():
     """Defines the flag of where records go too."""
     flags.DEFINE_multi_string(

@@ -26,7 +26,6 @@ import sys
 import numpy as np
 from absl import flags
 
-from hamgan import choices
 from hamgan.cli import common, lazily, paths
 
 with lazily.imports():
@@ -232,15 +231,8 @@ def define_flags():
     """Defines the flags of the command."""
     common.define_flags()
     common.define_checkpoint()
+    common.define_generator()
     flags.DEFINE_enum("what", "ham", ["ham", "inversion"], "What to look at.")
-    flags.DEFINE_enum("weights", None, [*choices.WEIGHTS], "Default: what the run is scored by.")
-    flags.DEFINE_enum(
-        "batch_norm",
-        None,
-        choices.BATCH_NORMS[:2],
-        "Moments of batch norm, of training or of what these weights generate; default: as in "
-        "sample.py.",
-    )
     flags.DEFINE_string("class", None, "A class by its name, or #3 by its number.")
     flags.DEFINE_integer(
         "seed", 0, "ham: of the sample. inversion: of what it begins with.", 0, 2**31 - 1

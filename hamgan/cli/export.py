@@ -116,21 +116,9 @@ def define_flags():
     """Defines the flags of the command."""
     common.define_flags()
     common.define_checkpoint()
+    common.define_generator()
     flags.DEFINE_list(
         "formats", ["saved_model", "keras", "card"], "Of saved_model, keras, onnx, card."
-    )
-    flags.DEFINE_enum(
-        "weights",
-        None,
-        [*choices.WEIGHTS],
-        "The weights themselves, or their moving average; default: what the run is scored by.",
-    )
-    flags.DEFINE_enum(
-        "batch_norm",
-        None,
-        choices.BATCH_NORMS[:2],
-        "Moments of batch norm, of training or of what these weights generate; default: as in "
-        "sample.py.",
     )
     flags.DEFINE_integer("seed", 0, "Seed of the noise, as in sample.py.")
     flags.DEFINE_string("license", None, "SPDX identifier of the weights' licence, for the card.")

@@ -108,24 +108,30 @@ def sweep(combinations):
             next(rest, None)
         elif not re.match("--?sweep=", word):
             own.append(word)
-    rows, planned, error = [], 0, ""
+    answers = []
     for bindings in tqdm(combinations, unit="plan"):
-        more = [f"--gin_param={binding}" for binding in bindings]
-        words = [sys.executable, "-m", "hamgan.cli.tpu_plan", *own, *more, "--json"]
-        done = subprocess.run(words, capture_output=True, text=True)
-        found = re.search(rf"^{_MARK}(.*)$", done.stdout, re.MULTILINE)
-        planned += bool(found)
-        if not found:
-            said = re.search(r"^(?:ERROR|FATAL Flags parsing error): *(.*)$", done.stderr, re.M)
-            last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            error = said[1] if said else last
-        rows.append(row(bindings, json.loads(found[1]) if found else {"error": error}))
+        answers.append(_answer([*own, *(f"--gin_param={binding}" for binding in bindings)]))
     print(f"| settings | {' | '.join(_COLUMNS)} |")
     print("|---" * (len(_COLUMNS) + 1) + "|")
-    print("\n".join(rows))
+    print("\n".join(map(row, combinations, answers)))
     print(f"* estimates. {plan.FORMULA}")
-    if not planned:
-        raise ValueError(f"None of {len(rows)} settings could be planned; the last one: {error}")
+    if all("error" in answer for answer in answers):
+        raise ValueError(
+            f"None of {len(answers)} settings could be planned; the last one: "
+            f"{answers[-1]['error']}"
+        )
+
+
+def _answer(flags_of_point):
+    """The `summary` of a plan by a process of its own, or {'error': why there is none}."""
+    words = [sys.executable, "-m", "hamgan.cli.tpu_plan", *flags_of_point, "--json"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if found := re.search(rf"^{_MARK}(.*)$", done.stdout, re.MULTILINE):
+        return json.loads(found[1])
+    if said := re.search(r"^(?:ERROR|FATAL Flags parsing error): *(.*)$", done.stderr, re.M):
+        return {"error": said[1]}
+    lines = done.stderr.strip().splitlines()
+    return {"error": lines[-1] if lines else f"exit status {done.returncode}"}
 
 
 def main():
@@ -144,7 +150,10 @@ def main():
     if FLAGS.largest_batch:
 
         def fits(size):
-            tried = plan.make_plan(experiment, machine, batch_size=size, **arguments)
+            # Tracing takes a minute at full size, and the first one is there.
+            tried = made
+            if size != made.batch_size:
+                tried = plan.make_plan(experiment, machine, batch_size=size, **arguments)
             needs = tried.refused or f"{tried.used / 1e9:.2f} GB"
             print(f"batch {size}: {needs}: {'fits' if tried.fits else 'too much'}", flush=True)
             return tried.fits

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import hamgan
 from hamgan.evaluation import markup, page, sections, segmentation_sections
-from hamgan.run import history, records, sinks
+from hamgan.run import history, records
 from hamgan.run.folder import Folder
 
 
@@ -46,7 +46,7 @@ def write_report(model_dir: str | os.PathLike, *, title: str | None = None) -> s
     aggregates = history.latest(history.of_kind(survivors, "aggregate"))
     events = history.of_kind(survivors, "event")
     if title is None:
-        title = f"HamGAN: {sinks.run_name(model_dir)}"
+        title = f"HamGAN: {folder.name}"
 
     parts = _parts(model_dir, train, evaluations, aggregates, events)
     body = "\n".join(

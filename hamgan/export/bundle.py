@@ -7,7 +7,7 @@ import tensorflow as tf
 from hamgan import grids, pictures
 from hamgan.evaluation import settings
 from hamgan.export import card, check, onnx_graph, saved_model
-from hamgan.run import contents, records, sinks
+from hamgan.run import contents, records
 from hamgan.run.folder import Folder
 
 FORMATS = {
@@ -153,7 +153,7 @@ class Bundle:
         )
         data = card.data_of(contents.read_identity(checkpoint), evaluations)
         text = card.card(
-            title=sinks.run_name(model_dir),
+            title=Folder(model_dir).name,
             facts=facts,
             evaluations=evaluations,
             data=data,

@@ -22,6 +22,12 @@ class Folder:
         return os.path.join(self.path, *names)
 
     @property
+    def name(self) -> str:
+        """What the run is called elsewhere: as its folder, local (`.` too) or remote."""
+        path = self.path if "://" in self.path else os.path.abspath(self.path)
+        return os.path.basename(path.rstrip("/")) or path
+
+    @property
     def metrics(self) -> str:
         """Every record of the run, one a line (`hamgan.run.records`)."""
         return self._of("metrics.jsonl")

@@ -9,7 +9,6 @@ run's folder.
 import functools
 import importlib.util
 import json
-import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -20,13 +19,6 @@ from hamgan.run import records
 from hamgan.run.folder import Folder
 
 EXPERIMENT = "hamgan"
-
-
-def run_name(model_dir: str | os.PathLike) -> str:
-    """What a run is called elsewhere: as its folder, local (`.` too) or remote."""
-    path = os.fspath(model_dir)
-    path = path if "://" in path else os.path.abspath(path)
-    return os.path.basename(path.rstrip("/")) or path
 
 
 class Sink(Protocol):
@@ -57,7 +49,7 @@ class MLflow:
     def _create(self, model_dir):
         found = self._client.get_experiment_by_name(EXPERIMENT)
         experiment = found.experiment_id if found else self._client.create_experiment(EXPERIMENT)
-        return self._client.create_run(experiment, run_name=run_name(model_dir)).info.run_id
+        return self._client.create_run(experiment, run_name=Folder(model_dir).name).info.run_id
 
     def begin(self, configuration: Mapping[str, str]) -> None:
         """Settings become parameters; those that a run that goes on has already stay."""
@@ -99,7 +91,7 @@ class WandB:
         self._run = wandb.init(
             project=project or EXPERIMENT,
             id=_known(model_dir, "wandb", lambda: uuid.uuid4().hex[:12]),
-            name=run_name(model_dir),
+            name=Folder(model_dir).name,
             resume="allow",
         )
         self._run.define_metric("step")

@@ -8,6 +8,7 @@ environment.
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -22,8 +23,6 @@ _ENVIRONMENT = {
     # libtpu wants to be alone with a machine's chips; a compilation takes none.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-
-
 _SHAPE = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.-]+) = (.*)")
 # What computes and moves nothing, or is told by the instruction that began it.
@@ -44,14 +43,7 @@ def hbm_bytes(program):
     Args:
       program: the text of the compiled module.
     """
-    computations, entry = {}, None
-    for line in program.splitlines():
-        if line.endswith("{") and not line.startswith(" "):
-            name = re.match(r"(ENTRY )?%?([\w.-]+)", line)
-            lines = computations.setdefault(name[2], [])
-            entry = name[2] if name[1] else entry
-        elif computations:
-            lines.append(line)
+    computations, entry = _computations(program)
     total, waiting, seen = 0, [entry], set()
     while waiting:
         name = waiting.pop()
@@ -80,13 +72,24 @@ def hbm_bytes(program):
     return total
 
 
+def _computations(program):
+    """({name: lines}, the name of the entry) of a module's text."""
+    found, entry = {}, None
+    for line in program.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            name = re.match(r"(ENTRY )?%?([\w.-]+)", line)
+            lines = found.setdefault(name[2], [])
+            entry = name[2] if name[1] else entry
+        elif found:
+            lines.append(line)
+    return found, entry
+
+
 def _parts(text):
     """(shape, operation, [operand]) of an instruction's text after its name."""
-    depth, end = 0, 0
-    for end, letter in enumerate(text):  # noqa: B007
-        depth += (letter == "(") - (letter == ")")
-        if letter == " " and not depth:
-            break
+    depths = itertools.accumulate((letter == "(") - (letter == ")") for letter in text)
+    spaces = (i for i, depth in enumerate(depths) if text[i] == " " and not depth)
+    end = next(spaces, len(text))
     operation, _, rest = text[end:].strip().partition("(")
     return text[:end], operation, re.findall(r"%([\w.-]+)", rest.partition("), ")[0])
 
