@@ -20,6 +20,10 @@ from hamgan.cli import benchmark_steps
             {"size": "full", "devices": 2, "microbatches": 4},
             "4 microbatches on 2 logical CPUs: 4 images can't be cut into 8 equal parts",
         ),
+        (
+            {"size": "digits", "module": "published"},
+            "digits, published, float32, batch 32: the published graph is of size full in float32",
+        ),
     ],
 )
 def test_cases_are_refused_by_name(settings, message):

@@ -224,7 +224,9 @@ def test_a_job_is_known_by_its_name_wherever_it_lies(tmp_path):
 
 def test_names_of_choices_are_those_of_the_code():
     assert tuple(context_modules.MODULES) == names.MODULES
-    assert tuple(step.MODULES) == names.STEP_NETWORKS and tuple(step.SIZES) == names.STEP_SIZES
+    assert (*step.MODULES, step.PUBLISHED) == names.STEP_NETWORKS and tuple(
+        step.SIZES
+    ) == names.STEP_SIZES
     assert sorted(benchmark.commands()) == sorted(benchmark.COMMANDS)
     assert tuple(importing.ATTENTIONS) == choices.PUBLISHED_ATTENTIONS
     assert (*segmentation.NUM_IMAGES, "folder") == choices.SEGMENTATION_SOURCES

@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 from helpers import assert_close, weights
 
+from hamgan.benchmarks import published_step
 from hamgan.context import Hamburger
 from hamgan.networks import Discriminator, Generator
 
@@ -124,6 +125,77 @@ def test_discriminator(discriminator, golden):
         logits = discriminator(images, golden["labels"], initial=initial(golden["d_bases"]))
     assert_close(logits, golden["logits"], 2e-5)
     assert_close(tape.gradient(logits, images), golden["img_grad"], 2e-5)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """The published step of the benchmark, with the checkpoint's variables."""
+    step = published_step.Step(
+        np.zeros([2, 128, 128, 3], np.float32), np.array([1, 4], np.int32), width=4, num_classes=5
+    )
+    reader = tf.train.load_checkpoint(str(FOLDER / "model.ckpt-30"))
+    for network, scope in (
+        (step.generator, "Generator/generator/"),
+        (step.discriminator, "Discriminator/discriminator/"),
+    ):
+        names = [
+            name
+            for name in reader.get_variable_to_shape_map()
+            if name.startswith(scope) and "/Adam" not in name
+        ]
+        assert {our_name(name[len(scope) :]) for name in names} == set(network.variables)
+        for name in names:
+            variable = network.variables[our_name(name[len(scope) :])]
+            variable.assign(tf.reshape(reader.get_tensor(name), variable.shape))
+    return step
+
+
+def test_the_benchmarks_published_networks(plain, golden):
+    z, images = tf.constant(golden["z"]), tf.constant(golden["real_images"])
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch([z, images])
+        drawn = plain.generator(z, golden["labels"], training=False, bases=golden["g_bases"])
+        total = tf.reduce_sum(drawn * images)
+        logits = plain.discriminator(images, golden["labels"], bases=golden["d_bases"])
+    assert_close(drawn, golden["images"], 2e-5)
+    assert_close(tape.gradient(total, z), golden["z_grad"], 2e-2)
+    assert_close(logits, golden["logits"], 2e-5)
+    assert_close(tape.gradient(logits, images), golden["img_grad"], 2e-5)
+
+
+@pytest.mark.parametrize(
+    "update,moved,still,rate",
+    [
+        ("discriminator_update", "discriminator", "generator", 4e-4),
+        ("generator_update", "generator", "discriminator", 1e-4),
+    ],
+)
+def test_the_benchmarks_published_updates(update, moved, still, rate):
+    images = np.random.default_rng(0).uniform(-1, 1, [2, 128, 128, 3]).astype(np.float32)
+    step = published_step.Step(images, np.array([1, 4], np.int32), width=4, num_classes=5)
+    moved, still = getattr(step, moved), getattr(step, still)
+    before = [variable.numpy() for variable in moved.trainable_variables]
+    others = [variable.numpy() for variable in still.trainable_variables]
+    iterated = [
+        (name, variable, variable.numpy())
+        for network in (moved, still)
+        for name, variable in network.variables.items()
+        if name.endswith(("/u", "moving_mean"))
+    ]
+    getattr(step, update)()
+    # Adam's first step with beta1 0 is the learning rate times the gradient's sign.
+    moves = [
+        np.abs(variable.numpy() - value).max()
+        for variable, value in zip(moved.trainable_variables, before, strict=True)
+    ]
+    np.testing.assert_allclose(max(moves), rate, rtol=0.02)
+    # All but those behind the gate, which is 0 at the start, and biases that a norm takes away.
+    assert sum(move > rate / 2 for move in moves) > len(moves) / 2
+    for variable, value in zip(still.trainable_variables, others, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+    # The kernel of the discriminator's logit has one column: its u is right at the first call.
+    same = [name for name, variable, value in iterated if np.all(variable.numpy() == value)]
+    assert same == ["dense/u"]
 
 
 def test_numpy_reference(generator, discriminator, golden):

@@ -7,6 +7,10 @@ MODULES = (
 )
 # What a context module's cost grows with.
 SWEEPS = ("scaling", "steps")
-# Sizes of whole steps, and their networks by context module: `step.SIZES`, `step.MODULES`.
+# Sizes of whole steps, and their networks by context module: `step.SIZES`, `step.MODULES` and
+# `step.PUBLISHED`.
 STEP_SIZES = ("full", "digits")
-STEP_NETWORKS = ("none", "hamburger", "hamburger_v2", "hamburger_v2plus", "self_attention")
+STEP_NETWORKS = (
+    *("none", "hamburger", "hamburger_v2", "hamburger_v2plus", "self_attention"),
+    "published",
+)

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from hamgan import arguments, context, distribution, experiment, networks, trainer
-from hamgan.benchmarks import measure
+from hamgan.benchmarks import measure, published_step
 from hamgan.tpu import program
 
 # What mixes the whole image in both networks.
@@ -28,6 +28,8 @@ MODULES = {
     "hamburger_v2plus": context.HamburgerV2Plus,
     "self_attention": context.SelfAttention,
 }
+# Beside them, the published graph (`published_step`).
+PUBLISHED = "published"
 # Steps of a host call, as a run has many of them: what a call does once counts little.
 _STEPS_A_CALL = {"full": 3, "digits": 10}
 # Networks: settings of both, and the images of a step.
@@ -47,7 +49,7 @@ class Case:
 
     Attributes:
       size: one of SIZES.
-      module: one of MODULES.
+      module: one of MODULES, or PUBLISHED.
       precision: a Keras dtype policy.
       batch_size: images a step; None: that of the size.
       microbatches: parts that a batch is computed in.
@@ -64,13 +66,22 @@ class Case:
     def __post_init__(self):
         for name, known in (
             ("size", SIZES),
-            ("module", MODULES),
+            ("module", (*MODULES, PUBLISHED)),
             ("precision", arguments.PRECISIONS),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}."
                 )
+        if self.module == PUBLISHED and (self.size, self.precision, self.parts) != (
+            "full",
+            "float32",
+            1,
+        ):
+            raise ValueError(
+                f"{self}: the published graph is of size full in float32, on one device without "
+                "microbatches."
+            )
         if self.images % self.parts:
             raise ValueError(
                 f"{self}: {self.images} images can't be cut into {self.parts} equal parts. Choose "
@@ -119,19 +130,56 @@ class Subject:
         self.trainer = made.trainer(
             strategy=strategy, generator=made.generator, discriminator=made.discriminator
         )
-        settings = SIZES[case.size]
-        rng = np.random.default_rng(0)
-        side = settings["image_size"]
-        batch = {
-            "image": rng.uniform(-1, 1, [case.images, side, side, 3]).astype(np.float32),
-            "label": rng.integers(0, settings["num_classes"], case.images).astype(np.int32),
-        }
-        endless = tf.data.Dataset.from_tensors(batch).repeat()
+        endless = tf.data.Dataset.from_tensors(made_batch(case)).repeat()
         self._batches = iter(strategy.experimental_distribute_dataset(endless))
 
     def run(self, num_steps=1):
         """Runs steps, until their metrics are there."""
         return self.trainer.train_steps(self._batches, num_steps)
+
+
+class PublishedSubject:
+    """As `Subject`, the published graph."""
+
+    def __init__(self, case, *, strategy):
+        with strategy.scope():
+            self.step = published_step_of(case)
+        self._strategy = strategy
+        # Two programs, one after the other, as published.
+        self._updates = [
+            tf.function(update, autograph=False)
+            for update in (self.step.discriminator_update, self.step.generator_update)
+        ]
+
+    def run(self, num_steps=1):
+        """Runs steps, until their losses are there."""
+        for _ in range(num_steps):
+            losses = [self._strategy.run(update) for update in self._updates]
+        return [float(loss) for loss in losses]
+
+
+def published_step_of(case):
+    """The `published_step.Step` of a case, with made images."""
+    batch = made_batch(case)
+    settings = {name: SIZES[case.size][name] for name in ("width", "num_classes")}
+    return published_step.Step(batch["image"], batch["label"], **settings)
+
+
+def made_batch(case):
+    """{"image": float32 [B, H, W, 3] in [-1, 1], "label": int32 [B]} of a case, NumPy arrays."""
+    settings = SIZES[case.size]
+    rng = np.random.default_rng(0)
+    side = settings["image_size"]
+    return {
+        "image": rng.uniform(-1, 1, [case.images, side, side, 3]).astype(np.float32),
+        "label": rng.integers(0, settings["num_classes"], case.images).astype(np.int32),
+    }
+
+
+def create_subject(case, *, strategy):
+    """The `Subject` or `PublishedSubject` of a case."""
+    kind = PublishedSubject if case.module == PUBLISHED else Subject
+    return kind(case, strategy=strategy)
 
 
 def create_strategy(accelerator, devices=None):
@@ -150,6 +198,18 @@ def count_job(*, case):
     "parameters": of both networks}.
     """
     whole = Case(**case)
+    if whole.module == PUBLISHED:
+        step = published_step_of(whole)
+        updates = (step.discriminator_update, step.generator_update)
+        yield {
+            "macs": sum(measure.count_macs(update) for update in updates),
+            "parameters": sum(
+                int(np.prod(variable.shape))
+                for network in (step.generator, step.discriminator)
+                for variable in network.trainable_variables
+            ),
+        }
+        return
     # The parts of a batch are counted by one of them: forms depend on its size.
     part = {"microbatches": 1, "devices": None, "batch_size": whole.images // whole.parts}
     made = dataclasses.replace(whole, **part).experiment()
@@ -173,7 +233,7 @@ def memory_job(*, case, accelerator, steps=3):
     device = strategy.extended.worker_devices[0]
 
     def run():
-        subject = Subject(Case(**case), strategy=strategy)
+        subject = create_subject(Case(**case), strategy=strategy)
         for _ in range(steps):
             subject.run()
         return subject
@@ -192,7 +252,9 @@ def time_job(*, cases, repeats, accelerator):
     strategy = create_strategy(accelerator, cases[0].get("devices"))
     calls = {}
     for index, case in enumerate(cases):
-        subject = functools.cache(functools.partial(Subject, Case(**case), strategy=strategy))
+        subject = functools.cache(
+            functools.partial(create_subject, Case(**case), strategy=strategy)
+        )
         calls[index] = functools.partial(_seconds_of_step, subject, _STEPS_A_CALL[case["size"]])
     work = {}
     for precision in dict.fromkeys(case["precision"] for case in cases):
@@ -235,7 +297,7 @@ def trace_job(*, case, accelerator, steps=3):
     longest first.
     """
     strategy = create_strategy(accelerator, case.get("devices"))
-    subject = Subject(Case(**case), strategy=strategy)
+    subject = create_subject(Case(**case), strategy=strategy)
     subject.run()
     subject.run()
     with tempfile.TemporaryDirectory() as folder:
