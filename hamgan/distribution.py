@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from hamgan import heap
 from hamgan.choices import ACCELERATORS
 
 _JOBS = ("chief", "worker")
@@ -57,6 +58,8 @@ def create_strategy(
     tf.config.optimizer.set_experimental_options({"remapping": False})
     if accelerator == "tpu":
         return _tpu_strategy(tpu)
+    if accelerator == "cpu":
+        heap.keep()
     # All of it must be understood, of a cluster of one host too.
     if across_hosts and _hosts_of_cluster() > 1:
         task_of_cluster()
