@@ -10,28 +10,31 @@ and commute with a convolution, so a quarter of the positions is enough:
     columns  a product of matrices, the 3x3 neighbourhoods of all positions as rows
 
 TPUs prefer the fused form (measured with their compiler); GPUs, where nothing was measured, have
-fewer multiplications with it. On CPUs oneDNN loses up to four times where kernels are large and
+fewer multiplications with it. On CPUs oneDNN loses up to six times where kernels are large and
 images small, and a product of matrices wins there. Milliseconds, forward and both gradients, two
-cores with AVX-512 and AMX, float32 / bfloat16:
+cores of an AMD EPYC with AVX2, float32:
 
-    side, channels, batch               plain     fused    boxed    columns
-    up    4, 1024 -> 1024, 4           93 / 45  200 / 155  93 / 63   65 / 23
-    up    8, 1024 ->  512, 4           98 / 31  122 /  74  52 / 37  152 / 71
-    up   16,  512 ->  256, 4           87 / 18   53 /  20  32 / 14  207 / 119
-    up   32,  256 ->  128, 4           90 / 18   44 /  12  29 / 11
-    up   64,  128 ->   64, 4           93 / 21   47 /  10  37 / 12
-    up   16,   32 ->   16, 64         8.6 / 4.1 4.4 / 2.3 4.7 / 3.6
-    down  8, 1024 -> 1024, 8          131 / 63  209 / 166  93 / 62   44 / 22
-    down 16,  512 ->  512, 8           85 / 22   71 /  41  36 / 18   50 / 32
-    down 32,  256 ->  256, 8           81 / 19   46 /  14  30 / 12
-    down 64,  128 ->  128, 8           86 / 17   42 /  10  33 / 12
-    down 128,  64 ->   64, 8           93 / 20   44 /  10  45 / 16
-    down 16,   32 ->   32, 128        6.7 / 2.8 4.5 / 2.6 4.7 / 4.9
-    3x3   4, 1024 -> 1024, 8           79 / 47                       38 / 15
-    3x3   8, 1024 -> 1024, 4           85 / 43                       65 / 24
-    3x3   8,  512 -> 1024, 8           49 / 24                       64 / 23
-    1x1   4,  512 -> 1024, 8          3.3 / 2.8                     2.8 / 1.4
-    1x1  32,  256 ->  128, 4          3.3 / 2.4                     3.2 / 1.7
+    side, channels, batch            plain  fused  boxed  columns
+    up    4, 1024 -> 1024, 4           182    318    172     113
+    up    8, 1024 ->  512, 4           288    222    118     246
+    up   16,  512 ->  256, 4           237    176     81     265
+    up   32,  256 ->  128, 4           239    120     59
+    up   64,  128 ->   64, 4           325    140     79
+    down  8, 1024 -> 1024, 8           342    410    211      69
+    down 16,  512 ->  512, 8           247    140     74      71
+    down 32,  256 ->  256, 8           196    135     61
+    down 64,  128 ->  128, 8           214    125     66
+    down 128,  64 ->   64, 8           257    159     87
+    3x3   4, 1024 -> 1024, 8           207                    58
+    3x3   8, 1024 -> 1024, 4           190                   105
+    3x3   8,  512 -> 1024, 8           167                   101
+    1x1   4,  512 -> 1024, 8            19                     6
+    1x1  32,  256 ->  128, 4             8                     8
+
+With the digits' channels the fused form is as fast as the boxed one or faster (Intel Xeon with AMX,
+batch 64: up 16, 32 -> 16 in 4.4 and 4.7 ms; down 16, 32 -> 32 in 4.5 and 4.7). There, of the rows
+above, the boxed form took 0.5 to 1.0 of the best other form's time in float32 (but for down 8,
+where columns win), 0.8 to 1.6 in bfloat16.
 """
 
 import tensorflow as tf
@@ -42,7 +45,7 @@ from hamgan.shapes import sizes
 # Of kernels of at least this many channels, in times out, the boxed form is faster than the fused.
 _BOXED_CHANNELS = 2**13
 # Columns are faster where there are this many times fewer positions than channels in times out.
-_COLUMNS = 2**10
+_COLUMNS = 2**9
 
 
 def convolve(x, kernel):
@@ -171,5 +174,21 @@ def _neighbourhoods(x, stride=1):
 def _product(x, kernel):
     """[B, H, W, S S I] times a kernel [S, S, I, O] as a matrix, [B, H, W, O]."""
     rows = tf.reshape(x, [-1, x.shape[-1]])
-    y = tf.matmul(rows, tf.reshape(kernel, [-1, kernel.shape[-1]]))
+    matrix = tf.reshape(kernel, [-1, kernel.shape[-1]])
+    wide = devices.kind() == "CPU" and rows.shape[0] and rows.shape[0] <= kernel.shape[-1]
+    y = _product_of_few_rows(rows, matrix) if wide else tf.matmul(rows, matrix)
     return tf.reshape(y, [*sizes(x)[:3], kernel.shape[-1]])
+
+
+@tf.custom_gradient
+def _product_of_few_rows(rows, matrix):
+    """[N, I] times [I, O] for N up to O. TensorFlow's gradient of the rows, d_y matrix^T, lays the
+    large matrix out anew for each product on CPUs; its transpose, matrix d_y^T, takes it as it is:
+    18 instead of 78 ms at N = 128, I = 9216, O = 1024, 35 instead of 52 at N = O = 512.
+    """
+
+    def gradient(d_y):
+        d_rows = tf.transpose(tf.matmul(matrix, d_y, transpose_b=True))
+        return d_rows, tf.matmul(rows, d_y, transpose_a=True)
+
+    return tf.matmul(rows, matrix), gradient

@@ -99,6 +99,31 @@ def test_gradients_of_gradients_of_form(name, form):
         assert_close(one, other, 1e-4)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_gradients_of_few_rows(size, monkeypatch):
+    """A product of no more rows than outputs has a gradient of its own; it too has gradients."""
+    monkeypatch.setattr(convolutions, "_COLUMNS", 0)
+    x, kernel = tf.constant(array(1, 2, 3, 5)), tf.constant(array(size, size, 5, 7, seed=1))
+
+    def penalty(function):
+        def of(x, kernel):
+            with tf.GradientTape() as tape:
+                tape.watch([x, kernel])
+                y = tf.reduce_sum(tf.sin(function(x, kernel)))
+            by_x, by_kernel = tape.gradient(y, [x, kernel])
+            return tf.reduce_sum(by_x**2) + tf.reduce_sum(tf.sin(by_kernel))
+
+        return [*gradients(function, x, kernel), *gradients(of, x, kernel)]
+
+    with devices.planned("CPU"):
+        ours = penalty(convolutions.convolve)
+        graph = tf.function(convolutions.convolve).get_concrete_function(x, kernel).graph
+    assert any(operation.type == "IdentityN" for operation in graph.get_operations())
+    theirs = penalty(lambda x, kernel: tf.nn.conv2d(x, kernel, 1, "SAME"))
+    for one, other in zip(ours, theirs, strict=True):
+        assert_close(one, other, 1e-5)
+
+
 @with_names
 def test_form_in_bfloat16(name, form):
     x, kernel = (
