@@ -8,14 +8,23 @@ import sys
 
 import pytest
 
-from hamgan import augmentation, context, experiment, networks, regularization
+from hamgan import augmentation, context, decomposition, experiment, networks, regularization
 from hamgan import trainer as trainers
 from hamgan.cli import tpu_plan
 from hamgan.tpu import chips, compiler, plan, program
 
+_ham = functools.partial(context.Hamburger, rank=2, num_steps=2)
 MODULES = {
     "none": None,
     "nmf": functools.partial(context.Hamburger, rank=2, num_steps=1),
+    "cd": functools.partial(_ham, decomposition=decomposition.cd, bases=context.FixedBases),
+    "vq": functools.partial(_ham, decomposition=decomposition.vq, solve=decomposition.unrolled),
+    "learned": functools.partial(
+        _ham, bases=context.LearnedBases, solve=decomposition.implicit, sections=2
+    ),
+    "warm start": functools.partial(
+        _ham, bases=context.WarmStartBases, solve=decomposition.last_steps
+    ),
     "v2": functools.partial(context.HamburgerV2, dim=4, rank=2, num_steps=1),
     "v2plus": functools.partial(context.HamburgerV2Plus, dim=4, rank=2, num_steps=1),
     "attention": context.SelfAttention,
@@ -25,10 +34,12 @@ PARTS = {
     "r1": dict(regularizers=(regularization.R1(),)),
     "consistency": dict(regularizers=(regularization.Consistency(),)),
     "augmentation and average": dict(augment=augmentation.DiffAugment(), ema_decay=0.9),
+    "bfloat16": dict(precision="mixed_bfloat16"),
+    "microbatches": dict(microbatches=2),
 }
 
 
-def small(module="none", **parts):
+def small(module="none", precision=None, **parts):
     """A tiny experiment, 32x32 images, with a context module in both networks."""
     sizes = dict(image_size=32, num_classes=3, width=2, context=MODULES[module])
     sizes["context_resolution"] = 16
@@ -36,6 +47,7 @@ def small(module="none", **parts):
         generator=functools.partial(networks.Generator, latent_dim=8, **sizes),
         discriminator=functools.partial(networks.Discriminator, **sizes),
         trainer=functools.partial(trainers.Trainer, batch_size=16, **parts),
+        precision=precision,
     )
 
 

@@ -7,6 +7,7 @@
     python scripts/benchmark.py step --sizes=full,digits --precisions=float32,mixed_bfloat16
     python scripts/benchmark.py step --sizes=digits --networks=none,hamburger,self_attention --trace
     python scripts/benchmark.py step --sizes=digits --batch_sizes=16,64 --microbatches=1,4
+    python scripts/benchmark.py step --sizes=full --networks=published,hamburger
     python scripts/benchmark.py scaling --sizes=digits --devices=1,2,4
     python scripts/benchmark.py start --sizes=digits,full
     python scripts/benchmark.py sample --sizes=full --batch_sizes=16,64
@@ -23,7 +24,8 @@ step: whole training steps side by side, one of the discriminator and one of the
 images, several a host call as in training: the median of rounds in which all take turns;
 multiply-adds that the chosen forms need, counted in the program that XLA compiles, and their rate
 against the best of a product of matrices and a plain convolution in the same rounds; peak memory of
-a process that builds, compiles and trains. --trace: the operations of the first one that take
+a process that builds, compiles and trains. The network "published" is the published graph,
+operation by operation, of size full in float32. --trace: the operations of the first one that take
 longest, by self time.
 
 scaling: the same, one number varied at a time: logical CPUs that share the batch (each number in a
