@@ -18,9 +18,9 @@ MODULES = {
     "none": None,
     "nmf": functools.partial(context.Hamburger, rank=2, num_steps=1),
     "cd": functools.partial(_ham, decomposition=decomposition.cd, bases=context.FixedBases),
-    "vq": functools.partial(_ham, decomposition=decomposition.vq, solve=decomposition.unrolled),
+    "vq": functools.partial(_ham, decomposition=decomposition.vq, solve=decomposition.implicit),
     "learned": functools.partial(
-        _ham, bases=context.LearnedBases, solve=decomposition.implicit, sections=2
+        _ham, bases=context.LearnedBases, solve=decomposition.unrolled, sections=2
     ),
     "warm start": functools.partial(
         _ham, bases=context.WarmStartBases, solve=decomposition.last_steps
