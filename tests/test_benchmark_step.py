@@ -31,6 +31,11 @@ def test_cases_are_refused_by_name(settings, message):
         step.Case(**settings)
 
 
+def test_the_published_graph_is_no_experiment():
+    with pytest.raises(ValueError, match="full, published, float32, batch 4: .* a step to time"):
+        step.Case("full", module="published").experiment()
+
+
 def test_self_time_leaves_out_what_is_called(tmp_path):
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 

@@ -98,7 +98,13 @@ class Case:
         return (self.devices or 1) * self.microbatches
 
     def experiment(self):
-        """The `Experiment` of this case, of which only networks and trainer are used."""
+        """The `Experiment` of this case, of which only networks and trainer are used.
+
+        Raises:
+          ValueError: the published graph is no experiment.
+        """
+        if self.module == PUBLISHED:
+            raise ValueError(f"{self}: of the published graph there is a step to time, no more.")
         settings = {**SIZES[self.size]}
         settings.pop("batch_size")
         module = MODULES[self.module]
