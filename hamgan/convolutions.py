@@ -175,8 +175,8 @@ def _product(x, kernel):
     """[B, H, W, S S I] times a kernel [S, S, I, O] as a matrix, [B, H, W, O]."""
     rows = tf.reshape(x, [-1, x.shape[-1]])
     matrix = tf.reshape(kernel, [-1, kernel.shape[-1]])
-    wide = devices.kind() == "CPU" and rows.shape[0] and rows.shape[0] <= kernel.shape[-1]
-    y = _product_of_few_rows(rows, matrix) if wide else tf.matmul(rows, matrix)
+    few = devices.kind() == "CPU" and rows.shape[0] and rows.shape[0] <= kernel.shape[-1]
+    y = _product_of_few_rows(rows, matrix) if few else tf.matmul(rows, matrix)
     return tf.reshape(y, [*sizes(x)[:3], kernel.shape[-1]])
 
 

@@ -205,24 +205,18 @@ def count_job(*, case):
     """
     whole = Case(**case)
     if whole.module == PUBLISHED:
-        step = published_step_of(whole)
-        updates = (step.discriminator_update, step.generator_update)
-        yield {
-            "macs": sum(measure.count_macs(update) for update in updates),
-            "parameters": sum(
-                int(np.prod(variable.shape))
-                for network in (step.generator, step.discriminator)
-                for variable in network.trainable_variables
-            ),
-        }
-        return
-    # The parts of a batch are counted by one of them: forms depend on its size.
-    part = {"microbatches": 1, "devices": None, "batch_size": whole.images // whole.parts}
-    made = dataclasses.replace(whole, **part).experiment()
-    lowered = program.lower(made, replicas=1, device=None)
-    built = program.build(made, replicas=1)
+        built = published_step_of(whole)
+        updates = (built.discriminator_update, built.generator_update)
+        macs = sum(measure.count_macs(update) for update in updates)
+    else:
+        # The parts of a batch are counted by one of them: forms depend on its size.
+        part = {"microbatches": 1, "devices": None, "batch_size": whole.images // whole.parts}
+        made = dataclasses.replace(whole, **part).experiment()
+        lowered = program.lower(made, replicas=1, device=None)
+        macs = whole.parts * measure.macs_of_program(lowered.hlo)
+        built = program.build(made, replicas=1)
     yield {
-        "macs": whole.parts * measure.macs_of_program(lowered.hlo),
+        "macs": macs,
         "parameters": sum(
             int(np.prod(variable.shape))
             for network in (built.generator, built.discriminator)
