@@ -3,6 +3,7 @@
 import configparser
 import importlib
 import os
+import platform
 import pathlib
 import re
 import shutil
@@ -97,6 +98,32 @@ def test_only_the_error_is_written(words, tmp_path):
     )
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("ERROR: ") and "nothing" in lines[0]
+
+
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="oneDNN's kernels are for x86-64"
+)
+def test_commands_take_the_kernels_of_onednn_unless_told():
+    def taken(first, **chosen):
+        code = (
+            f"import {first}; from tensorflow.python.util import _pywrap_util_port as port; "
+            "print(port.IsMklEnabled())"
+        )
+        others = {k: v for k, v in os.environ.items() if k != "TF_ENABLE_ONEDNN_OPTS"}
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=others | chosen,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        return result.stdout.split()
+
+    # A TensorFlow without them has none whatever is asked for.
+    assert taken("hamgan.cli") == taken("tensorflow", TF_ENABLE_ONEDNN_OPTS="1")
+    assert taken("hamgan.cli", TF_ENABLE_ONEDNN_OPTS="0") == ["False"]
 
 
 def test_layers_come_with_the_package_when_asked_for():
