@@ -11,15 +11,16 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from hamgan import devices, philox
 from hamgan.parts import registered
 
 # The same key must give the same numbers on a CPU and on a TPU. So the algorithm is named, because
 # the default differs between devices; and only integers are drawn, because XLA makes other floats
 # of the same bits than TensorFlow does.
 _ALGORITHM = tf.random.Algorithm.PHILOX.value
-# What TensorFlow scrambles keys by.
-_SCRAMBLE = np.array([0x02461E293EC8F720], np.uint64)
+_SCRAMBLE = np.array([philox.SCRAMBLE], np.uint64)
 _UPPER = np.array([0, 1], np.uint64)
+_FLOATS = 2**24  # so many numbers below 1 at one distance float32 holds
 
 # Streams under a run's seed. A number once given stays, so that old runs can be repeated.
 TRAINING, EVALUATION, ROLLED_BACK = range(3)
@@ -102,36 +103,42 @@ def _integers(shape, key, limit):
     )
 
 
-def _uniform(shape, key):
-    return (
-        tf.cast(_integers(shape, key, 2**24), tf.float32) * 2**-24
-    )  # all that float32 holds: below 1, and exact
+def _floats(integers):
+    """Integers below _FLOATS -> [0, 1)."""
+    return tf.cast(integers, tf.float32) * (1 / _FLOATS)
 
 
-def _normal(shape, key):
-    # Box and Muller (1958).
-    radius, angle = tf.unstack(_uniform([2, *shape], key))
-    return tf.sqrt(-2 * tf.math.log(1 - radius)) * tf.cos(2 * math.pi * angle)
+def _per_example(make, keys, *, drawn, limit, shape, dtype):
+    """What `make` makes, [B, *shape], of integers in [0, limit) of each key in keys [B, 2].
 
-
-def _per_example(draw, shape, keys, dtype):
-    # A loop over examples, because TensorFlow has no stateless draw with a batch of keys. Its
-    # bodies are a few microseconds each, beside milliseconds for the networks.
-    drawn = tf.map_fn(draw, keys, fn_output_signature=dtype)
+    Args:
+      make: function int32 [..., *drawn] -> [..., *shape] of type dtype.
+    """
+    if devices.kind() != "CPU":
+        return make(philox.integers(drawn, keys, limit))
+    rows = tf.map_fn(
+        lambda key: make(_integers(drawn, key, limit)), keys, fn_output_signature=dtype
+    )
     # Of no examples the loop says no shape.
-    return tf.reshape(drawn, [tf.shape(keys)[0], *shape])
+    return tf.reshape(rows, [tf.shape(keys)[0], *shape])
 
 
 @registered
 def normal(shape, keys):
     """N(0, 1), float32 [B, *shape]; row i is a function of keys[i] alone."""
-    return _per_example(lambda key: _normal(shape, key), shape, keys, tf.float32)
+
+    def make(integers):
+        # Box and Muller (1958).
+        radius, angle = tf.unstack(_floats(integers), axis=-1 - len(shape))
+        return tf.sqrt(-2 * tf.math.log(1 - radius)) * tf.cos(2 * math.pi * angle)
+
+    return _per_example(make, keys, drawn=[2, *shape], limit=_FLOATS, shape=shape, dtype=tf.float32)
 
 
 @registered
 def uniform(shape, keys):
     """U(0, 1), float32 [B, *shape]; row i is a function of keys[i] alone."""
-    return _per_example(lambda key: _uniform(shape, key), shape, keys, tf.float32)
+    return _per_example(_floats, keys, drawn=shape, limit=_FLOATS, shape=shape, dtype=tf.float32)
 
 
 def truncated_normal(shape, keys, bound):
@@ -153,7 +160,7 @@ def labels(num_classes, keys):
     """Uniform class labels in [0, num_classes), int32 [B]; entry i is a function of keys[i]
     alone.
     """
-    return _per_example(lambda key: _integers([], key, num_classes), [], keys, tf.int32)
+    return _per_example(tf.identity, keys, drawn=[], limit=num_classes, shape=[], dtype=tf.int32)
 
 
 def generator_inputs(parent, indices, *, latent_dim, num_classes):

@@ -3,8 +3,8 @@
 import configparser
 import importlib
 import os
-import platform
 import pathlib
+import platform
 import re
 import shutil
 import subprocess

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from helpers import assert_close, run
 
-from hamgan import stateless
+from hamgan import devices, philox, stateless
 
 DRAWS = {
     "normal": lambda keys: stateless.normal([3, 5], keys),
@@ -169,3 +169,36 @@ def test_numbers_are_those_of_tensorflow_s_own_functions(jit_compile):
             draws(key, tf.constant(part, tf.int32)), (folded, drawn), strict=True
         ):
             np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+@pytest.mark.parametrize(
+    ("shape", "limit"), [([], 1000), ([1], 2**24), ([7], 10), ([3, 5], 2**31 - 1), ([0], 2)]
+)
+def test_many_keys_at_once_have_the_numbers_of_each(shape, limit, mode):
+    bounds = np.iinfo(np.int32)
+    keys = np.random.default_rng(3).integers(bounds.min, bounds.max, [20, 2], np.int32, True)
+    keys[:4] = [[0, 0], [-1, -1], [bounds.min, bounds.max], [1, -1]]
+    drawn = run(mode, lambda keys: philox.integers(shape, keys, limit), tf.constant(keys))
+    expected = [
+        tf.random.stateless_uniform(shape, key, 0, limit, tf.int32, alg="philox") for key in keys
+    ]
+    assert drawn.dtype == tf.int32
+    np.testing.assert_array_equal(drawn, expected)
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("kind", ["GPU", "TPU"])
+def test_accelerators_draw_the_same_without_a_loop(kind, name):
+    keys = stateless.example_keys(stateless.key(1), tf.range(9))
+    expected = DRAWS[name](keys)
+    with devices.planned(kind):
+        graph = tf.function(DRAWS[name], input_signature=[tf.TensorSpec([None, 2], tf.int32)])
+        for count in (9, 4):
+            # Whole vectors and what is left of them have logarithms of their own in the kernels.
+            assert_close(graph(keys[:count]), expected[:count], 1e-6 if name == "normal" else 0)
+        assert graph(keys[:0]).shape == expected[:0].shape
+        graph = tf.function(DRAWS[name]).get_concrete_function(keys)
+    assert graph.output_shapes == expected.shape
+    operations = {operation.type for operation in graph.graph.get_operations()}
+    assert not operations & {"While", "StatelessWhile", "TensorListReserve"}

@@ -101,7 +101,7 @@ def test_every_chip_has_a_price_for_each_chip_and_hour():
 
 COMPILED = dict(arguments=int(1e9), outputs=int(6e8), aliased=int(5e8), temporaries=int(2e9))
 COMPILED |= dict(code=int(1e8), flops=197e9, bytes=8.19e9, all_reduces=3, seconds=1.0)
-COMPILED |= dict(hbm_bytes=1.638e9)
+COMPILED |= dict(hbm_bytes=1.638e9, instructions=1234, loops=2)
 
 
 def test_plan_is_the_roofline_of_a_core():
@@ -119,6 +119,7 @@ def test_plan_is_the_roofline_of_a_core():
     assert plan.FORMULA in text and text.count("ESTIMATE") == 3
     # 6400 images of 128 x 128 x 3 bytes.
     assert "6,400 images/s, 315 MB/s decoded" in text
+    assert "1,234 instructions" in text and "a round of 2 loops" in text
 
 
 def test_rounds_of_a_step_are_counted():
@@ -157,10 +158,12 @@ ENTRY %main (a: bf16[4,100]) -> f32[4] {
 """
 
 
-def test_bytes_in_hbm_are_those_outside_of_fast_memory():
+def test_account_of_a_compiled_program():
     # Copied: 800 bytes; a slice of them: 200; the fusion reads 800 and writes 200; a round of the
     # loop reads 4,000 twice.
-    assert compiler.hbm_bytes(PROGRAM) == 800 + 200 + 800 + 200 + 2 * 4000
+    moved = 800 + 200 + 800 + 200 + 2 * 4000
+    # A copy, a slice, the fusion and the sum in the loop.
+    assert compiler.account(PROGRAM) == {"hbm_bytes": moved, "instructions": 4, "loops": 1}
 
 
 def test_chips_of_two_cores_share_memory_and_peaks():
@@ -322,6 +325,7 @@ def test_microbatches_have_an_xla_form(replicas):
         program.lower(small(microbatches=count), replicas=replicas).hlo for count in (2, 4)
     )
     assert b"while" in two
+    assert b"while" not in program.lower(small("nmf"), replicas=replicas).hlo
     assert four.count(b"convolution") == two.count(b"convolution")
 
 
@@ -363,6 +367,8 @@ def test_steps_compile_for_tpus(case, topology, compiler_python, tmp_path):
     )
     assert made.compiled["flops"] > 1e6 and made.compiled["bytes"] > 1e6 and made.fits
     assert (made.compiled["all_reduces"] > 0) == (made.machine.replicas > 1)
+    # Rounds of a loop are done one after another: examples must not be such rounds.
+    assert made.compiled["loops"] == (case == "microbatches")
 
 
 @pytest.mark.slow

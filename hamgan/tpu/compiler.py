@@ -2,9 +2,9 @@
 
     python compiler.py PROGRAM.hlo --topology=v5e:2x4 --replicas=8
 
-prints one line of JSON: sizes in memory, FLOPs, bytes, all-reduces, seconds; or what is wrong. It
-imports nothing of this project and no TensorFlow: jax, libtpu and TensorFlow's pins don't share an
-environment.
+prints one line of JSON: sizes in memory, FLOPs, bytes, all-reduces, instructions, loops, seconds;
+or what is wrong. It imports nothing of this project and no TensorFlow: jax, libtpu and TensorFlow's
+pins don't share an environment.
 """
 
 import argparse
@@ -33,18 +33,23 @@ _CALLED = re.compile(
 )
 
 
-def hbm_bytes(program):
-    """Bytes that a compiled program reads from and writes to HBM.
+def account(program):
+    """What a compiled program does beside its arithmetic.
 
     The compiler's "bytes accessed" are of all operations, wherever their tensors are. Those that
-    its layouts place in memory space 1 are in the core's fast memory, VMEM. Here an instruction's
-    operands and results count if they are elsewhere, and each loop's round once.
+    its layouts place in memory space 1 are in the core's fast memory, VMEM. In 'hbm_bytes' an
+    instruction's operands and results count if they are elsewhere.
 
     Args:
       program: the text of the compiled module.
+
+    Returns:
+      {'hbm_bytes': read from and written to HBM; 'instructions': that the core begins, one after
+      another; 'loops'}. Each loop's round counts once.
     """
     computations, entry = _computations(program)
-    total, waiting, seen = 0, [entry], set()
+    total = instructions = loops = 0
+    waiting, seen = [entry], set()
     while waiting:
         name = waiting.pop()
         if name in seen or name not in computations:
@@ -59,8 +64,10 @@ def hbm_bytes(program):
             sizes[found[1]] = _sizes(shape)
             for one, several in _CALLED.findall(line):
                 waiting += [one] if one else re.findall(r"[\w.-]+", several)
+            loops += operation == "while"
             if operation in _FREE or operation.endswith("-done") or operation == "while":
                 continue
+            instructions += 1
             if operation in ("copy-start", "slice-start"):
                 # Its result repeats the operand and goes on with where that goes to.
                 source = sizes.get(operands[0], [(0, False)])[0]
@@ -69,7 +76,7 @@ def hbm_bytes(program):
             else:
                 moved = sizes[found[1]] + [part for one in operands for part in sizes.get(one, [])]
             total += sum(size for size, fast in moved if not fast)
-    return total
+    return {"hbm_bytes": total, "instructions": instructions, "loops": loops}
 
 
 def _computations(program):
@@ -115,7 +122,7 @@ def compile_program(hlo, *, topology, replicas):
 
     Returns:
       {'arguments', 'outputs', 'aliased', 'temporaries', 'code': bytes of HBM; 'flops', 'bytes': of
-      a step by the compiler's account; 'hbm_bytes': see `hbm_bytes`; 'all_reduces'; 'seconds': of
+      a step by the compiler's account; what `account` says; 'all_reduces'; 'seconds': of
       compiling}. All but the first count a loop's round once.
     """
     os.environ.update(_ENVIRONMENT)
@@ -158,7 +165,7 @@ def compile_program(hlo, *, topology, replicas):
         "code": memory.generated_code_size_in_bytes,
         "flops": costs["flops"],
         "bytes": costs["bytes accessed"],
-        "hbm_bytes": hbm_bytes(compiled),
+        **account(compiled),
         "all_reduces": len(re.findall(r" all-reduce(?:-start)?\(", compiled)),
         "seconds": round(seconds, 1),
     }

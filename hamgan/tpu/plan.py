@@ -138,6 +138,8 @@ class Plan:
             f"{_gb(self.counted('bytes'))} read and written, "
             f"{_gb(self.counted('hbm_bytes'))} of them in HBM, the rest in the core's fast memory; "
             f"{sizes['all_reduces']} all-reduces",
+            f"{sizes['instructions']:,} instructions are begun one after another, a round of "
+            f"{sizes['loops']} loops among them; what beginning takes isn't in the estimate",
             *([_ROUNDS.format(self.microbatches)] if self.microbatches > 1 else []),
             f"ESTIMATE {self.step_seconds * 1e3:,.2f} ms a step, {self.least_seconds * 1e3:,.2f} "
             f"ms by the bytes in HBM alone ({FORMULA}: "
