@@ -13,9 +13,9 @@ class TimedBatches(collections.namedtuple("TimedBatches", ["batches", "seconds"]
     """An iterator over batches that adds up, on the host and inside the device loop, how long
     `next` takes.
 
-    It is the time in which the loop over steps stood still for a batch. Where a device works ahead
-    of the host (GPU, TPU), part of it may be hidden behind the device's work: then it is an upper
-    bound of what input costs.
+    It is an upper bound of what input costs. Where a device works ahead of the host (GPU, TPU),
+    part of it may be hidden behind the device's work; on a CPU, operations of the step that need no
+    batch run meanwhile, on a single core before the clock is read again.
 
     Attributes (a tuple of them, so that a traced function takes other batches without being traced
     again):

@@ -21,6 +21,9 @@ PARAMS = [
     "D/context.Hamburger.rank = 3",
     "networks.Generator.latent_dim = 8",
     "trainer.Trainer.batch_size = 4",
+    # Moments of 4,096 images would be most of what is waited for.
+    "sampling.StandingStatistics.batches = 2",
+    "sampling.StandingStatistics.batch_size = 16",
 ]
 
 

@@ -646,7 +646,8 @@ CASES = {
 }
 
 
-SLOW = ["YLG in both"]
+# NMF, V2 with CD and SAGAN have every part of the others but the masks of YLG.
+SLOW = ["V2 and none", "none and CD", "YLG", "YLG in both"]
 
 
 @pytest.mark.parametrize(

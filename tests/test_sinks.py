@@ -169,6 +169,7 @@ def wandb_records(path):
             yield record.WhichOneof("record_type"), record
 
 
+@pytest.mark.slow
 def test_wandb_has_the_records_of_a_run_that_goes_on(tmp_path):
     pytest.importorskip("wandb", reason="Weights & Biases is an extra")
     run = tmp_path / "digits"
