@@ -10,26 +10,27 @@ and commute with a convolution, so a quarter of the positions is enough:
     columns  a product of matrices, the 3x3 neighbourhoods of all positions as rows
 
 TPUs prefer the fused form (measured with their compiler); GPUs, where nothing was measured, have
-fewer multiplications with it. On CPUs oneDNN loses up to six times where kernels are large and
-images small, and a product of matrices wins there. Milliseconds, forward and both gradients, two
-cores of an AMD EPYC with AVX2, float32:
+fewer multiplications with it. On CPUs convolutions lose up to three times where kernels are large
+and images small, and a product of matrices wins there. Milliseconds, forward and both gradients,
+two cores of an AMD EPYC with AVX2, float32, oneDNN's kernels (with TensorFlow's own the same forms
+win, and in the first row columns, 113 to 172):
 
     side, channels, batch            plain  fused  boxed  columns
-    up    4, 1024 -> 1024, 4           182    318    172     113
-    up    8, 1024 ->  512, 4           288    222    118     246
-    up   16,  512 ->  256, 4           237    176     81     265
-    up   32,  256 ->  128, 4           239    120     59
-    up   64,  128 ->   64, 4           325    140     79
-    down  8, 1024 -> 1024, 8           342    410    211      69
-    down 16,  512 ->  512, 8           247    140     74      71
-    down 32,  256 ->  256, 8           196    135     61
-    down 64,  128 ->  128, 8           214    125     66
-    down 128,  64 ->   64, 8           257    159     87
-    3x3   4, 1024 -> 1024, 8           207                    58
-    3x3   8, 1024 -> 1024, 4           190                   105
-    3x3   8,  512 -> 1024, 8           167                   101
-    1x1   4,  512 -> 1024, 8            19                     6
-    1x1  32,  256 ->  128, 4             8                     8
+    up    4, 1024 -> 1024, 4           178    214    135     146
+    up    8, 1024 ->  512, 4           269    189    123     210
+    up   16,  512 ->  256, 4           268    121     82     293
+    up   32,  256 ->  128, 4           295    123     89
+    up   64,  128 ->   64, 4           446    134    109
+    down  8, 1024 -> 1024, 8           291    259    152      95
+    down 16,  512 ->  512, 8           234    154    101      89
+    down 32,  256 ->  256, 8           248    123     91
+    down 64,  128 ->  128, 8           307    132    104
+    down 128,  64 ->   64, 8           366    146    138
+    3x3   4, 1024 -> 1024, 8           105                    79
+    3x3   8, 1024 -> 1024, 4           165                   152
+    3x3   8,  512 -> 1024, 8           155                   108
+    1x1   4,  512 -> 1024, 8             9                     6
+    1x1  32,  256 ->  128, 4            13                    11
 
 With the digits' channels the fused form is as fast as the boxed one or faster (Intel Xeon with AMX,
 batch 64: up 16, 32 -> 16 in 4.4 and 4.7 ms; down 16, 32 -> 32 in 4.5 and 4.7). There, of the rows
