@@ -10,10 +10,10 @@ and commute with a convolution, so a quarter of the positions is enough:
     columns  a product of matrices, the 3x3 neighbourhoods of all positions as rows
 
 TPUs prefer the fused form (measured with their compiler); GPUs, where nothing was measured, have
-fewer multiplications with it. On CPUs convolutions lose up to three times where kernels are large
-and images small, and a product of matrices wins there. Milliseconds, forward and both gradients,
-two cores of an AMD EPYC with AVX2, float32, oneDNN's kernels (with TensorFlow's own the same forms
-win, and in the first row columns, 113 to 172):
+fewer multiplications with it. On CPUs plain convolutions take up to four times as long. Where
+kernels are large and images small, a product of matrices mostly wins. Milliseconds, forward and
+both gradients, two cores of an AMD EPYC with AVX2, float32, oneDNN's kernels (with TensorFlow's own
+the same forms win, but for the first row, where columns do, 113 to 172):
 
     side, channels, batch            plain  fused  boxed  columns
     up    4, 1024 -> 1024, 4           178    214    135     146

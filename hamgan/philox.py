@@ -2,7 +2,7 @@
 at once, bit for bit what TensorFlow's kernels draw for one.
 
 TensorFlow has no stateless draw with a batch of keys. On CPUs a loop over them is as fast as this,
-and its graph is sooner there. Accelerators would take the loop's rounds one after another, a
+and is traced sooner. Accelerators would take the loop's rounds one after another, a
 thousand and more in a step of 128 examples a core, each a few kernels that hardly do anything.
 """
 
@@ -24,17 +24,24 @@ def integers(shape, keys, limit):
 
     Args:
       shape: of what is drawn for one key, Python integers.
-      keys: int32 [B, 2].
+      keys: integers [B, 2] of 32 bits.
       limit: Python integer, 1 to 2^31 - 1.
 
     Returns:
       int32 [B, *shape].
+
+    Raises:
+      ValueError: a limit out of its range.
     """
+    if not 1 <= limit < 2**31:
+        raise ValueError(f"limit must be from 1 to 2^31 - 1, got {limit}.")
+    keys = tf.ensure_shape(tf.cast(keys, tf.int32), [None, 2])
     count = math.prod(shape)
     groups = tf.range(-(-count // 4), dtype=tf.int32)
+    # int32 comes last: GPUs keep it in the host's memory, and copy.
     words = _words(keys, groups) % tf.constant(limit, tf.uint64)
-    rows = tf.reshape(tf.cast(words, tf.int32), [-1, 4 * groups.shape[0]])
-    return tf.reshape(rows[:, :count], [tf.shape(keys)[0], *shape])
+    rows = tf.reshape(words, [-1, 4 * groups.shape[0]])[:, :count]
+    return tf.cast(tf.reshape(rows, [tf.shape(keys)[0], *shape]), tf.int32)
 
 
 @tf.function(
@@ -44,10 +51,11 @@ def integers(shape, keys, limit):
 def _words(keys, groups):
     """Four words for each key [B, 2] and each number [G] of a group, uint64 [B, G, 4].
 
-    A function, so that its 300 operations are traced once.
+    A function, so that its 300 operations are traced once. All of them have kernels for GPUs.
     """
     # Negative halves fill the upper words with ones, as TensorFlow's cast does.
-    first, second = tf.unstack(tf.cast(keys, tf.uint64)[:, :, tf.newaxis], axis=1)
+    wide = tf.cast(keys, tf.uint64)
+    first, second = wide[:, :1], wide[:, 1:]
     scramble = [tf.constant(half, tf.uint64) for half in (SCRAMBLE & _WORD, SCRAMBLE >> 32)]
     counter = [half for number in (first, second) for half in _halves(number)[::-1]]
     mixed = _rounds(counter, scramble)

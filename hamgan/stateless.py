@@ -112,7 +112,8 @@ def _per_example(make, keys, *, drawn, limit, shape, dtype):
     """What `make` makes, [B, *shape], of integers in [0, limit) of each key in keys [B, 2].
 
     Args:
-      make: function int32 [..., *drawn] -> [..., *shape] of type dtype.
+      make: function int32 [*drawn] -> [*shape] of type dtype, of one example or, with an axis more
+        in front, of all.
     """
     if devices.kind() != "CPU":
         return make(philox.integers(drawn, keys, limit))

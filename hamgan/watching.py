@@ -14,8 +14,8 @@ class TimedBatches(collections.namedtuple("TimedBatches", ["batches", "seconds"]
     `next` takes.
 
     It is an upper bound of what input costs. Where a device works ahead of the host (GPU, TPU),
-    part of it may be hidden behind the device's work; on a CPU, operations of the step that need no
-    batch run meanwhile, on a single core before the clock is read again.
+    part of it may be hidden behind the device's work. On a CPU, operations of the step that need no
+    batch run meanwhile; a single core may finish them before it reads the clock.
 
     Attributes (a tuple of them, so that a traced function takes other batches without being traced
     again):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import assert_close, run
+from tensorflow.python.framework import kernels
 
 from hamgan import devices, philox, stateless
 
@@ -202,3 +203,34 @@ def test_accelerators_draw_the_same_without_a_loop(kind, name):
     assert graph.output_shapes == expected.shape
     operations = {operation.type for operation in graph.graph.get_operations()}
     assert not operations & {"While", "StatelessWhile", "TensorListReserve"}
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2**31])
+def test_limits_out_of_range_are_refused(limit):
+    with pytest.raises(ValueError, match=f"limit must be from 1 to 2.31 - 1, got {limit}"):
+        philox.integers([3], stateless.fresh_keys(2), limit)
+
+
+def test_every_operation_of_many_keys_has_a_kernel_for_gpus():
+    """Without one it is done on the host, and everything copied there and back."""
+    graph = tf.function(lambda keys: philox.integers([5], keys, 10))
+    graph = graph.get_concrete_function(tf.TensorSpec([4, 2], tf.int32)).graph
+    bodies = [function.graph for function in graph._functions.values()]
+    nodes = [node for one in (graph, *bodies) for node in one.as_graph_def().node]
+    wide = {
+        (node.op, name)
+        for node in nodes
+        for name, value in node.attr.items()
+        if value.type == tf.uint64.as_datatype_enum and node.op not in ("Placeholder", "Const")
+    }
+    assert {op for op, _ in wide} >= {"Mul", "BitwiseXor", "RightShift", "FloorMod", "Pack"}
+    registered = {op: kernels.get_registered_kernels_for_op(op).kernel for op, _ in wide}
+    if not any(kernel.device_type == "GPU" for kernel in registered["Mul"]):
+        pytest.skip("this TensorFlow has no kernels for GPUs")
+    for op, name in wide:
+        assert any(
+            tf.uint64.as_datatype_enum in types.allowed_values.list.type
+            for kernel in registered[op]
+            for types in kernel.constraint
+            if kernel.device_type in ("GPU", "DEFAULT") and types.name == name
+        ), op

@@ -1,5 +1,6 @@
 """Plans: chips and shapes, the arithmetic of a plan, and steps given to the TPU's own compiler."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -119,7 +120,10 @@ def test_plan_is_the_roofline_of_a_core():
     assert plan.FORMULA in text and text.count("ESTIMATE") == 3
     # 6400 images of 128 x 128 x 3 bytes.
     assert "6,400 images/s, 315 MB/s decoded" in text
-    assert "1,234 instructions" in text and "a round of 2 loops" in text
+    assert "1,234 instructions" in text and "loops, of which one round is counted: 2\n" in text
+    assert "loops" not in "\n".join(
+        dataclasses.replace(made, compiled=COMPILED | {"loops": 0}).lines(steps=1, table=table)
+    )
 
 
 def test_rounds_of_a_step_are_counted():
@@ -130,7 +134,8 @@ def test_rounds_of_a_step_are_counted():
     assert made.least_seconds == pytest.approx(0.008)
     text = "\n".join(made.lines(steps=1))
     assert "788.0 GFLOP, 32.76 GB read and written, 6.55 GB of them in HBM" in text
-    assert "FLOPs and bytes are 4 times its account" in text
+    assert "FLOPs, bytes and instructions are 4 times its account" in text
+    assert "4,936 instructions" in text
 
 
 PROGRAM = """HloModule made

@@ -33,8 +33,8 @@ _HOW_MUCH = re.compile(
 )
 FORMULA = "step seconds = max(FLOPs / peak FLOP/s, bytes / HBM bytes/s), of one core"
 _ROUNDS = (
-    "the compiler counts one round of the loop over microbatches; FLOPs and bytes are {} times its "
-    "account, so the update, which is done once, is in them too often"
+    "the compiler counts one round of the loop over microbatches; FLOPs, bytes and instructions "
+    "are {} times its account, so the update, which is done once, is in them too often"
 )
 
 
@@ -81,7 +81,7 @@ class Plan:
         return not self.refused and self.used <= (1 - HEADROOM) * self.available
 
     def counted(self, name):
-        """'flops', 'bytes' or 'hbm_bytes' of a step."""
+        """'flops', 'bytes', 'hbm_bytes' or 'instructions' of a step."""
         return self.microbatches * self.compiled[name]
 
     @property
@@ -138,8 +138,9 @@ class Plan:
             f"{_gb(self.counted('bytes'))} read and written, "
             f"{_gb(self.counted('hbm_bytes'))} of them in HBM, the rest in the core's fast memory; "
             f"{sizes['all_reduces']} all-reduces",
-            f"{sizes['instructions']:,} instructions are begun one after another, a round of "
-            f"{sizes['loops']} loops among them; what beginning takes isn't in the estimate",
+            f"{self.counted('instructions'):,} instructions are begun one after another; what that "
+            "takes isn't in the estimate"
+            + (f"; loops, of which one round is counted: {sizes['loops']}" * bool(sizes["loops"])),
             *([_ROUNDS.format(self.microbatches)] if self.microbatches > 1 else []),
             f"ESTIMATE {self.step_seconds * 1e3:,.2f} ms a step, {self.least_seconds * 1e3:,.2f} "
             f"ms by the bytes in HBM alone ({FORMULA}: "
