@@ -646,7 +646,7 @@ CASES = {
 }
 
 
-# NMF, V2 with CD and SAGAN have every part of the others but the masks of YLG.
+# They share their parts with the others but for masks, a net without a module, a rank above d.
 SLOW = ["V2 and none", "none and CD", "YLG", "YLG in both"]
 
 

@@ -34,7 +34,7 @@ _CALLED = re.compile(
 
 
 def account(program):
-    """What a compiled program does beside its arithmetic.
+    """Bytes, instructions and loops of a compiled program.
 
     The compiler's "bytes accessed" are of all operations, wherever their tensors are. Those that
     its layouts place in memory space 1 are in the core's fast memory, VMEM. In 'hbm_bytes' an

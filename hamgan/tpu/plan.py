@@ -139,8 +139,12 @@ class Plan:
             f"{_gb(self.counted('hbm_bytes'))} of them in HBM, the rest in the core's fast memory; "
             f"{sizes['all_reduces']} all-reduces",
             f"{self.counted('instructions'):,} instructions are begun one after another; what that "
-            "takes isn't in the estimate"
-            + (f"; loops, of which one round is counted: {sizes['loops']}" * bool(sizes["loops"])),
+            "takes isn't in the estimate",
+            *(
+                [f"loops, of which one round is counted: {sizes['loops']}"]
+                if sizes["loops"]
+                else []
+            ),
             *([_ROUNDS.format(self.microbatches)] if self.microbatches > 1 else []),
             f"ESTIMATE {self.step_seconds * 1e3:,.2f} ms a step, {self.least_seconds * 1e3:,.2f} "
             f"ms by the bytes in HBM alone ({FORMULA}: "
