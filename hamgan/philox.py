@@ -36,13 +36,32 @@ def integers(shape, keys, limit):
     """
     if not 1 <= limit < 2**31:
         raise ValueError(f"limit must be from 1 to 2^31 - 1, got {limit}.")
-    keys = tf.ensure_shape(tf.cast(keys, tf.int32), [None, 2])
     count = math.prod(shape)
-    groups = tf.range(-(-count // 4), dtype=tf.int32)
+    words = _words_of(keys, -(-count // 4)) % tf.constant(limit, tf.uint64)
+    rows = tf.reshape(words, [-1, 4 * words.shape[1]])[:, :count]
     # int32 comes last: GPUs keep it in the host's memory, and copy.
-    words = _words(keys, groups) % tf.constant(limit, tf.uint64)
-    rows = tf.reshape(words, [-1, 4 * groups.shape[0]])[:, :count]
     return tf.cast(tf.reshape(rows, [tf.shape(keys)[0], *shape]), tf.int32)
+
+
+def bits(keys):
+    """`tf.random.stateless_uniform([], key, None, None, tf.int32, alg="philox")` for each of keys.
+
+    Args:
+      keys: integers [B, 2] of 32 bits.
+
+    Returns:
+      int32 [B], all of whose 32 bits are drawn.
+    """
+    words = _words_of(keys, 1)[:, 0, 0]
+    # Two's complement; what a cast makes of a number out of range is nobody's promise.
+    negative = tf.cast(words >= tf.constant(2**31, tf.uint64), tf.int64)
+    return tf.cast(tf.cast(words, tf.int64) - negative * 2**32, tf.int32)
+
+
+def _words_of(keys, groups):
+    """`_words` of the first groups, uint64 [B, groups, 4]."""
+    keys = tf.ensure_shape(tf.cast(keys, tf.int32), [None, 2])
+    return _words(keys, tf.range(groups, dtype=tf.int32))
 
 
 @tf.function(

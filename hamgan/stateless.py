@@ -59,6 +59,15 @@ def fold(parent, *path):
     return parent
 
 
+def fold_each(parents, part):
+    """`fold(parent, part)` of every parent: [B, 2] int32 from keys [B, 2] and one integer."""
+    parents = tf.convert_to_tensor(parents)
+    if devices.kind() == "CPU":
+        return tf.map_fn(lambda parent: fold(parent, part), parents)
+    bits = philox.bits(parents)
+    return tf.stack([bits, tf.broadcast_to(tf.cast(part, tf.int32), tf.shape(bits))], axis=1)
+
+
 def _fold_in(parent, part):
     """`tf.random.experimental.stateless_fold_in` of two int32."""
     bits = tf.raw_ops.StatelessRandomUniformFullIntV2(shape=[], dtype=tf.int32, **_philox(parent))

@@ -12,6 +12,7 @@ DRAWS = {
     "normal": lambda keys: stateless.normal([3, 5], keys),
     "uniform": lambda keys: stateless.uniform([3, 5], keys),
     "labels": lambda keys: stateless.labels(1000, keys),
+    "folds": lambda keys: stateless.fold_each(keys, 5),
 }
 
 
@@ -186,6 +187,20 @@ def test_many_keys_at_once_have_the_numbers_of_each(shape, limit, mode):
     ]
     assert drawn.dtype == tf.int32
     np.testing.assert_array_equal(drawn, expected)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+@pytest.mark.parametrize("kind", ["CPU", "TPU"])
+def test_folds_of_many_keys_are_those_of_each(kind, mode):
+    bounds = np.iinfo(np.int32)
+    keys = np.random.default_rng(4).integers(bounds.min, bounds.max, [40, 2], np.int32, True)
+    keys[:4] = [[0, 0], [-1, -1], [bounds.min, bounds.max], [1, -1]]
+    expected = [tf.random.experimental.stateless_fold_in(key, 7, alg="philox") for key in keys]
+    assert {bool(hash_ < 0) for hash_, _ in expected} == {True, False}
+    with devices.planned(kind):
+        folded = run(mode, lambda keys: stateless.fold_each(keys, 7), tf.constant(keys))
+    assert folded.dtype == tf.int32
+    np.testing.assert_array_equal(folded, expected)
 
 
 @pytest.mark.parametrize("name", DRAWS)

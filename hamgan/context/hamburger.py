@@ -439,9 +439,7 @@ class HamburgerV2Plus(HamburgerV2):
         S, H*W, R].
         """
         # A draw of its own: the two halves' bases would otherwise begin with the same numbers.
-        return self.channel_bases(
-            tf.map_fn(lambda key: stateless.fold(key, 1), tf.convert_to_tensor(keys))
-        )
+        return self.channel_bases(stateless.fold_each(keys, 1))
 
     def initial(self, keys):
         return {**super().initial(keys), "channels": self.initial_channel_bases(keys)}

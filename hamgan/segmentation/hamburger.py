@@ -124,7 +124,7 @@ class Hamburger(context.Hamburger):
             initial["space"] = self.bases(keys)
         if "channels" in self.hams:
             # A draw of its own: the two hams' bases would otherwise begin with the same numbers.
-            keys = tf.map_fn(lambda key: stateless.fold(key, 1), tf.convert_to_tensor(keys))
+            keys = stateless.fold_each(keys, 1)
             part = self.channel_bases
             if size is None or _has_weights(part):
                 initial["channels"] = part(keys)

@@ -202,7 +202,7 @@ class ConvNorm(keras.layers.Layer):
 
 def keys_for(purpose, keys):
     """Keys [B, 2] of one of the purposes above, from an example's keys [B, 2]."""
-    return tf.map_fn(lambda key: stateless.fold(key, purpose), tf.convert_to_tensor(keys))
+    return stateless.fold_each(keys, purpose)
 
 
 def drop_channels(x, keys, rate):
