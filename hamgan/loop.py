@@ -109,7 +109,10 @@ def train(
             sinks=sinks,
         )
         with run.bar, run.profile:
-            run.train()
+            try:
+                run.train()
+            finally:
+                run.finish_saving()
     return Ended(run.path, run.stopped)
 
 
@@ -204,12 +207,15 @@ class _Run:
             num_steps = self.begin_call()
             start = time.monotonic()
             metrics = self.trainer.train_steps(self.batches, num_steps)
+            self.finish_saving(wait=False)
             if self.end_call(metrics, num_steps, time.monotonic() - start):
                 # What is evaluated is saved first: a record names a checkpoint that exists.
-                if self.is_due(self.schedule.save_every) or (
-                    self.evaluator and self.is_due(self.schedule.evaluate_every)
-                ):
-                    self.save(must=self.step == self.schedule.num_steps)
+                if self.step == self.schedule.num_steps:
+                    self.save(must=True)
+                elif self.evaluator and self.is_due(self.schedule.evaluate_every):
+                    self.save()
+                elif self.is_due(self.schedule.save_every):
+                    self.save(beside=True)
                 self.sample_and_evaluate()
         if self.is_to_stop():
             self.save(must=True)
@@ -266,6 +272,7 @@ class _Run:
     def follow_restored(self, path):
         """After the variables were read from a checkpoint (None: there was none)."""
         self.path = path
+        self.begun_step = None  # of a checkpoint that is being written
         self.step = int(self.trainer.step.numpy())
         self.saved_step = None if path is None else self.step
         steps = distribution.of_hosts(self.trainer.strategy, self.step)
@@ -275,10 +282,11 @@ class _Run:
                 f"({self.model_dir}) must be a folder that all hosts share, like gs://BUCKET/RUN."
             )
 
-    def save(self, *, must=False):
+    def save(self, *, must=False, beside=False):
         """Saves this step, unless it is; a failure is an error if nothing was saved yet, or if it
-        `must` be.
+        `must` be. `beside`: training goes on while it is written.
         """
+        self.finish_saving(must=must and self.begun_step == self.step)
         if self.saved_step == self.step:
             return
         name = contents.first_not_finite(self.variables)
@@ -287,16 +295,35 @@ class _Run:
             return
         if self.held is not None:
             self.held.check()
+        if beside:
+            begun = self.attempt(self.saved.begin, self.step)
+            self.begun_step = self.step if begun else None
+        elif path := self.attempt(self.saved.save, self.step, must=must or self.path is None):
+            self.path, self.saved_step = path, self.step
+
+    def finish_saving(self, *, must=False, wait=True):
+        """Follows the checkpoint that is being written, if there is one; a failure is an error if
+        it `must` be.
+        """
+        if self.begun_step is None or not (wait or self.saved.is_written):
+            return
+        step, self.begun_step = self.begun_step, None
+        if path := self.attempt(self.saved.finish, step, must=must):
+            self.path, self.saved_step = path, step
+
+    def attempt(self, save, step, *, must=False):
+        """What `save` returns; None, and said, where it fails and needn't succeed."""
         try:
-            self.path = self.saved.save()
-            self.saved_step = self.step
+            return save()
         except checkpoints.NotSaved as error:
-            if must or self.path is None:
+            if must:
                 raise
             self.announce(
                 "checkpoint not saved",
+                step=step,
                 message=f"{error}\nTraining goes on; the last good one is {self.path}.",
             )
+            return None
 
     def begin_call(self):
         """How many steps the next host call takes."""
@@ -394,6 +421,9 @@ class _Run:
         """Goes on from a checkpoint (None: the newest) with other random numbers, or stops if that
         was done enough.
         """
+        self.finish_saving()
+        # Other hosts look for the newest checkpoint when it's there.
+        distribution.of_hosts(self.trainer.strategy, self.step)
         count = int(self.trainer.rollbacks.numpy())
         step = self.step if step is None else step
         if count >= self.schedule.max_rollbacks:

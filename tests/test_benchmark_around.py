@@ -27,13 +27,14 @@ def test_periods_are_those_of_the_shipped_configurations():
 def test_shares_of_made_overheads():
     def of_job(job, arguments):
         assert job is around.overhead_job and arguments["repeats"] == 3
-        yield {"step": 2.0, "checkpoint": 50.0, "grid": 10.0, "bytes": 3 * 10**6}
+        yield {"step": 2.0, "checkpoint": 50.0, "begin": 7.0, "grid": 10.0, "bytes": 3 * 10**6}
 
     first, second = around.measure_overhead(CASES, run=of_job)
     assert first["shares"] == {"checkpoint": 50 / 10_000, "grid": 10 / 20_000}
     assert second["shares"] == {"checkpoint": 50 / 600, "grid": 10 / 600}
     table = around.overhead_table(CASES, [first, second])
     assert "0.50%" in table and "8.33%" in table and "3 MB" in table
+    assert "50.00 s, 7.00 s before the next step" in table
 
 
 def test_rates_of_made_samples():
@@ -88,7 +89,7 @@ def test_jobs_run():
         around.overhead_job, {"case": case, "repeats": 1, "accelerator": "cpu"}
     )
     assert found["bytes"] > 10**6
-    assert all(found[name] > 0 for name in ("step", "checkpoint", "grid"))
+    assert all(found[name] > 0 for name in ("step", "checkpoint", "begin", "grid"))
     records = list(
         measure.in_child(around.sample_job, {"cases": [case], "repeats": 2, "accelerator": "cpu"})
     )

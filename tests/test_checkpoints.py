@@ -121,6 +121,80 @@ def save_steps(directory, *steps, **kwargs):
     return saved, named
 
 
+@pytest.fixture
+def gate(monkeypatch):
+    """Writing waits until this `threading.Event` is set, at most a minute."""
+    opened, write = threading.Event(), contents.write
+
+    def waiting(path, held):
+        assert opened.wait(60)
+        return write(path, held)
+
+    monkeypatch.setattr(contents, "write", waiting)
+    yield opened
+    opened.set()
+
+
+def test_what_is_written_beside_is_what_there_was(tmp_path, gate):
+    named = variables(step=3, half=tf.Variable([1.5, 2.5], dtype=tf.bfloat16))
+    saved = Checkpoints(str(tmp_path), named, seed=5)
+    assert saved.is_written
+    path = saved.begin()
+    assert path == str(tmp_path / "ckpt-3") and not saved.is_written
+    with pytest.raises(RuntimeError, match="ckpt-3 was begun and not finished"):
+        saved.begin()
+    kernel = named["generator/block.1/kernel"]
+    # In place, and by another value.
+    kernel.assign_add(tf.ones([2, 3], tf.float64))
+    tf.raw_ops.ResourceScatterUpdate(
+        resource=kernel.handle, indices=[1], updates=tf.zeros([1, 3], tf.float64)
+    )
+    named["step"].assign(4)
+    assert not tf.io.gfile.glob(str(tmp_path / "ckpt-*"))
+    gate.set()
+    assert saved.finish() == path and saved.is_written
+    held = contents.load(path)
+    np.testing.assert_array_equal(held["generator/block.1/kernel"], np.arange(6.0).reshape(2, 3))
+    assert held["step"] == 3 and held["half"].dtype == named["half"].dtype.as_numpy_dtype
+    assert named["generator/block.1/kernel"].numpy().tolist() == [[1, 2, 3], [0, 0, 0]]
+    with pytest.raises(RuntimeError, match="No checkpoint was begun"):
+        saved.finish()
+
+
+def test_what_is_written_beside_has_the_same_bytes(tmp_path):
+    files = []
+    for folder in ("beside", "at once"):
+        named = variables(step=3)
+        named["half"] = tf.Variable([1.5], dtype=tf.bfloat16, name="half")
+        saved = Checkpoints(str(tmp_path / folder), named, seed=5)
+        if folder == "beside":
+            saved.begin()
+            saved.finish()
+        else:
+            saved.save()
+        files.append({path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()})
+    assert files[0] == files[1] and "ckpt-3.index" in files[0]
+
+
+def test_what_could_not_be_written_beside_is_said_at_its_end(tmp_path):
+    saved, _ = save_steps(tmp_path, 1)
+    saved._variables["step"].assign(2)
+    with full_disk():
+        saved.begin()
+        with pytest.raises(checkpoints.NotSaved, match="ckpt-2 couldn't be written"):
+            saved.finish()
+    assert [name for name in names(tmp_path) if name.startswith(("ckpt-2", "writing"))] == []
+    saved.begin()
+    assert saved.finish() == saved.restore_latest() == str(tmp_path / "ckpt-2")
+
+
+def test_hosts_that_do_not_write_begin_nothing(tmp_path):
+    saved = Checkpoints(str(tmp_path), variables(step=7), writes=False)
+    saved.begin()
+    assert saved.is_written and saved.finish() == str(tmp_path / "ckpt-7")
+    assert names(tmp_path) == []
+
+
 def names(directory):
     return sorted(path.name for path in directory.iterdir())
 

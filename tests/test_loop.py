@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 
@@ -474,6 +475,75 @@ def test_messages_on_a_full_disk_do_not_end_training(tmp_path, disk, monkeypatch
 def test_last_checkpoint_that_cannot_be_saved_is_an_error(tmp_path, disk):
     with pytest.raises(checkpoints.NotSaved, match="ckpt-6 couldn't be written"):
         run(tmp_path, trainer=Pupil(), evaluator=ActingEvaluator({4: disk.fill}))
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    later, write, seen = threading.Event(), contents.write, []
+
+    def waiting(path, held):
+        if "ckpt-2" in path:
+            assert later.wait(60)
+        return write(path, held)
+
+    def follow(pupil, metrics):
+        if pupil.step == 3:
+            seen.append(checkpoints.available(str(tmp_path)))
+            later.set()
+        if pupil.step == 5:  # step 4 is evaluated, so it's there
+            seen.append(checkpoints.available(str(tmp_path)))
+
+    monkeypatch.setattr(contents, "write", waiting)
+    evaluator = CountingEvaluator()
+    path = run(tmp_path, trainer=Pupil(follow), evaluator=evaluator, save_every=2, steps_per_loop=1)
+    assert path.endswith("ckpt-6") and events(tmp_path) == []
+    assert seen == [["ckpt-0"], ["ckpt-0", "ckpt-2", "ckpt-4"]]
+    # The checkpoint is of its step, not of the one that it was written in.
+    weights = [
+        contents.load(str(folder / "checkpoints" / "ckpt-2"))["generator/weight"]
+        for folder in (tmp_path, made_at_step_2(tmp_path / "other"))
+    ]
+    assert weights[0] == weights[1]
+
+
+def made_at_step_2(folder):
+    run(folder, trainer=Pupil(), num_steps=2)
+    return folder
+
+
+def test_what_is_being_written_is_gone_back_to(tmp_path, monkeypatch):
+    write = contents.write
+
+    def slow(path, held):
+        time.sleep(0.5 * ("ckpt-2" in path))
+        return write(path, held)
+
+    def poison(pupil, metrics):
+        if pupil.step == 3 and pupil.rollbacks == 0:
+            pupil.generator.weight.assign(np.inf)
+            metrics.update(first_bad_step=3, first_bad="generator/weight")
+
+    monkeypatch.setattr(contents, "write", slow)
+    run(tmp_path, trainer=Pupil(poison), save_every=2, steps_per_loop=1)
+    (event,) = events(tmp_path)
+    assert (event["event"], event["step"], event["to"]) == ("rolled back", 3, 2)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_error_leaves_what_is_being_written_whole(tmp_path, monkeypatch, error):
+    write = contents.write
+
+    def slow(path, held):
+        time.sleep(0.5 * ("ckpt-2" in path))
+        return write(path, held)
+
+    def fail(pupil, metrics):
+        if pupil.step == 3:
+            raise error
+
+    monkeypatch.setattr(contents, "write", slow)
+    with pytest.raises(error):
+        run(tmp_path, trainer=Pupil(fail), save_every=2, steps_per_loop=1)
+    assert checkpoints.available(str(tmp_path)) == ["ckpt-0", "ckpt-2"]
 
 
 def test_best_checkpoint_stays(tmp_path):

@@ -14,7 +14,7 @@ import time
 
 from hamgan import distribution, grids, sampling
 from hamgan.benchmarks import context_report, measure, step
-from hamgan.run import checkpoints
+from hamgan.run import checkpoints, contents
 
 # Commands whose --help is timed, functions of `hamgan.cli.commands`.
 COMMANDS = ("train", "evaluate", "sample", "doctor", "sweep", "export", "explore", "segment")
@@ -172,9 +172,12 @@ def sample_table(rows):
 
 
 def overhead_job(*, case, repeats, accelerator):
-    """Yields {"step", "checkpoint", "grid": seconds of each, medians; "bytes": of a checkpoint}.
+    """Yields {"step", "checkpoint", "begin", "grid": seconds of each, medians; "bytes": of a
+    checkpoint}.
 
-    A checkpoint is what a run writes: networks and optimizers, written aside, read back, named. A
+    A checkpoint is what a run writes: networks and optimizers, copied ("begin"), and written aside,
+    read back and named beside the steps. "checkpoint" is what the steps lose in all: all that this
+    takes of the processor where steps are the processor's too, and "begin" where they aren't. A
     moving average of the weights, and standing statistics for a grid, would come on top.
     """
     settings = step.SIZES[case["size"]]
@@ -186,21 +189,33 @@ def overhead_job(*, case, repeats, accelerator):
         class_names=[str(label) for label in range(settings["num_classes"])],
     )
     with tempfile.TemporaryDirectory() as folder:
-        kept = checkpoints.Checkpoints(folder, trainer.variables(), max_to_keep=1)
+        variables = trainer.variables()
+        kept = checkpoints.Checkpoints(folder, variables, max_to_keep=1)
+
+        def begin():
+            contents.first_not_finite(variables)  # as a run asks before
+            kept.begin()
 
         def draw():
             grid.save(os.path.join(folder, "grid.png"), grid.images())
 
-        calls = {"step": subject.run, "checkpoint": kept.save, "grid": draw}
-        found = {}
-        for name, call in calls.items():
-            call()
-            times = []
-            for _ in range(repeats):
-                if name == "checkpoint":
-                    subject.run()  # of another step
-                times.append(measure.seconds(call))
-            found[name] = statistics.median(times)
+        times = collections.defaultdict(list)
+        for round_number in range(repeats + 1):
+            step_seconds = measure.seconds(subject.run)
+            begin_seconds = measure.seconds(begin)
+            passed, steps = begin_seconds, 0
+            while not kept.is_written:
+                passed += measure.seconds(subject.run)
+                steps += 1
+            kept.finish()
+            step_seconds = (step_seconds + measure.seconds(subject.run)) / 2
+            grid_seconds = measure.seconds(draw)
+            if round_number:  # the first one traces, and makes folders and threads
+                times["step"].append(step_seconds)
+                times["begin"].append(begin_seconds)
+                times["checkpoint"].append(max(passed - steps * step_seconds, begin_seconds))
+                times["grid"].append(grid_seconds)
+        found = {name: statistics.median(all_times) for name, all_times in times.items()}
         found["bytes"] = sum(
             os.path.getsize(os.path.join(root, name))
             for root, _, names in os.walk(folder)
@@ -234,12 +249,15 @@ def overhead_table(cases, rows):
     lines = []
     for case, row in zip(cases, rows, strict=True):
         for name, steps in PERIODS[case.size].items():
-            size = f", {row['bytes'] / 1e6:.0f} MB" if name == "checkpoint" else ""
+            about, begin = "", ""
+            if name == "checkpoint":
+                about = f", {row['bytes'] / 1e6:.0f} MB"
+                begin = f", {row['begin']:.2f} s before the next step"
             lines.append(
                 [
                     row["title"],
-                    f"{name}{size}",
-                    f"{row[name]:.2f} s",
+                    f"{name}{about}",
+                    f"{row[name]:.2f} s{begin}",
                     f"{steps:,} steps of {row['step']:.2f} s",
                     f"{row['shares'][name]:.2%}",
                 ]

@@ -36,8 +36,9 @@ how long --help of the commands takes.
 
 sample: images a second of the generator, and how long the 50,000 of a FID take.
 
-overhead: how long a checkpoint takes (written aside, read back, named) and a grid of samples, and
-their share of the time at the steps between them in the shipped configurations.
+overhead: what a checkpoint takes of the time of steps (copied before the next one; written, read
+back and named beside it) and a grid of samples, and their share of the time at the steps between
+them in the shipped configurations.
 
 fid: FID of 2048 features from moments, on the CPU. Ours, ours with the reference's factor cached,
 and TF-GAN's own (half a minute) of the same moments: time, value, relative difference.

@@ -5,6 +5,7 @@ invisible: it is written in a folder beside, read back, and only then named, its
 may be remote (`gs://...`).
 """
 
+import concurrent.futures
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -72,6 +73,8 @@ class Checkpoints:
         self._writes = writes
         self._report = report
         self._damaged: set[str] = set()
+        self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._begun: tuple[str, concurrent.futures.Future | None] | None = None
 
     def save(self) -> str:
         """Writes the variables; returns the checkpoint's path.
@@ -79,11 +82,61 @@ class Checkpoints:
         Raises:
           NotSaved: it couldn't be written, or what was written isn't what it should be.
         """
-        path = os.path.join(self.directory, name_of(self._variables["step"].numpy()))
-        if not self._writes:
-            return path
+        path = self._path()
+        if self._writes:
+            self._ended(path, lambda: self._write(path, self._variables))
+        return path
+
+    def begin(self) -> str:
+        """Copies the variables and begins to write the copies, in a thread; `finish` ends it.
+
+        The copies take as much memory as the variables, on the host, until they are written.
+
+        Returns:
+          The path that the checkpoint will have.
+
+        Raises:
+          NotSaved: they couldn't be copied.
+          RuntimeError: one that was begun before wasn't finished.
+        """
+        if self._begun is not None:
+            raise RuntimeError(f"{self._begun[0]} was begun and not finished.")
+        path, writing = self._path(), None
+        if self._writes:
+            try:
+                copies = contents.copies(self._variables)
+            except tf.errors.OpError as error:
+                raise NotSaved(f"{path}: the variables couldn't be copied: {error}") from error
+            writing = self._writer.submit(self._write, path, copies)
+        self._begun = path, writing
+        return path
+
+    @property
+    def is_written(self) -> bool:
+        """Whether `finish` wouldn't wait."""
+        return self._begun is None or self._begun[1] is None or self._begun[1].done()
+
+    def finish(self) -> str:
+        """Waits for what was begun; returns the checkpoint's path.
+
+        Raises:
+          NotSaved: as `save`.
+          RuntimeError: nothing was begun.
+        """
+        if self._begun is None:
+            raise RuntimeError("No checkpoint was begun.")
+        (path, writing), self._begun = self._begun, None
+        if writing is not None:
+            self._ended(path, writing.result)
+        return path
+
+    def _path(self):
+        return os.path.join(self.directory, name_of(self._variables["step"].numpy()))
+
+    def _ended(self, path, write):
+        """`write` is done, or waited for; then what a new checkpoint changes is changed."""
         try:
-            self._write(path)
+            write()
         except (OSError, ValueError, tf.errors.OpError) as error:
             raise NotSaved(f"{path} couldn't be written: {error}") from error
         self._damaged.discard(path)
@@ -91,11 +144,10 @@ class Checkpoints:
             self._delete_old_ones()
         except (OSError, tf.errors.OpError) as error:
             self._report(f"Old checkpoints couldn't be deleted: {error}")
-        return path
 
-    def _write(self, path):
+    def _write(self, path, variables):
         aside = os.path.join(self.directory, _ASIDE + os.path.basename(path))
-        held = dict(self._variables)
+        held = dict(variables)
         if self._seed is not None:
             held["seed"] = tf.Variable(self._seed, dtype=tf.int64)
         if self._identity is not None:
@@ -105,7 +157,7 @@ class Checkpoints:
             found = contents.read_through(written, finite=True)
             lacking = [
                 name
-                for name, variable in self._variables.items()
+                for name, variable in variables.items()
                 if found.get(name) != variable.shape.as_list()
             ]
             if lacking:

@@ -51,6 +51,21 @@ def first_not_finite(variables: Mapping[str, tf.Variable]) -> str | None:
     return None
 
 
+def copies(variables: Mapping[str, tf.Variable]) -> dict[str, tf.Variable]:
+    """Copies of {name: tf.Variable} in the host's memory; what is written of them is the same, byte
+    for byte.
+    """
+    with tf.device("CPU:0"):
+        # A value that is read shares its memory with the variable until that is assigned to.
+        return {
+            name: tf.Variable(
+                tf.raw_ops.DeepCopy(x=variable.read_value()),
+                name=variable.name.removesuffix(":0"),
+            )
+            for name, variable in variables.items()
+        }
+
+
 def write(path: str, variables: Mapping[str, tf.Variable]) -> str:
     """Writes {name: tf.Variable} as a checkpoint; returns its prefix."""
     return tf.train.Checkpoint(**variables).write(path)
