@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -190,18 +191,42 @@ def test_chips_of_two_cores_share_memory_and_peaks():
     assert "DOESN'T FIT" in "\n".join(made.lines(steps=1))
 
 
-@pytest.mark.parametrize("limit", [0, 8, 24, 40, 1000])
-def test_bisection_finds_the_largest_multiple(limit):
+def lines(size):
+    return 3e8 + 1.7e7 * size
+
+
+def tiles(size):
+    """As memory is padded, with a jump where something goes elsewhere."""
+    return -(-size // 128) * 2e9 + 5e9 * (size > 700)
+
+
+def refused(size):
+    """As the compiler says no number of what is far too large."""
+    return lines(size) if lines(size) < 1.1e10 else math.inf
+
+
+@pytest.mark.parametrize("memory", [lines, tiles, refused])
+@pytest.mark.parametrize("limit", [1e8, 4e8, 4.4e8, 2e9, 7.7e9, 1e10, 1e12])
+@pytest.mark.parametrize("start", [8, 64, 1024])
+def test_the_largest_batch_is_the_largest_that_fits(memory, limit, start):
     tried = []
 
-    def fits(size):
+    def needs(size):
         tried.append(size)
-        return size <= limit
+        return memory(size)
 
-    assert plan.largest_batch(fits, start=16, step=8) == limit // 8 * 8
-    assert all(size % 8 == 0 for size in tried) and len(tried) == len(set(tried)) <= 14
+    largest = plan.largest_batch(needs, limit=limit, start=start, step=8, most=4000)
+    assert largest == max([0, *(size for size in range(8, 4001, 8) if memory(size) <= limit)])
+    assert all(size % 8 == 0 for size in tried) and len(tried) == len(set(tried))
+    if memory is lines and largest > 0:
+        assert len(tried) <= 6
+    # Bisection alone: doublings, and eight halvings of what is between.
+    assert len(tried) <= 3 * 9
+
+
+def test_a_batch_that_replicas_cannot_share_begins_nothing():
     with pytest.raises(ValueError, match="multiple of step"):
-        plan.largest_batch(fits, start=12, step=8)
+        plan.largest_batch(lines, limit=1e9, start=12, step=8)
 
 
 def fake_compiler(path, answer):

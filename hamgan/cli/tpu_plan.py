@@ -13,6 +13,7 @@ step takes 200 to 460 seconds on two cores; what was compiled is kept in ~/.cach
 import io
 import itertools
 import json
+import math
 import re
 import subprocess
 import sys
@@ -149,17 +150,18 @@ def main():
     print("\n".join(made.lines(steps=experiment.schedule.num_steps, tier=FLAGS.tier)))
     if FLAGS.largest_batch:
 
-        def fits(size):
+        def needs(size):
             # Tracing takes a minute at full size, and the first one is there.
             tried = made
             if size != made.batch_size:
                 tried = plan.make_plan(experiment, machine, batch_size=size, **arguments)
-            needs = tried.refused or f"{tried.used / 1e9:.2f} GB"
-            print(f"batch {size}: {needs}: {'fits' if tried.fits else 'too much'}", flush=True)
-            return tried.fits
+            said = tried.refused or f"{tried.used / 1e9:.2f} GB"
+            print(f"batch {size}: {said}: {'fits' if tried.fits else 'too much'}", flush=True)
+            return math.inf if tried.refused else tried.used
 
-        start = made.batch_size
-        largest = plan.largest_batch(fits, start=start, step=machine.replicas)
+        largest = plan.largest_batch(
+            needs, limit=made.limit, start=made.batch_size, step=machine.replicas
+        )
         print(f"largest batch that fits: {largest} ({largest // machine.replicas} a core)")
 
 
@@ -169,7 +171,7 @@ def define_flags():
     flags.DEFINE_string("topology", "v5e:2x4", "Chip and shape: v5e:2x4, v5p:2x2x1, v6e:2x2, ...")
     flags.DEFINE_integer("batch_size", None, "Over all replicas; default: the experiment's.")
     flags.DEFINE_enum("tier", "on_demand", chips.TIERS, "Which prices.")
-    flags.DEFINE_bool("largest_batch", False, "Look for it by bisection: several compilations.")
+    flags.DEFINE_bool("largest_batch", False, "Look for it: about five compilations.")
     flags.DEFINE_multi_string("sweep", [], "NAME=VALUE,VALUE,...: a gin setting. May be repeated.")
     flags.DEFINE_bool("json", False, "Print numbers as one line of JSON.")
     flags.DEFINE_bool("make_environment", True, "Make jax's and libtpu's environment if need be.")
