@@ -406,7 +406,7 @@ def test_context_modules_have_no_loop(case):
 
 @pytest.mark.slow
 def test_the_steps_parts_have_no_loop():
-    assert b"while" not in program.lower(small("v2plus", **PARTS), replicas=2).hlo
+    assert b"while" not in program.lower(small(**PARTS), replicas=2).hlo
 
 
 @pytest.fixture(scope="module")
@@ -427,9 +427,7 @@ def test_context_modules_compile_for_tpus(case, topology, compiler_python, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "parts, loops", [(dict(PARTS, module="v2plus"), 0), (dict(microbatches=2), 2)]
-)
+@pytest.mark.parametrize("parts, loops", [(PARTS, 0), (dict(microbatches=2), 2)])
 def test_steps_compile_for_tpus(parts, loops, compiler_python, tmp_path):
     made = plan.make_plan(
         small(**parts),
