@@ -111,8 +111,11 @@ def train(
         with run.bar, run.profile:
             try:
                 run.train()
+            except Exception:
+                run.end_saving()
+                raise
             finally:
-                run.finish_saving()
+                run.saved.cancel()
     return Ended(run.path, run.stopped)
 
 
@@ -160,6 +163,7 @@ class _Run:
             seed=trainer.seed,
             identity=identity,
             writes=self.writes,
+            check=held.check if held is not None else lambda: None,
             report=lambda message: self.announce("checkpoint trouble", message=message),
         )
         self.grid = grid or grids.SampleGrid(
@@ -207,7 +211,6 @@ class _Run:
             num_steps = self.begin_call()
             start = time.monotonic()
             metrics = self.trainer.train_steps(self.batches, num_steps)
-            self.finish_saving(wait=False)
             if self.end_call(metrics, num_steps, time.monotonic() - start):
                 # What is evaluated is saved first: a record names a checkpoint that exists.
                 if self.step == self.schedule.num_steps:
@@ -272,7 +275,6 @@ class _Run:
     def follow_restored(self, path):
         """After the variables were read from a checkpoint (None: there was none)."""
         self.path = path
-        self.begun_step = None  # of a checkpoint that is being written
         self.step = int(self.trainer.step.numpy())
         self.saved_step = None if path is None else self.step
         steps = distribution.of_hosts(self.trainer.strategy, self.step)
@@ -286,7 +288,7 @@ class _Run:
         """Saves this step, unless it is; a failure is an error if nothing was saved yet, or if it
         `must` be. `beside`: training goes on while it is written.
         """
-        self.finish_saving(must=must and self.begun_step == self.step)
+        self.finish_saving()
         if self.saved_step == self.step:
             return
         name = contents.first_not_finite(self.variables)
@@ -295,35 +297,45 @@ class _Run:
             return
         if self.held is not None:
             self.held.check()
-        if beside:
-            begun = self.attempt(self.saved.begin, self.step)
-            self.begun_step = self.step if begun else None
-        elif path := self.attempt(self.saved.save, self.step, must=must or self.path is None):
-            self.path, self.saved_step = path, self.step
-
-    def finish_saving(self, *, must=False, wait=True):
-        """Follows the checkpoint that is being written, if there is one; a failure is an error if
-        it `must` be.
-        """
-        if self.begun_step is None or not (wait or self.saved.is_written):
-            return
-        step, self.begun_step = self.begun_step, None
-        if path := self.attempt(self.saved.finish, step, must=must):
-            self.path, self.saved_step = path, step
-
-    def attempt(self, save, step, *, must=False):
-        """What `save` returns; None, and said, where it fails and needn't succeed."""
         try:
-            return save()
+            if beside:
+                self.saved.begin()
+            else:
+                self.path, self.saved_step = self.saved.save(), self.step
         except checkpoints.NotSaved as error:
-            if must:
+            if must or self.path is None:
                 raise
-            self.announce(
-                "checkpoint not saved",
-                step=step,
-                message=f"{error}\nTraining goes on; the last good one is {self.path}.",
-            )
-            return None
+            self.announce_not_saved(error, self.step)
+
+    def finish_saving(self, *, wait=True):
+        """Follows the checkpoint that is being written, if there is one."""
+        if not self.saved.begun or not (wait or self.saved.is_written):
+            return
+        step = checkpoints.step_of(self.saved.begun)
+        try:
+            self.path, self.saved_step = self.saved.finish(), step
+        except checkpoints.NotSaved as error:
+            self.announce_not_saved(error, step)
+
+    def end_saving(self):
+        """Waits for it after an error, which nothing that happens here may hide."""
+        step = self.saved.begun and checkpoints.step_of(self.saved.begun)
+        if step is None:
+            return
+        try:
+            self.saved.finish()
+        except lock.Lost:  # the records are another's too
+            pass
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                self.announce("checkpoint not saved", step=step, message=str(error))
+
+    def announce_not_saved(self, error, step):
+        self.announce(
+            "checkpoint not saved",
+            step=step,
+            message=f"{error}\nTraining goes on; the last good one is {self.path}.",
+        )
 
     def begin_call(self):
         """How many steps the next host call takes."""
@@ -337,6 +349,7 @@ class _Run:
         back).
         """
         self.step += num_steps
+        self.finish_saving(wait=False)
         self.profile.follow(self.step)
         first_bad_step = int(metrics.pop("first_bad_step"))
         first_bad = metrics.pop("first_bad", "the loss")
@@ -393,12 +406,15 @@ class _Run:
         ):
             # Several hosts can't leave each other alone in the middle of an evaluation.
             alone = distribution.num_hosts(self.trainer.strategy) == 1
+            record = None
             with self.interruption.at_once() if alone else contextlib.nullcontext():
                 record = self.evaluator.evaluate(checkpoint=self.path, step=self.step)
-                self.log.write(record)
-                score = record[self.headline.name]
-                self.show(**{self.headline.short: f"{score:.2f}"})
-                self.collapsed_by_score(score)
+            if record is None:
+                return
+            self.log.write(record)
+            score = record[self.headline.name]
+            self.show(**{self.headline.short: f"{score:.2f}"})
+            self.collapsed_by_score(score)
 
     def is_to_be_evaluated(self):
         fingerprint = getattr(self.evaluator, "description", {}).get("fingerprint")
@@ -470,10 +486,12 @@ class _Run:
         self.announce("collapse", message=message)
         if not self.schedule.on_collapse(message):
             return False
+        self.finish_saving()  # which may delete others
         headline = self.headline
+        there = {checkpoints.step_of(name) for name in checkpoints.available(self.model_dir)}
         best = self.log.history().best_steps(headline.name, 1, better=headline.better)
-        best = self.of_chief(next((step for step in best if step < self.step), -1))
-        there = checkpoints.name_of(best) in checkpoints.available(self.model_dir)
-        path = checkpoints.find(self.model_dir, checkpoints.name_of(best)) if there else None
+        best = next((step for step in best if step < self.step and step in there), -1)
+        best = self.of_chief(best)
+        path = checkpoints.find(self.model_dir, checkpoints.name_of(best)) if best >= 0 else None
         self.roll_back(message, path=path)
         return True

@@ -61,7 +61,7 @@ def fold(parent, *path):
 
 def fold_each(parents, part):
     """`fold(parent, part)` of every parent: [B, 2] int32 from keys [B, 2] and one integer."""
-    parents = tf.convert_to_tensor(parents)
+    parents = tf.cast(parents, tf.int32)
     if devices.kind() == "CPU":
         return tf.map_fn(lambda parent: fold(parent, part), parents)
     bits = philox.bits(parents)

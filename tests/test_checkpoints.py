@@ -1,6 +1,8 @@
 import contextlib
+import gc
 import resource
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -186,6 +188,43 @@ def test_what_could_not_be_written_beside_is_said_at_its_end(tmp_path):
     assert [name for name in names(tmp_path) if name.startswith(("ckpt-2", "writing"))] == []
     saved.begin()
     assert saved.finish() == saved.restore_latest() == str(tmp_path / "ckpt-2")
+
+
+def test_what_is_given_up_gets_no_name(tmp_path, gate):
+    saved, named = Checkpoints(str(tmp_path), variables(step=2)), variables(step=2)
+    saved.begin()
+    saved.cancel()
+    assert saved.begun is None and saved.is_written
+    successor = Checkpoints(str(tmp_path), named)
+    (thread,) = [one for one in threading.enumerate() if one.name == "checkpoint"]
+    named["generator/block.1/kernel"].assign(tf.ones([2, 3], tf.float64))
+    threading.Timer(0.2, gate.set).start()
+    path = successor.save()
+    thread.join(60)
+    assert sorted(names(tmp_path)) == ["checkpoint", "ckpt-2.data-00000-of-00001", "ckpt-2.index"]
+    assert np.all(contents.load(path)["generator/block.1/kernel"] == 1)
+
+
+def test_failures_keep_no_copies(tmp_path, monkeypatch):
+    made, copies = [], contents.copies
+
+    def watched(held):
+        copied = copies(held)
+        made.extend(weakref.ref(copy) for copy in copied.values())
+        return copied
+
+    monkeypatch.setattr(contents, "copies", watched)
+    saved = Checkpoints(str(tmp_path), variables(step=2))
+    gc.disable()
+    try:
+        with full_disk():
+            for _ in range(3):
+                saved.begin()
+                with pytest.raises(checkpoints.NotSaved):
+                    saved.finish()
+        assert len(made) == 6 and all(copy() is None for copy in made)
+    finally:
+        gc.enable()
 
 
 def test_hosts_that_do_not_write_begin_nothing(tmp_path):

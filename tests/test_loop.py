@@ -528,22 +528,150 @@ def test_what_is_being_written_is_gone_back_to(tmp_path, monkeypatch):
     assert (event["event"], event["step"], event["to"]) == ("rolled back", 3, 2)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_an_error_leaves_what_is_being_written_whole(tmp_path, monkeypatch, error):
-    write = contents.write
+@pytest.fixture
+def slow_second(monkeypatch):
+    """Writing the checkpoint of step 2, or of another `step`, takes until `opened` is set, and
+    fails if `fails` is.
+    """
 
-    def slow(path, held):
-        time.sleep(0.5 * ("ckpt-2" in path))
+    class Second:
+        step, opened, fails = 2, threading.Event(), threading.Event()
+
+    write, second = contents.write, Second()
+
+    def waiting(path, held):
+        if f"ckpt-{second.step}." in path:
+            assert second.opened.wait(60)
+            if second.fails.is_set():
+                raise OSError("the bucket is gone")
         return write(path, held)
 
-    def fail(pupil, metrics):
-        if pupil.step == 3:
-            raise error
+    monkeypatch.setattr(contents, "write", waiting)
+    yield second
+    second.opened.set()
 
-    monkeypatch.setattr(contents, "write", slow)
-    with pytest.raises(error):
-        run(tmp_path, trainer=Pupil(fail), save_every=2, steps_per_loop=1)
-    assert checkpoints.available(str(tmp_path)) == ["ckpt-0", "ckpt-2"]
+
+def at_step_3(act):
+    """A pupil that acts once, after step 3, of a run that saves every second step."""
+    done = []
+
+    def after(pupil, metrics):
+        if pupil.step == 3 and not done:
+            done.append(1)
+            act()
+
+    return dict(trainer=Pupil(after), save_every=2, steps_per_loop=1)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_error_waits_for_what_is_being_written(tmp_path, slow_second, fails):
+    def fail():
+        threading.Timer(0.3, slow_second.opened.set).start()
+        raise RuntimeError("of training")
+
+    if fails:
+        slow_second.fails.set()
+    with pytest.raises(RuntimeError, match="of training"):
+        run(tmp_path, **at_step_3(fail))
+    saved = ["ckpt-0"] if fails else ["ckpt-0", "ckpt-2"]
+    assert checkpoints.available(str(tmp_path)) == saved
+    said = [(e["event"], e["step"], e["message"]) for e in events(tmp_path)]
+    assert len(said) == fails
+    if fails:
+        assert said[0][:2] == ("checkpoint not saved", 2) and "the bucket is gone" in said[0][2]
+        assert "Training goes on" not in said[0][2]
+
+
+def test_leaving_at_once_gives_up_what_is_being_written(tmp_path, slow_second):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, **at_step_3(interrupt))
+    # Another process may be in the folder by now.
+    (writing,) = [thread for thread in threading.enumerate() if thread.name == "checkpoint"]
+    slow_second.opened.set()
+    writing.join(60)
+    assert [path.name for path in (tmp_path / "checkpoints").glob("*2*")] == []
+    assert checkpoints.available(str(tmp_path)) == ["ckpt-0"]
+
+
+def test_what_was_taken_over_while_it_was_written_is_not_named(tmp_path, slow_second):
+    def take():
+        (tmp_path / "writer.lock").rename(tmp_path / "writer.lock.taken")
+        slow_second.opened.set()
+
+    with pytest.raises(lock.Lost, match="was taken over"):
+        run(tmp_path, max_to_keep=1, **at_step_3(take))
+    assert checkpoints.available(str(tmp_path)) == ["ckpt-0"] and events(tmp_path) == []
+
+
+def test_what_failed_beside_is_saved_when_training_is_to_stop(tmp_path, monkeypatch):
+    write, failures = contents.write, []
+
+    def failing_once(path, held):
+        if "ckpt-2" in path and not failures:
+            failures.append(path)
+            raise OSError("a moment without network")
+        return write(path, held)
+
+    monkeypatch.setattr(contents, "write", failing_once)
+
+    class Interrupted(Pupil):
+        """A signal between the save of step 2 and the look at signals after it."""
+
+        def gates(self):
+            if self.step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return {}
+
+    path = run(tmp_path, trainer=Interrupted(), save_every=2, steps_per_loop=1)
+    assert path.endswith("ckpt-2") and failures
+    assert [e["event"] for e in events(tmp_path)] == ["checkpoint not saved", "stopped"]
+
+
+def test_collapse_chooses_among_what_a_checkpoint_beside_has_left(tmp_path, slow_second):
+    slow_second.step = 6
+    reasons = iter(["looks bad"])
+
+    class Suspicious:
+        """Signs that are bad once, at step 7, while the checkpoint of step 6 is written."""
+
+        def __init__(self, schedule):
+            self.calls = 0
+
+        def in_metrics(self, metrics):
+            self.calls += 1
+            if self.calls != 7:
+                return None
+            threading.Timer(0.3, slow_second.opened.set).start()
+            return next(reasons, None)
+
+        def in_images(self, images):
+            return None
+
+        def forget(self):
+            pass
+
+    loop.train(
+        trainer=Pupil(),
+        dataset=made.MadeDataset(),
+        schedule=schedule(
+            num_steps=8,
+            save_every=2,
+            steps_per_loop=1,
+            keep_best=0,
+            max_to_keep=1,
+            on_collapse=loop.rollback,
+        ),
+        model_dir=str(tmp_path),
+        evaluator=ActingEvaluator(fids={0: 9.0, 4: 5.0, 8: 4.0}),
+        progress=False,
+        signs=Suspicious,
+    )
+    back = [e for e in events(tmp_path) if e["event"] == "rolled back"]
+    # Step 4 had the best score; its checkpoint went when that of step 6 was there.
+    assert [(e["step"], e["to"]) for e in back] == [(7, 6)]
 
 
 def test_best_checkpoint_stays(tmp_path):
@@ -794,9 +922,9 @@ def curves(folder):
 def test_steps_that_a_kill_left_are_marked_and_in_no_curve_twice(tmp_path):
     def kill(pupil, metrics):
         if pupil.step == 6:
-            raise KeyboardInterrupt
+            raise RuntimeError("killed")
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RuntimeError, match="killed"):
         run(tmp_path, trainer=Pupil(kill), num_steps=8, steps_per_loop=1, evaluate_every=100)
     time.sleep(1.1)  # TensorBoard reads files in the order of the seconds in their names
     run(tmp_path, trainer=Pupil(), num_steps=8, steps_per_loop=1, evaluate_every=100)

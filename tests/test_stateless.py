@@ -199,8 +199,10 @@ def test_folds_of_many_keys_are_those_of_each(kind, mode):
     assert {bool(hash_ < 0) for hash_, _ in expected} == {True, False}
     with devices.planned(kind):
         folded = run(mode, lambda keys: stateless.fold_each(keys, 7), tf.constant(keys))
-    assert folded.dtype == tf.int32
+        wide = stateless.fold_each(tf.constant(keys, tf.int64), 7)
+    assert folded.dtype == wide.dtype == tf.int32
     np.testing.assert_array_equal(folded, expected)
+    np.testing.assert_array_equal(wide, expected)
 
 
 @pytest.mark.parametrize("name", DRAWS)

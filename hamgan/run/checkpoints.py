@@ -5,15 +5,18 @@ invisible: it is written in a folder beside, read back, and only then named, its
 may be remote (`gs://...`).
 """
 
-import concurrent.futures
+import contextlib
+import functools
 import os
 import re
+import threading
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
 
-from hamgan.run import contents, pins, records
+from hamgan.run import contents, lock, pins, records
 from hamgan.run.folder import Folder
 from hamgan.run.history import History
 from hamgan.run.identity import Identity
@@ -24,6 +27,55 @@ _ASIDE = "writing-"
 
 class NotSaved(OSError):
     """A checkpoint that couldn't be written. Those that are there stay as they are."""
+
+
+class _GivenUp(Exception):
+    """A checkpoint that was given up."""
+
+
+class _Writing(threading.Thread):
+    """A checkpoint that is being written.
+
+    Args:
+      write: function (path, {name: tf.Variable}, context in which the checkpoint is named).
+    """
+
+    def __init__(self, write, path, held):
+        super().__init__(name="checkpoint")
+        self._work = functools.partial(write, path, held, self)
+        self._naming = threading.Lock()
+        self._given_up = False
+        self._error = None
+
+    def run(self):
+        try:
+            self._work()
+        except BaseException as error:
+            # The frames hold the copies, and the error is held by who asks.
+            error.__context__ = None
+            self._error = error.with_traceback(None)
+        finally:
+            del self._work
+
+    def __enter__(self):
+        self._naming.acquire()
+        if self._given_up:
+            self._naming.release()
+            raise _GivenUp
+
+    def __exit__(self, *error):
+        self._naming.release()
+
+    def cancel(self):
+        """Returns when the checkpoint has its name, or never gets one."""
+        with self._naming:
+            self._given_up = True
+
+    def result(self):
+        """Waits; raises what the writing raised."""
+        self.join()
+        if self._error is not None:
+            raise self._error
 
 
 class Checkpoints:
@@ -40,6 +92,8 @@ class Checkpoints:
         as another one is refused. None: not kept, and not asked for.
       writes: False on hosts that leave the writing to another one; `save` then only names the
         checkpoint.
+      check: function (), called before a checkpoint is named and before others are deleted; raises
+        `lock.Lost` where another process has the folder by then.
       report: function (message), called where a checkpoint is passed over or can't be deleted.
 
     Raises:
@@ -56,6 +110,7 @@ class Checkpoints:
         seed: int | None = None,
         identity: Identity | None = None,
         writes: bool = True,
+        check: Callable[[], Any] = lambda: None,
         report: Callable[[str], Any] = print,
     ):
         if found := set("*?[]\\") & set(directory):
@@ -73,8 +128,8 @@ class Checkpoints:
         self._writes = writes
         self._report = report
         self._damaged: set[str] = set()
-        self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-        self._begun: tuple[str, concurrent.futures.Future | None] | None = None
+        self._check = check
+        self._begun: tuple[str, _Writing | None] | None = None
 
     def save(self) -> str:
         """Writes the variables; returns the checkpoint's path.
@@ -84,7 +139,8 @@ class Checkpoints:
         """
         path = self._path()
         if self._writes:
-            self._ended(path, lambda: self._write(path, self._variables))
+            held = {**self._variables, **self._of_run()}
+            self._end(path, lambda: self._write(path, held, contextlib.nullcontext()))
         return path
 
     def begin(self) -> str:
@@ -100,21 +156,28 @@ class Checkpoints:
           RuntimeError: one that was begun before wasn't finished.
         """
         if self._begun is not None:
-            raise RuntimeError(f"{self._begun[0]} was begun and not finished.")
+            raise RuntimeError(f"{self.begun} was begun and not finished.")
         path, writing = self._path(), None
         if self._writes:
             try:
-                copies = contents.copies(self._variables)
+                held = {**contents.copies(self._variables), **self._of_run()}
             except tf.errors.OpError as error:
                 raise NotSaved(f"{path}: the variables couldn't be copied: {error}") from error
-            writing = self._writer.submit(self._write, path, copies)
+            writing = _Writing(self._write, path, held)
         self._begun = path, writing
+        if writing is not None:
+            writing.start()
         return path
+
+    @property
+    def begun(self) -> str | None:
+        """The path of what was begun and not finished."""
+        return self._begun and self._begun[0]
 
     @property
     def is_written(self) -> bool:
         """Whether `finish` wouldn't wait."""
-        return self._begun is None or self._begun[1] is None or self._begun[1].done()
+        return self._begun is None or self._begun[1] is None or not self._begun[1].is_alive()
 
     def finish(self) -> str:
         """Waits for what was begun; returns the checkpoint's path.
@@ -125,56 +188,80 @@ class Checkpoints:
         """
         if self._begun is None:
             raise RuntimeError("No checkpoint was begun.")
-        (path, writing), self._begun = self._begun, None
-        if writing is not None:
-            self._ended(path, writing.result)
+        path, writing = self._begun
+        try:
+            if writing is not None:
+                self._end(path, writing.result)
+        finally:
+            if self.is_written:  # else it was the waiting that ended
+                self._begun = None
         return path
+
+    def cancel(self) -> None:
+        """Gives up what was begun: from now on it gets no name, if it has none yet."""
+        if self._begun is not None and self._begun[1] is not None:
+            self._begun[1].cancel()
+        self._begun = None
 
     def _path(self):
         return os.path.join(self.directory, name_of(self._variables["step"].numpy()))
 
-    def _ended(self, path, write):
+    def _of_run(self):
+        """What a checkpoint holds beside the variables."""
+        held = {}
+        with tf.device("CPU:0"):
+            if self._seed is not None:
+                held["seed"] = tf.Variable(self._seed, dtype=tf.int64)
+            if self._identity is not None:
+                held["identity"] = tf.Variable(self._identity.to_text(), dtype=tf.string)
+        return held
+
+    def _end(self, path, write):
         """`write` is done, or waited for; then what a new checkpoint changes is changed."""
         try:
             write()
+        except lock.Lost:
+            raise
         except (OSError, ValueError, tf.errors.OpError) as error:
             raise NotSaved(f"{path} couldn't be written: {error}") from error
         self._damaged.discard(path)
+        self._check()
         try:
             self._delete_old_ones()
-        except (OSError, tf.errors.OpError) as error:
+        except (OSError, ValueError, tf.errors.OpError) as error:
             self._report(f"Old checkpoints couldn't be deleted: {error}")
 
-    def _write(self, path, variables):
-        aside = os.path.join(self.directory, _ASIDE + os.path.basename(path))
-        held = dict(variables)
-        if self._seed is not None:
-            held["seed"] = tf.Variable(self._seed, dtype=tf.int64)
-        if self._identity is not None:
-            held["identity"] = tf.Variable(self._identity.to_text(), dtype=tf.string)
+    def _write(self, path, held, naming):
+        """Writes {name: tf.Variable}; what changes the folder's checkpoints is done in the context
+        `naming`.
+        """
+        # A name of its own: one that was given up may still be written.
+        name = os.path.basename(path)
+        aside = os.path.join(self.directory, f"{_ASIDE}{name}.{uuid.uuid4().hex[:8]}")
         try:
             written = contents.write(os.path.join(aside, "ckpt"), held)
             found = contents.read_through(written, finite=True)
             lacking = [
                 name
-                for name, variable in variables.items()
-                if found.get(name) != variable.shape.as_list()
+                for name in self._variables
+                if found.get(name) != self._variables[name].shape.as_list()
             ]
             if lacking:
                 raise ValueError(f"{lacking[0]} isn't in what was written")
             pins.wait_for_readers(path)
-            _delete(
-                path
-            )  # a damaged one of this step, index first: at no moment do parts of two have one name
-            for file in sorted(tf.io.gfile.glob(written + ".*")):  # .data-... before .index
-                records.rename_whole(file, path + file.removeprefix(written))
+            with naming:
+                self._check()
+                # A damaged one of this step goes, index first: at no moment do parts of two have
+                # one name.
+                _delete(path)
+                for file in sorted(tf.io.gfile.glob(written + ".*")):  # .data-... before .index
+                    records.rename_whole(file, path + file.removeprefix(written))
+                # For tf.train.latest_checkpoint.
+                state = f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "{name}"\n'
+                records.write_whole(os.path.join(self.directory, "checkpoint"), state.encode())
         finally:
             if tf.io.gfile.exists(aside):
                 tf.io.gfile.rmtree(aside)
-        name = os.path.basename(path)
-        # For tf.train.latest_checkpoint.
-        state = f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "{name}"\n'
-        records.write_whole(os.path.join(self.directory, "checkpoint"), state.encode())
 
     def _delete_old_ones(self):
         if self._max_to_keep is None:
