@@ -48,10 +48,10 @@ segment-heads: $(VENV)/installed-sweep
 		--output_dir=runs/segment_heads --workers=2
 
 test: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The default tests with TensorFlow's TPU wheel, on a machine without a TPU; about 2 GB.
 test-tpu-wheel: .venv-tpu/installed
