@@ -242,9 +242,9 @@ class Checkpoints:
             written = contents.write(os.path.join(aside, "ckpt"), held)
             found = contents.read_through(written, finite=True)
             lacking = [
-                name
-                for name in self._variables
-                if found.get(name) != self._variables[name].shape.as_list()
+                key
+                for key, variable in self._variables.items()
+                if found.get(key) != variable.shape.as_list()
             ]
             if lacking:
                 raise ValueError(f"{lacking[0]} isn't in what was written")
