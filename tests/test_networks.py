@@ -305,6 +305,7 @@ def test_dynamic_batch(make, inputs_of):
         assert_close(dynamic(*args), network(args[0], args[1], keys=args[2]), 1e-5)
 
 
+@pytest.mark.slow
 @with_networks
 def test_modes_agree_in_training(make, inputs_of):
     network = randomize(make())

@@ -744,6 +744,7 @@ def imported_digits(run, tmp_path):
     return made
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_an_import(imported_digits, script_flags, tmp_path):
     going_on = go_on(script_flags)
     dataset = data.ImageDataset(

@@ -100,6 +100,7 @@ def names_of(record, prefix=""):
             yield prefix + name
 
 
+@pytest.mark.slow
 def test_every_field_of_a_record_is_documented(finished):
     model_dir, _ = finished
     documented = re.findall(r"`([^`]+)`", (ROOT / "docs" / "metrics.md").read_text())
@@ -115,6 +116,7 @@ def test_every_field_of_a_record_is_documented(finished):
     assert not unknown
 
 
+@pytest.mark.slow
 def test_training_leaves_everything_the_readme_promises(finished):
     model_dir, output = finished
     for name in (
@@ -239,6 +241,7 @@ def kept_evaluations(model_dir, step):
     return [path for path in paths if json.loads(path.read_text())["step"] == step]
 
 
+@pytest.mark.slow
 def test_evaluation_repeats_what_training_measured(finished, data_dir):
     model_dir, _ = finished
     (kept,) = kept_evaluations(model_dir, 40)
