@@ -150,7 +150,6 @@ class _Run:
         self.headline = headline
         self.status_of = status
         self.interruption = interruption
-        self.held = held
         self.writes = distribution.is_chief(trainer.strategy)
         self.log = Log(model_dir, writes=self.writes, sinks=sinks)
         self.settings = identity.settings if identity else {}
@@ -295,8 +294,6 @@ class _Run:
         if name:
             self.roll_back(f"{name} isn't finite.", first_bad=name)
             return
-        if self.held is not None:
-            self.held.check()
         try:
             if beside:
                 self.saved.begin()
@@ -319,9 +316,9 @@ class _Run:
 
     def end_saving(self):
         """Waits for it after an error, which nothing that happens here may hide."""
-        step = self.saved.begun and checkpoints.step_of(self.saved.begun)
-        if step is None:
+        if not self.saved.begun:
             return
+        step = checkpoints.step_of(self.saved.begun)
         try:
             self.saved.finish()
         except lock.Lost:  # the records are another's too

@@ -477,57 +477,6 @@ def test_last_checkpoint_that_cannot_be_saved_is_an_error(tmp_path, disk):
         run(tmp_path, trainer=Pupil(), evaluator=ActingEvaluator({4: disk.fill}))
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
-    later, write, seen = threading.Event(), contents.write, []
-
-    def waiting(path, held):
-        if "ckpt-2" in path:
-            assert later.wait(60)
-        return write(path, held)
-
-    def follow(pupil, metrics):
-        if pupil.step == 3:
-            seen.append(checkpoints.available(str(tmp_path)))
-            later.set()
-        if pupil.step == 5:  # step 4 is evaluated, so it's there
-            seen.append(checkpoints.available(str(tmp_path)))
-
-    monkeypatch.setattr(contents, "write", waiting)
-    evaluator = CountingEvaluator()
-    path = run(tmp_path, trainer=Pupil(follow), evaluator=evaluator, save_every=2, steps_per_loop=1)
-    assert path.endswith("ckpt-6") and events(tmp_path) == []
-    assert seen == [["ckpt-0"], ["ckpt-0", "ckpt-2", "ckpt-4"]]
-    # The checkpoint is of its step, not of the one that it was written in.
-    weights = [
-        contents.load(str(folder / "checkpoints" / "ckpt-2"))["generator/weight"]
-        for folder in (tmp_path, made_at_step_2(tmp_path / "other"))
-    ]
-    assert weights[0] == weights[1]
-
-
-def made_at_step_2(folder):
-    run(folder, trainer=Pupil(), num_steps=2)
-    return folder
-
-
-def test_what_is_being_written_is_gone_back_to(tmp_path, monkeypatch):
-    write = contents.write
-
-    def slow(path, held):
-        time.sleep(0.5 * ("ckpt-2" in path))
-        return write(path, held)
-
-    def poison(pupil, metrics):
-        if pupil.step == 3 and pupil.rollbacks == 0:
-            pupil.generator.weight.assign(np.inf)
-            metrics.update(first_bad_step=3, first_bad="generator/weight")
-
-    monkeypatch.setattr(contents, "write", slow)
-    run(tmp_path, trainer=Pupil(poison), save_every=2, steps_per_loop=1)
-    (event,) = events(tmp_path)
-    assert (event["event"], event["step"], event["to"]) == ("rolled back", 3, 2)
-
-
 @pytest.fixture
 def slow_second(monkeypatch):
     """Writing the checkpoint of step 2, or of another `step`, takes until `opened` is set, and
@@ -561,6 +510,41 @@ def at_step_3(act):
             act()
 
     return dict(trainer=Pupil(after), save_every=2, steps_per_loop=1)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, slow_second):
+    seen = []
+
+    def follow(pupil, metrics):
+        if pupil.step == 3:
+            seen.append(checkpoints.available(str(tmp_path)))
+            slow_second.opened.set()
+        if pupil.step == 5:  # step 4 is evaluated, so it's there
+            seen.append(checkpoints.available(str(tmp_path)))
+
+    evaluator = CountingEvaluator()
+    path = run(tmp_path, trainer=Pupil(follow), evaluator=evaluator, save_every=2, steps_per_loop=1)
+    assert path.endswith("ckpt-6") and events(tmp_path) == []
+    assert seen == [["ckpt-0"], ["ckpt-0", "ckpt-2", "ckpt-4"]]
+    # The checkpoint is of its step, not of the one that it was written in.
+    run(tmp_path / "other", trainer=Pupil(), num_steps=2)
+    weights = [
+        contents.load(str(folder / "checkpoints" / "ckpt-2"))["generator/weight"]
+        for folder in (tmp_path, tmp_path / "other")
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_what_is_being_written_is_gone_back_to(tmp_path, slow_second):
+    def poison(pupil, metrics):
+        if pupil.step == 3 and pupil.rollbacks == 0:
+            threading.Timer(0.3, slow_second.opened.set).start()
+            pupil.generator.weight.assign(np.inf)
+            metrics.update(first_bad_step=3, first_bad="generator/weight")
+
+    run(tmp_path, trainer=Pupil(poison), save_every=2, steps_per_loop=1)
+    (event,) = events(tmp_path)
+    assert (event["event"], event["step"], event["to"]) == ("rolled back", 3, 2)
 
 
 @pytest.mark.parametrize("fails", [False, True])

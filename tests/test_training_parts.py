@@ -319,9 +319,11 @@ def test_all_parts_together_and_resumed_equal_one_run(in_graph, tmp_path):
         generator_learning_rate=LinearDecay(initial=1e-3, end=4),
     )
     whole, second = made.small_trainer(**parts), made.small_trainer(**parts)
-    train(whole, 2)
+    made.open_gates(whole)
+    batches = whole.batches(made.MadeDataset())
+    assert whole.train_steps(batches, 2)["first_bad_step"] == -1
     checkpoints.Checkpoints(str(tmp_path), whole.variables()).save()
-    train(whole, 2, gates=False)
+    assert whole.train_steps(batches, 2)["first_bad_step"] == -1
     checkpoints.Checkpoints(str(tmp_path), second.variables()).restore_latest()
     train(second, 2, gates=False)
     got = made.values(second)

@@ -92,8 +92,8 @@ class Checkpoints:
         as another one is refused. None: not kept, and not asked for.
       writes: False on hosts that leave the writing to another one; `save` then only names the
         checkpoint.
-      check: function (), called before a checkpoint is named and before others are deleted; raises
-        `lock.Lost` where another process has the folder by then.
+      check: function (), called before a checkpoint is written, before it is named and before
+        others are deleted; raises `lock.Lost` where another process has the folder by then.
       report: function (message), called where a checkpoint is passed over or can't be deleted.
 
     Raises:
@@ -139,6 +139,7 @@ class Checkpoints:
         """
         path = self._path()
         if self._writes:
+            self._check()
             held = {**self._variables, **self._of_run()}
             self._end(path, lambda: self._write(path, held, contextlib.nullcontext()))
         return path
@@ -159,6 +160,7 @@ class Checkpoints:
             raise RuntimeError(f"{self.begun} was begun and not finished.")
         path, writing = self._path(), None
         if self._writes:
+            self._check()
             try:
                 held = {**contents.copies(self._variables), **self._of_run()}
             except tf.errors.OpError as error:

@@ -138,7 +138,7 @@ class Head(keras.layers.Layer):
         if self.concat is not None:
             y = found["concat"] = self.concat(tf.concat([x, y], axis=-1), training=training)
         if training and self.dropout:
-            y = layers.drop_channels(y, layers.keys_for(layers.DROPOUT, keys), self.dropout)
+            y = layers.drop_channels(y, stateless.fold_each(keys, layers.DROPOUT), self.dropout)
         return HeadPass(self.classifier(y), found, hams)
 
     def _taken(self, features):
@@ -263,6 +263,6 @@ class FCNHead(keras.layers.Layer):
         if training and self.dropout:
             if keys is None:
                 keys = stateless.fresh_keys(tf.shape(x)[0])
-            keys = layers.keys_for(layers.AUXILIARY_DROPOUT, keys)
+            keys = stateless.fold_each(keys, layers.AUXILIARY_DROPOUT)
             x = layers.drop_channels(x, keys, self.dropout)
         return self.classifier(x)

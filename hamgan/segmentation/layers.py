@@ -200,11 +200,6 @@ class ConvNorm(keras.layers.Layer):
 # Random numbers of a forward pass
 
 
-def keys_for(purpose, keys):
-    """Keys [B, 2] of one of the purposes above, from an example's keys [B, 2]."""
-    return stateless.fold_each(keys, purpose)
-
-
 def drop_channels(x, keys, rate):
     """Dropout of whole channels, per example: [B, H, W, C], keys [B, 2], rate in [0, 1)."""
     kept = stateless.uniform([x.shape[-1]], keys) >= rate  # [B, C]

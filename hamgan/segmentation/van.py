@@ -236,5 +236,5 @@ class VAN(keras.layers.Layer):
         keys = stateless.fresh_keys(batch) if keys is None else keys
         blocks = sum(len(stage.blocks) for stage in self.stages)
         rates = tf.linspace(0.0, self.drop_path, blocks)[:, None]
-        draws = stateless.uniform([blocks, 2], layers.keys_for(layers.DROP_PATH, keys))
+        draws = stateless.uniform([blocks, 2], stateless.fold_each(keys, layers.DROP_PATH))
         return tf.cast(draws >= rates, tf.float32) / (1 - rates)

@@ -272,8 +272,8 @@ def largest_batch(needs, *, limit, start, step, most=65536):
     """The largest multiple of `step` that fits; 0 when none does.
 
     Memory grows about in proportion to the batch, so the next size that is tried is where the line
-    through two known ones meets the limit: four or five sizes where bisection would take ten. Of
-    what isn't on a line, every third size halves what is left.
+    through two known ones meets the limit: four or five sizes where bisection would take ten. What
+    isn't on a line is halved after that.
 
     Args:
       needs: function (batch size) -> bytes, `math.inf` where only that it's too much is known.
@@ -296,7 +296,7 @@ def largest_batch(needs, *, limit, start, step, most=65536):
             low = size
         else:
             high = size
-        guess = (low + high) // 2 if len(known) % 3 == 0 else _crossing(known, limit)
+        guess = _crossing(known, limit) if len(known) < 5 else (low + high) // 2
         size = min(max(guess // step * step, low + step), high - step)
     return low
 
